@@ -1,0 +1,77 @@
+"""`CausalLMBackbone`: a backbone made from its spec alone, and the class names of OpenVLA's three families."""
+
+from functools import cached_property
+
+import transformers
+from transformers import PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from backbones.hf_causal import HFCausalLLMBackbone
+from backbones.prompting import Codec, PromptBuilder
+from backbones.reference import InvalidReferenceError
+from backbones.registry import get_spec
+from backbones.spec import BackboneSpec
+from backbones.tokenizer import ensure_pad, make_codec
+
+
+class CausalLMBackbone(HFCausalLLMBackbone):
+    """Any causal language model of transformers: a registered id or an `hf:` reference."""
+
+    def __init__(
+        self,
+        llm_backbone_id: str,
+        llm_max_length: int = 2048,
+        hf_token: str | None = None,
+        inference_mode: bool = False,
+        use_flash_attention_2: bool = True,
+    ) -> None:
+        # The base constructor already needs these; a Module takes plain attributes before its own __init__.
+        self.spec = spec = get_spec(llm_backbone_id, hf_token=hf_token)
+        self.revision = spec.revision
+        self.requires_bos = spec.requires_bos
+        self.decoder_layer_cls = spec.decoder_layer_cls
+        super().__init__(
+            llm_backbone_id,
+            llm_family=spec.family,
+            llm_cls=_find_class(spec),
+            hf_hub_path=spec.source,
+            llm_max_length=llm_max_length,
+            hf_token=hf_token,
+            inference_mode=inference_mode,
+            use_flash_attention_2=use_flash_attention_2,
+        )
+        added = ensure_pad(spec, self.tokenizer)
+        self.resize_embeddings(added=added, may_shrink=spec.prompt_variant == "legacy")
+
+    @cached_property
+    def codec(self) -> Codec:
+        """Tokenizer and prompt format; equal to `load_codec(self.spec)`."""
+        return make_codec(self.spec, self.tokenizer, self.llm_max_length)
+
+    @property
+    def prompt_builder_fn(self) -> type[PromptBuilder]:
+        return self.codec.prompt_builder
+
+
+class LLaMa2LLMBackbone(CausalLMBackbone):
+    """Llama-2 and Vicuna under the name that OpenVLA imports."""
+
+
+class MistralLLMBackbone(CausalLMBackbone):
+    """Mistral under the name that OpenVLA imports."""
+
+
+class PhiLLMBackbone(CausalLMBackbone):
+    """Phi-2 under the name that OpenVLA imports."""
+
+
+def _find_class(spec: BackboneSpec) -> type[PreTrainedModel]:
+    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    names = {name for entry in known for name in ([entry] if isinstance(entry, str) else entry)}
+    if spec.llm_cls not in names:
+        raise InvalidReferenceError(
+            f"{spec.backbone_id}: transformers {transformers.__version__} has no causal language model {spec.llm_cls}; "
+            "a newer version may"
+        )
+    llm_cls: type[PreTrainedModel] = getattr(transformers, spec.llm_cls)
+    return llm_cls

@@ -1,0 +1,93 @@
+"""What a backbone must offer: the interface that OpenVLA and Prismatic program against."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from backbones.prompting import PromptBuilder
+
+
+class LLMBackbone(nn.Module, ABC):
+    """A language model with its tokenizer and prompt format. `.llm` is what is sharded, trained and saved.
+
+    The attribute name `llm` is part of the checkpoint format: state-dict keys begin with `llm.`.
+    Contract: openvla/openvla, prismatic/models/backbones/llm/base_llm.py.
+    """
+
+    def __init__(self, llm_backbone_id: str) -> None:
+        super().__init__()
+        self.identifier = llm_backbone_id
+        # Set by every constructor before it returns, so users need not ask for None.
+        self.llm: PreTrainedModel = None
+        self.tokenizer: PreTrainedTokenizerBase = None
+
+    def get_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, PAD included."""
+        return self.tokenizer
+
+    @abstractmethod
+    def get_fsdp_wrapping_policy(self) -> Callable[..., bool]:
+        """An FSDP1 auto-wrap policy that wraps each decoder layer."""
+
+    @abstractmethod
+    def enable_gradient_checkpointing(self) -> None:
+        """Recomputes activations in the backward pass."""
+
+    @abstractmethod
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> CausalLMOutputWithPast:
+        """The model's forward pass; the model shifts labels."""
+
+    @abstractmethod
+    def embed_input_ids(self, input_ids: torch.LongTensor) -> torch.Tensor:
+        """Input embeddings, [batch, length, embed_dim]."""
+
+    @abstractmethod
+    def use_attention(self, request: str, dtype: torch.dtype | None = None) -> None:
+        """Switches to an attention kernel for `dtype` (default: the half precision). Raises AttentionUnavailableError where it cannot run."""
+
+    @property
+    @abstractmethod
+    def prompt_builder_fn(self) -> type[PromptBuilder]:
+        """The prompt builder's class."""
+
+    @property
+    @abstractmethod
+    def transformer_layer_cls(self) -> type[nn.Module]:
+        """The decoder layer's class, for wrapping and activation checkpointing."""
+
+    @property
+    @abstractmethod
+    def half_precision_dtype(self) -> torch.dtype:
+        """The dtype of mixed precision."""
+
+    @property
+    @abstractmethod
+    def last_layer_finetune_modules(self) -> Sequence[nn.Module]:
+        """Modules that learn when only the last layer does."""
+
+    @property
+    def embed_dim(self) -> int:
+        """Width of the embeddings."""
+        return int(self.llm.config.hidden_size)
+
+    @property
+    def pad_token_id(self) -> int:
+        """PAD's id, distinct from EOS and BOS."""
+        return int(self.tokenizer.pad_token_id)

@@ -1,0 +1,208 @@
+"""`HFCausalLLMBackbone`: a backbone around a causal language model of transformers."""
+
+from abc import ABC
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
+from transformers import AutoConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from backbones.attention import AttentionChoice, resolve_attention
+from backbones.contract import LLMBackbone
+from backbones.prompting.codec import adds_bos
+from backbones.tokenizer import LoadedTokenizer, TokenizerRows, count_rows, read_tokenizer
+
+
+class WeightsError(RuntimeError):
+    """The weights do not fill the model, or the model is not of the class that the weights were made for."""
+
+
+class HFCausalLLMBackbone(LLMBackbone, ABC):
+    """Loads config, weights (fp32) and tokenizer in the order of openvla/openvla's base_llm.py.
+
+    A subclass then adds its PAD token and calls `resize_embeddings`. Class attributes are its switches: `revision`
+    pins the hub, `requires_bos` is False for tokenizers that add no BOS by themselves, `decoder_layer_cls` is the
+    expected name of the decoder layer's class. Raises WeightsError for missing or left-over weights.
+    """
+
+    revision: str | None = None
+    requires_bos: bool = True
+    decoder_layer_cls: str | None = None
+    tokenizer_rows: TokenizerRows
+
+    def __init__(
+        self,
+        llm_backbone_id: str,
+        llm_family: str,
+        llm_cls: type[PreTrainedModel],
+        hf_hub_path: str,
+        llm_max_length: int = 2048,
+        hf_token: str | None = None,
+        inference_mode: bool = False,
+        use_flash_attention_2: bool = False,
+    ) -> None:
+        super().__init__(llm_backbone_id)
+        self.llm_family = llm_family
+        self.llm_max_length = llm_max_length
+        self.inference_mode = inference_mode
+        self.attention = self._choose_attention(llm_cls, use_flash_attention_2)
+        self.llm = self.load_llm(llm_cls, hf_hub_path, hf_token)
+        self._set_greedy_decoding()
+        self.llm.config.use_cache = inference_mode
+        if not inference_mode:
+            self.llm.enable_input_require_grads()  # checkpointed layers need it when the embedding is frozen
+        self.loaded_tokenizer = self._read_tokenizer(hf_hub_path, hf_token)
+        self.tokenizer = self.loaded_tokenizer.tokenizer
+        assert self.tokenizer.padding_side == "right", "Tokenizer `padding_side` is not set to `right`!"
+        self._check_bos()
+
+    def load_llm(self, llm_cls: type[PreTrainedModel], hf_hub_path: str, hf_token: str | None) -> PreTrainedModel:
+        """The model in fp32: pretrained weights for training, random ones for inference (a checkpoint follows)."""
+        options = self._hub_options(hf_hub_path, hf_token)
+        config = AutoConfig.from_pretrained(hf_hub_path, **options)
+        _check_class(self.identifier, llm_cls, config)
+        common = {"dtype": torch.float32, "attn_implementation": self.attention.kernel}
+        if self.inference_mode:
+            return llm_cls._from_config(config, **common)
+        llm, info = llm_cls.from_pretrained(
+            hf_hub_path, config=config, use_safetensors=True, output_loading_info=True, **common, **options
+        )
+        _check_weights(self.identifier, info)
+        return llm
+
+    def resize_embeddings(self, *, added: int, may_shrink: bool) -> None:
+        """Makes the embedding fit the tokenizer, PAD included, and tells the model which id PAD is.
+
+        New rows are drawn as the model initialises its embedding, not as the mean of the others: that is what
+        upstream's checkpoints have.
+        """
+        pad_token_id = self.tokenizer.pad_token_id
+        self.llm.config.pad_token_id = pad_token_id
+        if self.llm.generation_config is not None:
+            self.llm.generation_config.pad_token_id = pad_token_id
+        current = self.llm.get_input_embeddings().weight.shape[0]
+        self.tokenizer_rows = count_rows(self.tokenizer, added=added, current=current, may_shrink=may_shrink)
+        if self.tokenizer_rows.total != current:
+            self.llm.resize_token_embeddings(self.tokenizer_rows.total, mean_resizing=False)
+
+    @property
+    def effective_vocab_size(self) -> int:
+        """Ids below this one can be tokens; rows from here on only pad the matrix."""
+        return self.tokenizer_rows.base + self.tokenizer_rows.added
+
+    def get_fsdp_wrapping_policy(self) -> Callable[..., bool]:
+        return partial(transformer_auto_wrap_policy, transformer_layer_cls={self.transformer_layer_cls})
+
+    def enable_gradient_checkpointing(self) -> None:
+        self.llm.gradient_checkpointing_enable()
+
+    def embed_input_ids(self, input_ids: torch.LongTensor) -> torch.Tensor:
+        embeddings: torch.Tensor = self.llm.get_input_embeddings()(input_ids)
+        return embeddings
+
+    def use_attention(self, request: str, dtype: torch.dtype | None = None) -> None:
+        dtype = dtype or self.half_precision_dtype
+        self.attention = resolve_attention(request, dtype=dtype, llm_cls=type(self.llm))
+        self.llm.set_attn_implementation(self.attention.kernel)
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> CausalLMOutputWithPast:
+        output: CausalLMOutputWithPast = self.llm(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            labels=labels,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=return_dict,
+        )
+        return output
+
+    @property
+    def decoder_layers(self) -> nn.ModuleList:
+        """The list of decoder layers, as many as the config says and all of one class. Raises WeightsError."""
+        count = self.llm.config.num_hidden_layers
+        expected = self.decoder_layer_cls
+        for module in self.llm.modules():
+            if isinstance(module, nn.ModuleList) and len(module) == count:
+                classes = {type(layer) for layer in module}
+                if len(classes) == 1 and expected in (None, classes.pop().__name__):
+                    return module
+        wanted = f"{count} layers of class {expected}" if expected else f"{count} layers of one class"
+        raise WeightsError(f"{self.identifier}: {type(self.llm).__name__} has no list of {wanted}")
+
+    @property
+    def transformer_layer_cls(self) -> type[nn.Module]:
+        return type(self.decoder_layers[0])
+
+    @property
+    def half_precision_dtype(self) -> torch.dtype:
+        return torch.bfloat16
+
+    @property
+    def last_layer_finetune_modules(self) -> Sequence[nn.Module]:
+        return self.llm.get_input_embeddings(), self.decoder_layers[-1], self.llm.get_output_embeddings()
+
+    def _choose_attention(self, llm_cls: type[PreTrainedModel], flash: bool) -> AttentionChoice:
+        """Asking for flash attention means "the best kernel here", as every shipped id asks for it."""
+        request = "auto" if flash else "sdpa" if llm_cls._supports_sdpa else "eager"
+        return resolve_attention(request, dtype=self.half_precision_dtype, llm_cls=llm_cls)
+
+    def _set_greedy_decoding(self) -> None:
+        if isinstance(self.llm, GenerationMixin) and self.llm.generation_config is not None:
+            self.llm.generation_config.update(do_sample=False, temperature=1.0, top_p=1.0)
+
+    def _hub_options(self, hf_hub_path: str, hf_token: str | None) -> dict[str, Any]:
+        if Path(hf_hub_path).is_absolute():
+            return {"local_files_only": True, "trust_remote_code": False}
+        return {"revision": self.revision, "token": hf_token, "trust_remote_code": False}
+
+    def _read_tokenizer(self, hf_hub_path: str, hf_token: str | None) -> LoadedTokenizer:
+        return read_tokenizer(hf_hub_path, max_length=self.llm_max_length, revision=self.revision, hf_token=hf_token)
+
+    def _check_bos(self) -> None:
+        if self.requires_bos and not adds_bos(self.tokenizer):
+            raise AssertionError(
+                f"Default Tokenizer of type `{type(self.tokenizer)}` does not automatically prefix inputs with BOS "
+                "token!\nPlease read the comment in `base_llm.py` for more information!"
+            )
+
+
+def _check_class(identifier: str, llm_cls: type[PreTrainedModel], config: PreTrainedConfig) -> None:
+    """A checkpoint loaded by a class it was not made for trains without an error, and badly."""
+    declared = config.architectures or [llm_cls.__name__]
+    if not isinstance(config, llm_cls.config_class) or llm_cls.__name__ not in declared:
+        raise WeightsError(
+            f"{identifier}: config.json is of model type {config.model_type} and class {declared[0]}, "
+            f"but the backbone loads it as {llm_cls.__name__}"
+        )
+
+
+def _check_weights(identifier: str, info: dict[str, Any]) -> None:
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        keys = sorted(map(str, info[kind]))
+        if keys:
+            shown = ", ".join(keys[:5]) + (", ..." if len(keys) > 5 else "")
+            raise WeightsError(
+                f"{identifier}: {len(keys)} {kind.replace('_', ' ')} in the weights: {shown}. "
+                "The file is damaged, or belongs to another class or version of transformers."
+            )

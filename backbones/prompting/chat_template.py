@@ -1,0 +1,105 @@
+"""A prompt builder made from a tokenizer's own chat template."""
+
+import secrets
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from backbones.prompting.base import PromptBuilder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Stands for a message's content. Drawn per process, so that no data can contain it; no template looks for it.
+_MARK = secrets.token_hex(8)
+
+# A template that prints today's date would give another prompt, and another fingerprint, every day.
+_PINNED_DATE = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
+
+
+class ChatTemplatePromptBuilder(PromptBuilder):
+    """Turns rendered by a chat template; subclasses made by `chat_template_builder` carry the tokenizer.
+
+    A human piece ends with the generation prompt: it is what the template adds to the conversation before it. A gpt
+    piece is the rest, up to the next human turn, so it may begin with text of the template (`answer_lead`). Some
+    templates rewrite earlier turns (Qwen3 drops their thinking blocks); here a turn keeps the text it was given, so
+    that every turn of a training sequence continues exactly the prompt that inference would give.
+    """
+
+    tokenizer: ClassVar[Any]
+    template: ClassVar[str]
+
+    def __init__(self, model_family: str, system_prompt: str | None = None) -> None:
+        super().__init__(model_family, system_prompt)
+        self._messages = [] if system_prompt is None else [{"role": "system", "content": system_prompt.strip()}]
+
+    def clean(self, message: str) -> str:
+        return message.strip()
+
+    def wrap_human(self, message: str) -> str:
+        user = {"role": "user", "content": message}
+        if self.turn_count == 0:
+            return self._render([*self._messages, user], prompt=True)
+        history = [*self._messages[:-1], {"role": "assistant", "content": _MARK}]
+        closing = self._render(history).rpartition(_MARK)[2]
+        return self._render([*history, user], prompt=True).rpartition(_MARK)[2].removeprefix(closing)
+
+    def wrap_gpt(self, message: str) -> str:
+        lead, closing = self._frame()
+        self.answer_lead = len(lead)
+        return f"{lead}{message}{closing}"
+
+    def add_turn(self, role: str, message: str) -> str:
+        piece = super().add_turn(role, message)
+        self._messages.append({"role": "user" if role == "human" else "assistant", "content": self.clean(message)})
+        return piece
+
+    def get_potential_prompt(self, message: str) -> str:
+        return self.prompt + self._wrap("human", message)
+
+    def get_prompt(self) -> str:
+        return self.prompt
+
+    def _frame(self) -> tuple[str, str]:
+        prompt = self._render(self._messages, prompt=True)
+        answered = self._render([*self._messages, {"role": "assistant", "content": _MARK}])
+        before, mark, closing = answered.rpartition(_MARK)
+        if not mark or not before.startswith(prompt):
+            raise ValueError(
+                "the chat template does not continue its own generation prompt, so no answer can be learned after the "
+                f"prompt that inference gives: prompt ends {prompt[-40:]!r}, conversation has {before[-40:]!r}. "
+                "Correct chat_template in the model's folder."
+            )
+        return before.removeprefix(prompt), closing
+
+    @classmethod
+    def _render(cls, messages: list[dict[str, str]], prompt: bool = False) -> str:
+        text = cls.tokenizer.apply_chat_template(
+            messages, chat_template=cls.template, tokenize=False, add_generation_prompt=prompt
+        )
+        return str(text)
+
+
+def chat_template_builder(tokenizer: "PreTrainedTokenizerBase") -> type[ChatTemplatePromptBuilder]:
+    """The builder class of a tokenizer that has a chat template. Raises ValueError where it has none."""
+    template = str(tokenizer.get_chat_template())
+    if "strftime_now" in template:
+        template = _PINNED_DATE + template
+    members = {
+        "__module__": __name__,
+        "tokenizer": tokenizer,
+        "template": template,
+        "bos": tokenizer.bos_token or "",
+        "eos": tokenizer.eos_token or "",
+    }
+    builder: type[ChatTemplatePromptBuilder] = type("ChatTemplatePromptBuilder", (ChatTemplatePromptBuilder,), members)
+    builder.uses_system_prompt = _shows_system_prompt(builder)
+    return builder
+
+
+def _shows_system_prompt(builder: type[ChatTemplatePromptBuilder]) -> bool:
+    """Whether a system message reaches the text: some templates raise on it (Gemma), some drop it (Phi-3)."""
+    from jinja2 import TemplateError
+
+    try:
+        return _MARK in builder("prismatic", _MARK).add_turn("human", "Q")
+    except TemplateError:
+        return False

@@ -1,0 +1,134 @@
+"""Backbone ids: registration, discovery, and from an id to a spec, a codec or a built backbone.
+
+Only `build` and `load_codec` import torch or transformers.
+"""
+
+import importlib
+import pkgutil
+from difflib import get_close_matches
+from functools import cache
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING
+
+from backbones.reference import hub_errors, is_reference, resolve_reference
+from backbones.spec import Architecture, BackboneSpec
+
+if TYPE_CHECKING:
+    from backbones.contract import LLMBackbone
+    from backbones.prompting import Codec
+
+__all__ = [
+    "Architecture",
+    "BackboneSpec",
+    "UnknownBackboneError",
+    "backbone_ids",
+    "build",
+    "get_spec",
+    "load_codec",
+    "register",
+]
+
+ENTRY_POINT_GROUP = "backbones.families"
+
+_SPECS: dict[str, BackboneSpec] = {}
+
+
+class UnknownBackboneError(ValueError):
+    """No backbone is registered under this id."""
+
+
+def register(spec: BackboneSpec) -> BackboneSpec:
+    """Adds a backbone. Raises ValueError if its id is taken or would be read as an `hf:` reference."""
+    if is_reference(spec.backbone_id):
+        raise ValueError(
+            f"backbone id {spec.backbone_id!r}: 'hf:' names models outside the registry; choose another id"
+        )
+    if spec.backbone_id in _SPECS:
+        raise ValueError(f"backbone id {spec.backbone_id!r} is registered twice; choose another id for the second")
+    _SPECS[spec.backbone_id] = spec
+    return spec
+
+
+def backbone_ids() -> list[str]:
+    """Every registered id, in order of registration."""
+    _discover()
+    return list(_SPECS)
+
+
+def get_spec(backbone_id_or_reference: str, *, hf_token: str | None = None) -> BackboneSpec:
+    """The spec of a registered id or of an `hf:` reference.
+
+    Raises UnknownBackboneError, InvalidReferenceError (both ValueError), and HubError when the hub cannot be read.
+    """
+    if is_reference(backbone_id_or_reference):
+        return resolve_reference(backbone_id_or_reference, hf_token=hf_token)
+    _discover()
+    if backbone_id_or_reference not in _SPECS:
+        raise UnknownBackboneError(_unknown(backbone_id_or_reference))
+    return _SPECS[backbone_id_or_reference]
+
+
+def build(
+    backbone_id: str,
+    *,
+    max_length: int = 2048,
+    hf_token: str | None = None,
+    inference_mode: bool = False,
+    attention: str = "auto",
+    seed: int = 0,
+) -> "LLMBackbone":
+    """A built backbone: fp32 weights, tokenizer, PAD and embedding rows in place.
+
+    `inference_mode` gives the structure with random weights, for a checkpoint to fill. `seed` decides every random
+    weight (PAD rows, tiny backbones) and leaves torch's global generator as it was. Raises what `get_spec` raises,
+    AttentionUnavailableError, and WeightsError when weights are missing or left over.
+    """
+    import torch
+
+    from backbones.attention import resolve_attention
+
+    spec = get_spec(backbone_id, hf_token=hf_token)
+    if attention != "auto":
+        resolve_attention(attention)  # before gigabytes are read
+    backbone_cls = getattr(*_locate(spec.backbone_cls))
+    with torch.random.fork_rng(devices=[]), hub_errors(spec.backbone_id, spec.source):
+        torch.default_generator.manual_seed(seed)
+        backbone: LLMBackbone = backbone_cls(
+            backbone_id, llm_max_length=max_length, hf_token=hf_token, inference_mode=inference_mode
+        )
+    if attention != "auto":
+        backbone.use_attention(attention)
+    return backbone
+
+
+def load_codec(spec: BackboneSpec, *, max_length: int, hf_token: str | None = None) -> "Codec":
+    """Tokenizer and prompt format of a backbone, equal to those of the built one, without its weights."""
+    from backbones.tokenizer import load_tokenizer, make_codec
+
+    with hub_errors(spec.backbone_id, spec.source):
+        tokenizer = load_tokenizer(spec, max_length=max_length, hf_token=hf_token)
+    return make_codec(spec, tokenizer, max_length)
+
+
+@cache
+def _discover() -> None:
+    """Imports every module of `backbones.families` and every installed entry point; each registers its specs."""
+    families = importlib.import_module("backbones.families")
+    for module in pkgutil.iter_modules(families.__path__):
+        importlib.import_module(f"backbones.families.{module.name}")
+    for entry_point in entry_points(group=ENTRY_POINT_GROUP):
+        entry_point.load()
+
+
+def _locate(path: str) -> tuple[object, str]:
+    module, _, name = path.partition(":")
+    return importlib.import_module(module), name
+
+
+def _unknown(backbone_id: str) -> str:
+    close = get_close_matches(backbone_id, _SPECS, n=1)
+    hint = f" Did you mean `{close[0]}`?" if close else ""
+    return (
+        f"LLM Backbone `{backbone_id}` is not supported!{hint} Registered: {', '.join(_SPECS)}. "
+        "Any other causal language model: `hf:./FOLDER` or `hf:ORG/NAME@REVISION`."
+    )

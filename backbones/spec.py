@@ -1,0 +1,93 @@
+"""What is known about a backbone before anything is loaded. No torch, no transformers."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from backbones.prompting.formats import PromptVariant
+
+_BUILTIN = "builtin:"
+_BUILTIN_FOLDER = Path(__file__).parent / "families" / "tiny_tokenizers"
+_IDENTITY_FILES = (
+    "config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "tokenizer.model",
+    "chat_template.jinja",
+)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Sizes of a decoder-only transformer, as its config.json states them."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int  # rows of the embedding before any PAD is added
+    tied_embeddings: bool
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """One backbone id and everything its behaviour depends on: declared here, never read out of the id."""
+
+    backbone_id: str
+    family: str
+    hf_hub_path: str  # hub id, absolute folder, or "builtin:NAME" for a tokenizer that ships with this package
+    parameters: int  # total, before PAD rows are added
+    prompt_builder: str
+    context_length: int
+    licence: str
+    llm_cls: str  # class in transformers
+    architecture: Architecture
+    revision: str | None = None  # 40 hex digits; None is the hub's main branch, or a folder
+    prompt_variant: PromptVariant = "standard"
+    pad_token: str | None = None  # None: keep a PAD that is neither EOS nor BOS, else add "<PAD>"
+    requires_bos: bool = False  # the tokenizer must put BOS in front of a text by default
+    decoder_layer_cls: str | None = None  # None: the class of the decoder layers that are found
+    backbone_cls: str = "backbones.causal_lm:CausalLMBackbone"  # module:class
+    gated: bool = False
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder this backbone is loaded from without any network, or None for the hub."""
+        if self.hf_hub_path.startswith(_BUILTIN):
+            return _BUILTIN_FOLDER / self.hf_hub_path.removeprefix(_BUILTIN)
+        path = Path(self.hf_hub_path)
+        return path if path.is_absolute() else None
+
+    @property
+    def source(self) -> str:
+        """What transformers' `from_pretrained` gets."""
+        return str(self.folder or self.hf_hub_path)
+
+    @property
+    def reference(self) -> str:
+        """What `registry.build` takes to make this backbone, from whichever working directory."""
+        if not self.backbone_id.startswith("hf:"):
+            return self.backbone_id
+        pin = f"@{self.revision}" if self.revision else ""
+        return f"hf:{self.folder or self.hf_hub_path + pin}"
+
+    @cached_property
+    def weights_digest(self) -> str | None:
+        """SHA-256 over names and contents of a folder's config, weights and tokenizer; None for the hub.
+
+        Reads every byte on first use: about one second per GiB.
+        """
+        if self.folder is None:
+            return None
+        paths = {path for pattern in _IDENTITY_FILES for path in self.folder.glob(pattern)}
+        digest = hashlib.sha256()
+        for path in sorted(paths):
+            with open(path, "rb") as stream:
+                digest.update(f"{path.name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+        return digest.hexdigest()

@@ -1,0 +1,92 @@
+"""Loads a backbone's tokenizer, gives it a PAD of its own, and counts the embedding rows it needs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from backbones.prompting import Codec, prompt_builder_class
+from backbones.spec import BackboneSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_ROW_MULTIPLE = 64  # upstream's, and a size that matrix units like
+_PROBES = ("Hello  world", "\n x 12345", "In: Q\nOut: A", "naïve 你好 😀", " It's\t{done}")
+
+
+@dataclass(frozen=True)
+class LoadedTokenizer:
+    """A tokenizer and which reading of its files it is."""
+
+    tokenizer: "PreTrainedTokenizerBase"
+    reading: str
+
+
+@dataclass(frozen=True)
+class TokenizerRows:
+    """Rows of the embedding: the tokenizer's own tokens, those added for PAD, unused ones, and all of them."""
+
+    base: int
+    added: int
+    padded: int
+    total: int
+
+
+def read_tokenizer(
+    source: str, *, max_length: int, revision: str | None = None, hf_token: str | None = None
+) -> LoadedTokenizer:
+    """The tokenizer of a folder or hub id, padding on the right.
+
+    AutoTokenizer may rebuild a tokenizer as the class that belongs to config.json's model type and so give other ids
+    than its tokenizer.json; the file is the truth then, and `reading` says so.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers.utils import cached_file
+
+    where: dict[str, Any] = {"local_files_only": True}
+    if not Path(source).is_absolute():
+        where = {"revision": revision, "token": hf_token}
+    options = {"model_max_length": max_length, "padding_side": "right", "trust_remote_code": False, **where}
+    auto = AutoTokenizer.from_pretrained(source, **options)
+    if cached_file(source, "tokenizer.json", _raise_exceptions_for_missing_entries=False, **where) is None:
+        return LoadedTokenizer(auto, f"AutoTokenizer ({type(auto).__name__}), converted: there is no tokenizer.json")
+    from_file = PreTrainedTokenizerFast.from_pretrained(source, **options)
+    if all(auto(probe)["input_ids"] == from_file(probe)["input_ids"] for probe in _PROBES):
+        return LoadedTokenizer(auto, f"AutoTokenizer ({type(auto).__name__})")
+    return LoadedTokenizer(from_file, f"tokenizer.json; AutoTokenizer ({type(auto).__name__}) gives other ids")
+
+
+def load_tokenizer(spec: BackboneSpec, *, max_length: int, hf_token: str | None = None) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a spec, PAD included."""
+    loaded = read_tokenizer(spec.source, max_length=max_length, revision=spec.revision, hf_token=hf_token)
+    ensure_pad(spec, loaded.tokenizer)
+    return loaded.tokenizer
+
+
+def ensure_pad(spec: BackboneSpec, tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Gives the tokenizer a PAD that is neither EOS nor BOS; returns how many tokens that added."""
+    taken = (None, tokenizer.eos_token_id, tokenizer.bos_token_id)
+    if spec.pad_token is None and tokenizer.pad_token_id not in taken:
+        return 0
+    added: int = tokenizer.add_special_tokens({"pad_token": spec.pad_token or "<PAD>"})
+    if tokenizer.pad_token_id in taken:
+        raise ValueError(f"{spec.backbone_id}: PAD {tokenizer.pad_token!r} is also EOS or BOS; set another pad_token")
+    return added
+
+
+def make_codec(spec: BackboneSpec, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> Codec:
+    """The codec of a spec's prompt format over a tokenizer that has its PAD."""
+    builder = prompt_builder_class(spec.prompt_builder, spec.prompt_variant, tokenizer)
+    return Codec(tokenizer, builder, variant=spec.prompt_variant, max_length=max_length)
+
+
+def count_rows(tokenizer: "PreTrainedTokenizerBase", *, added: int, current: int, may_shrink: bool) -> TokenizerRows:
+    """Embedding rows for a tokenizer of which `added` tokens are new, over a model with `current` rows.
+
+    A multiple of 64. `may_shrink` is upstream's rule, which drops rows of a model that has more than its tokenizer
+    needs.
+    """
+    needed = max(tokenizer.get_vocab().values()) + 1
+    rows = len(tokenizer) if may_shrink else max(needed, current)
+    total = -(-rows // _ROW_MULTIPLE) * _ROW_MULTIPLE
+    return TokenizerRows(len(tokenizer) - added, added, total - len(tokenizer), total)

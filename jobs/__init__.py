@@ -1,0 +1,1 @@
+"""What people run on a cluster: comparisons and finetunes, their verdict and their report."""

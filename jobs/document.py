@@ -1,0 +1,125 @@
+"""From cell results to the facts of `report.json`."""
+
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jobs.verdict import CellScores, judge
+from orchestrator.cell_job import spool_folder
+from orchestrator.measurement import ItemScores, load_item_scores
+from orchestrator.plan import Plan
+from orchestrator.results import CellResult, CellStatus
+from orchestrator.spec import Comparison
+from orchestrator.tracking.spool import read_spool
+
+CURVE_POINTS = 200
+
+
+def build_document(plan: Plan, results: Sequence[CellResult], parity: dict[str, Any], command: str) -> dict[str, Any]:
+    """Everything the report shows, as plain data."""
+    verdict = _judge(plan, results) if isinstance(plan.job, Comparison) else {}
+    measured = [result for result in results if result.measurement is not None]
+    first = measured[0].measurement if measured else None
+    return {
+        "format": 1,
+        "comparison": {
+            "name": plan.job.name,
+            "id": plan.job_id,
+            "kind": plan.kind,
+            "spec": plan.job.model_dump(mode="json", by_alias=True),
+            "spec_yaml": plan.source.text,
+            "command": command,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "export": str(export.folder) if (export := getattr(plan.job, "export", None)) else None,
+        },
+        "environment": {
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "packages": first.contract["packages"] if first else {},
+            "hardware": f"{first.data['workers']} x {first.data['device']}" if first else "n/a",
+            "load_average": os.getloadavg()[0],
+        },
+        "data": _data_facts(plan, parity),
+        "cells": [_cell_facts(result) for result in results],
+        "ranking": verdict.pop("ranking", []),
+        "verdict": verdict,
+    }
+
+
+def _judge(plan: Plan, results: Sequence[CellResult]) -> dict[str, Any]:
+    """The verdict over the items that every finished cell scored."""
+    assert isinstance(plan.job, Comparison)
+    finished = [result for result in results if result.status is CellStatus.SUCCEEDED]
+    scores = {result.cell_id: load_item_scores(Path(result.folder)) for result in finished}
+    common = _common_items(list(scores.values()))
+    examples = plan.validation.examples
+    cells = [
+        CellScores(result.backbone_id, result.seed, _at(scores[result.cell_id], common).nats) for result in finished
+    ]
+    return judge(
+        cells,
+        np.array([examples[item].learnable_bytes for item in common], np.int64),
+        [examples[item].group for item in common],
+        alpha=plan.job.verdict.alpha,
+        margin=plan.job.verdict.margin,
+    )
+
+
+def _common_items(scores: list[ItemScores]) -> np.ndarray:
+    if not scores:
+        return np.array([], np.int64)
+    common = scores[0].items
+    for other in scores[1:]:
+        common = np.intersect1d(common, other.items)
+    return common
+
+
+def _at(scores: ItemScores, items: np.ndarray) -> ItemScores:
+    places = np.searchsorted(scores.items, items)
+    return ItemScores(items, scores.nats[places], scores.tokens[places], scores.bytes[places])
+
+
+def _data_facts(plan: Plan, parity: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "train": plan.train.reference,
+        "validation": plan.validation.reference,
+        "train_examples": len(plan.train.examples),
+        "validation_examples": len(plan.validation.examples),
+        "train_bytes": plan.train.learnable_bytes,
+        "validation_bytes": plan.validation.learnable_bytes,
+        "train_hash": plan.train.digest,
+        "validation_hash": plan.validation.digest,
+        "parity": plan.job.recipe.data.parity,
+        **parity,
+    }
+
+
+def _cell_facts(result: CellResult) -> dict[str, Any]:
+    measurement = result.measurement
+    return {
+        "cell_id": result.cell_id,
+        "backbone_id": result.backbone_id,
+        "seed": result.seed,
+        "status": str(result.status),
+        "attempts": result.attempts,
+        "mlflow_run_id": result.mlflow_run_id,
+        "failure": result.failure,
+        "restarts": result.restarts,
+        "folder": result.folder,
+        "metrics": measurement.metrics if measurement else {},
+        "evaluations": [asdict(point) for point in measurement.evaluations] if measurement else [],
+        "loss_curve": _loss_curve(result) if measurement else [],
+        "contract": measurement.contract if measurement else {},
+    }
+
+
+def _loss_curve(result: CellResult) -> list[list[float]]:
+    steps = [entry.fields for entry in read_spool(spool_folder(Path(result.folder))) if entry.kind == "step"]
+    every = max(1, len(steps) // CURVE_POINTS)
+    return [[step["step"], step["loss"]] for step in steps[::every]]

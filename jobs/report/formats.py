@@ -1,0 +1,131 @@
+"""How the report writes numbers. A value that was not measured is always "n/a", never 0 and never blank."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+NOT_AVAILABLE = "n/a"
+MINUS = "\N{MINUS SIGN}"
+REVISION = re.compile(r"(@[0-9a-f]{7})[0-9a-f]{33}\b")
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` is a finite number (a bool is not)."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def fixed(value: Any, digits: int = 4) -> str:
+    """`0.8421`."""
+    return f"{value:,.{digits}f}".replace("-", MINUS) if is_number(value) else NOT_AVAILABLE
+
+
+def signed(value: Any, digits: int = 4) -> str:
+    """`+0.0123`."""
+    return f"{value:+,.{digits}f}".replace("-", MINUS) if is_number(value) else NOT_AVAILABLE
+
+
+def count(value: Any) -> str:
+    """`12,345`."""
+    return f"{value:,.0f}" if is_number(value) else NOT_AVAILABLE
+
+
+def significant(value: Any, digits: int = 3) -> str:
+    """`12,346`, `12.3` or `0.0123`: so many significant digits, whole numbers never shortened."""
+    if not is_number(value):
+        return NOT_AVAILABLE
+    if value == 0:
+        return "0"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return fixed(value, decimals)
+
+
+def percent(value: Any, digits: int = 1) -> str:
+    """A share as per cent: 0.005 is `0.5 %`."""
+    return f"{fixed(100 * value, digits)}\N{NO-BREAK SPACE}%" if is_number(value) else NOT_AVAILABLE
+
+
+def signed_percent(value: Any, digits: int = 2) -> str:
+    """A relative difference as per cent, with its sign."""
+    return f"{signed(100 * value, digits)}\N{NO-BREAK SPACE}%" if is_number(value) else NOT_AVAILABLE
+
+
+def p_value(value: Any) -> str:
+    """`0.034`, or `< 0.001`."""
+    if not is_number(value):
+        return NOT_AVAILABLE
+    return "<\N{NO-BREAK SPACE}0.001" if value < 0.001 else fixed(value, 3)
+
+
+def size(value: Any) -> str:
+    """Bytes in decimal units: `1.20 MB`."""
+    if not is_number(value):
+        return NOT_AVAILABLE
+    scale, unit = byte_scale(value)
+    return f"{count(value) if scale == 1 else significant(value / scale)}\N{NO-BREAK SPACE}{unit}"
+
+
+def byte_scale(largest: float) -> tuple[float, str]:
+    """The decimal unit in which `largest` bytes read best, as (bytes per unit, unit)."""
+    for scale, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if abs(largest) >= scale:
+            return scale, unit
+    return 1.0, "B"
+
+
+def time_scale(largest: float) -> tuple[float, str]:
+    """The unit in which `largest` seconds read best, as (seconds per unit, unit)."""
+    if largest >= 3 * 3600:
+        return 3600.0, "h"
+    return (60.0, "min") if largest >= 180 else (1.0, "s")
+
+
+def duration(value: Any) -> str:
+    """Seconds as `0.412 s`, `3 min 20 s` or `2 h 05 min`."""
+    if not is_number(value):
+        return NOT_AVAILABLE
+    if value < 60:
+        return f"{significant(value)}\N{NO-BREAK SPACE}s"
+    minutes, seconds = divmod(round(value), 60)
+    if minutes < 60:
+        return f"{minutes}\N{NO-BREAK SPACE}min {seconds:02d}\N{NO-BREAK SPACE}s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}\N{NO-BREAK SPACE}h {minutes:02d}\N{NO-BREAK SPACE}min"
+
+
+def fact(value: Any) -> str:
+    """Any recorded fact as one line of text."""
+    if value is None:
+        return NOT_AVAILABLE
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return count(value)
+    if isinstance(value, float):
+        return significant(value, 4)
+    if isinstance(value, list | tuple):
+        return ", ".join(fact(item) for item in value) or "none"
+    return str(value)
+
+
+def words(key: str) -> str:
+    """A key of the document as words: `does_not_round_trip` is `does not round trip`."""
+    return key.replace("_", " ")
+
+
+def short_id(backbone_id: str, limit: int = 44) -> str:
+    """A backbone id for tight places: a 40-digit revision shows 7 digits, a very long id loses its middle."""
+    text = REVISION.sub(r"\1", backbone_id)
+    half = (limit - 1) // 2
+    return text if len(text) <= limit else f"{text[:half]}\N{HORIZONTAL ELLIPSIS}{text[-half:]}"
+
+
+def flatten(facts: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested facts with dotted keys: `{"a": {"b": 1}}` is `{"a.b": 1}`."""
+    flat: dict[str, Any] = {}
+    for key, value in facts.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

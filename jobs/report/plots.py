@@ -1,0 +1,250 @@
+"""The plots of the report, each one an inline SVG. matplotlib is imported when the first one is drawn."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+
+from jobs.report.formats import byte_scale, fixed, short_id, signed, time_scale
+from jobs.report.palette import BAND, INK, LINE, MUTED, Look
+from jobs.report.svg import inline_svg
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH = 420  # points, which the page stretches to about 300 to 560 pixels: text stays readable on a phone
+HEIGHT = 250
+ROW = 34  # points per backbone in a dot plot
+HEIGHT_OF_AXIS = 46
+POINTS_PER_PLOT = 12_000
+
+STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "backbone report",
+    "text.parse_math": False,  # an id may hold a dollar sign
+    "font.size": 10.5,
+    "text.color": INK,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": LINE,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.formatter.useoffset": False,
+    "axes.formatter.limits": (-4, 7),
+    "grid.color": LINE,
+    "grid.linewidth": 0.7,
+    "xtick.color": LINE,
+    "ytick.color": LINE,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "lines.solid_capstyle": "round",
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One run as a line; `x` and `y` have the same length."""
+
+    backbone_id: str
+    x: Sequence[float]
+    y: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One row of a dot plot: a mean, its bar (low, high) or None, and the single values behind it."""
+
+    backbone_id: str
+    mean: float
+    bar: tuple[float, float] | None
+    values: Sequence[float]
+    text: str
+
+
+@dataclass(frozen=True)
+class Plot:
+    """An inline SVG with what stands above and below it."""
+
+    title: str
+    svg: Markup
+    caption: str
+
+
+def evaluation_curves(cells: Iterable[Mapping[str, Any]], x: str, from_progress: float = 0.0) -> list[Curve]:
+    """Held-out bits per byte of each run against the evaluation's field `x`."""
+    curves = []
+    for cell in cells:
+        points = [
+            (point[x], point["val_bits_per_byte"])
+            for point in cell["evaluations"]
+            if point[x] is not None
+            and point["val_bits_per_byte"] is not None
+            and (point["progress"] or 0.0) >= from_progress
+        ]
+        curves.append(_curve(cell["backbone_id"], points))
+    return [curve for curve in curves if curve.x]
+
+
+def loss_curves(cells: Iterable[Mapping[str, Any]]) -> list[Curve]:
+    """Training loss of each run against the optimizer step."""
+    curves = [
+        _curve(cell["backbone_id"], [(step, loss) for step, loss in cell["loss_curve"] if loss is not None])
+        for cell in cells
+    ]
+    return [curve for curve in curves if curve.x]
+
+
+def bytes_plot(curves: list[Curve], looks: Mapping[str, Look], name: str, title: str, caption: str) -> Plot:
+    """Held-out bits per byte against the bytes of training text seen."""
+    scale, unit = byte_scale(max(max(curve.x) for curve in curves))
+    svg = _line_plot(curves, looks, name, title, f"training text seen ({unit})", "bits per byte", scale)
+    return Plot(title, svg, caption)
+
+
+def time_plot(curves: list[Curve], looks: Mapping[str, Look], title: str, caption: str) -> Plot:
+    """Held-out bits per byte against the time spent in training steps."""
+    scale, unit = time_scale(max(max(curve.x) for curve in curves))
+    svg = _line_plot(curves, looks, "time", title, f"training time ({unit})", "bits per byte", scale)
+    return Plot(title, svg, caption)
+
+
+def loss_plot(curves: list[Curve], looks: Mapping[str, Look], title: str, caption: str) -> Plot:
+    """Training loss against the optimizer step."""
+    return Plot(title, _line_plot(curves, looks, "loss", title, "optimizer step", "nats per target token"), caption)
+
+
+def ranking_plot(ranking: Sequence[Mapping[str, Any]], looks: Mapping[str, Look]) -> Plot:
+    """Every seed of every ranked backbone as a dot, its mean as a tick, one seed deviation as a bar."""
+    rows = [_ranked(row) for row in ranking]
+    title = "Held-out bits per byte"
+    label = f"{title}: " + "; ".join(f"{row.backbone_id} {row.text}" for row in rows)
+    with _axes(HEIGHT_OF_AXIS + ROW * len(rows)) as (figure, axes):
+        _draw_rows(axes, rows, looks)
+        axes.set_xlabel("bits per byte (lower is better)")
+        svg = inline_svg(figure, "ranking", label)
+    return Plot(title, svg, "A dot is a seed, the tick is their mean, the bar one standard deviation of the seeds.")
+
+
+def difference_plot(
+    pairs: Iterable[Mapping[str, Any]], best: str, looks: Mapping[str, Look], half_width: float | None, level: str
+) -> Plot | None:
+    """Each backbone's difference to the best with its interval; None where no pair has one."""
+    rows = [row for row in (_difference(pair, best) for pair in pairs) if row is not None]
+    if not rows:
+        return None
+    rows.sort(key=lambda row: row.mean)
+    title = f"Difference to {short_id(best)}"
+    label = f"{title}, with {level} interval: " + "; ".join(f"{row.backbone_id} {row.text}" for row in rows)
+    with _axes(HEIGHT_OF_AXIS + ROW * len(rows)) as (figure, axes):
+        if half_width:
+            axes.axvspan(-half_width, half_width, color=BAND, linewidth=0)
+        axes.axvline(0, color=MUTED, linewidth=1)
+        _draw_rows(axes, rows, looks)
+        axes.set_xlabel("difference in bits per byte (right is worse)")
+        svg = inline_svg(figure, "difference", label)
+    band = " Inside the shaded band a difference is too small to matter." if half_width else ""
+    return Plot(title, svg, f"Bars are {level} intervals, not corrected for the number of pairs.{band}")
+
+
+def _ranked(row: Mapping[str, Any]) -> Estimate:
+    mean, deviation = row["val_bits_per_byte"], row["seed_std"]
+    bar = None if deviation is None else (mean - deviation, mean + deviation)
+    values = [value for value in row["seeds"].values() if value is not None]
+    return Estimate(row["backbone_id"], mean, bar, values, fixed(mean))
+
+
+def _difference(pair: Mapping[str, Any], best: str) -> Estimate | None:
+    """The pair seen from the best: positive means that the other one needs more bits."""
+    interval = pair["interval"]
+    if best not in (pair["a"], pair["b"]) or pair["difference"] is None or None in (interval or [None]):
+        return None
+    low, high = interval
+    if pair["a"] == best:  # pairs hold the score of b minus that of a
+        return Estimate(pair["b"], pair["difference"], (low, high), (), signed(pair["difference"]))
+    return Estimate(pair["a"], -pair["difference"], (-high, -low), (), signed(-pair["difference"]))
+
+
+def _curve(backbone_id: str, points: Sequence[tuple[float, float]]) -> Curve:
+    return Curve(backbone_id, [x for x, _ in points], [y for _, y in points])
+
+
+def _thinned(values: Sequence[float], limit: int) -> list[float]:
+    """At most about `limit` values, evenly spaced, the last one always among them."""
+    stride = -(-len(values) // limit)
+    return list(values) if stride <= 1 else [*values[:-1:stride], values[-1]]
+
+
+@contextmanager
+def _axes(height: float) -> "Iterator[tuple[Figure, Axes]]":
+    """Axes in our style and nobody else's; no pyplot, so nothing global and no display is touched."""
+    from matplotlib import style
+    from matplotlib.figure import Figure
+
+    with style.context(["default", STYLE]):
+        figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
+        yield figure, figure.subplots()
+
+
+def _line_plot(
+    curves: list[Curve], looks: Mapping[str, Look], name: str, title: str, x_label: str, y_label: str, scale: float = 1.0
+) -> Markup:
+    limit = max(20, POINTS_PER_PLOT // len(curves))
+    seeds = max(sum(curve.backbone_id == other.backbone_id for other in curves) for curve in curves)
+    with _axes(HEIGHT) as (figure, axes):
+        for curve in curves:
+            look = looks[curve.backbone_id]
+            (line,) = axes.plot(
+                [value / scale for value in _thinned(curve.x, limit)],
+                _thinned(curve.y, limit),
+                color=look.colour,
+                linewidth=1.5 if seeds == 1 else 1.0,
+                alpha=0.9 if seeds <= 3 else 0.7,
+                marker=look.marker,
+                markersize=4,
+                markeredgewidth=0,
+                markevery=[-1],
+            )
+            if look.dashes:
+                line.set_dashes(look.dashes)
+        axes.grid(axis="y")
+        axes.tick_params(length=0)
+        axes.spines["left"].set_visible(False)
+        axes.locator_params(axis="x", nbins=6)
+        axes.locator_params(axis="y", nbins=6)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        return inline_svg(figure, name, f"{title}. {_ends(curves, looks)}")
+
+
+def _ends(curves: Iterable[Curve], looks: Mapping[str, Look]) -> str:
+    """Where the lines end, for those who cannot see them."""
+    ends: dict[str, list[str]] = {backbone_id: [] for backbone_id in looks}
+    for curve in curves:
+        ends[curve.backbone_id].append(fixed(curve.y[-1]))
+    return "; ".join(f"{backbone_id} ends at {', '.join(values)}" for backbone_id, values in ends.items() if values)
+
+
+def _draw_rows(axes: "Axes", rows: Sequence[Estimate], looks: Mapping[str, Look]) -> None:
+    """Rows from the top, each with its name above its dots: long names then never squeeze the axis."""
+    for index, row in enumerate(rows):
+        look = looks[row.backbone_id]
+        if row.bar is not None:
+            axes.plot(row.bar, (index, index), color=look.colour, linewidth=2, alpha=0.55)
+        if row.values:
+            dots = [index] * len(row.values)
+            axes.plot(row.values, dots, look.marker, color=look.colour, markersize=6, alpha=0.8, markeredgewidth=0)
+            axes.plot(row.mean, index, "|", color=INK, markersize=11, markeredgewidth=1.4)
+        else:
+            axes.plot(row.mean, index, look.marker, color=look.colour, markersize=7, markeredgewidth=0)
+        across = axes.get_yaxis_transform()
+        axes.text(0, index - 0.3, short_id(row.backbone_id), ha="left", va="bottom", transform=across)
+        axes.text(1, index - 0.3, row.text, ha="right", va="bottom", transform=across, color=MUTED)
+    axes.set_ylim(len(rows) - 0.55, -0.75)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(length=3)
+    axes.locator_params(axis="x", nbins=5)
+    axes.grid(axis="x")

@@ -1,0 +1,165 @@
+"""From the report's document to what the page shows: means over seeds, the plots that the facts allow, the gaps."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.report.contract import contract_differences, contract_facts
+from jobs.report.formats import count, duration, is_number, percent, significant, words
+from jobs.report.palette import Look, looks
+from jobs.report.plots import (
+    Plot,
+    bytes_plot,
+    difference_plot,
+    evaluation_curves,
+    loss_curves,
+    loss_plot,
+    ranking_plot,
+    time_plot,
+)
+
+Cell = Mapping[str, Any]
+
+# metric, heading, how it is written, whether a bar helps to compare
+COSTS = (
+    ("tokens_per_second_per_device", "tokens/s per device", significant, True),
+    ("bytes_per_second_per_device", "bytes/s per device", significant, True),
+    ("step_time_s", "step time", duration, False),
+    ("peak_memory_gib", "peak memory (GiB)", significant, True),
+    ("mfu", "MFU", percent, False),
+    ("gpu_hours", "GPU hours", significant, False),
+    ("train_time_s", "training time", duration, False),
+    ("load_time_s", "load time", duration, False),
+    ("checkpoint_stall_s", "checkpoint stall", duration, False),
+    ("parameters", "parameters", count, False),
+)
+DROPPED = {
+    "too_long": "too long: some backbone would have cut it",
+    "no_target": "no target token left to learn",
+    "does_not_round_trip": "some tokenizer does not give back the same text",
+    "in_validation": "also in the held-out data",
+}
+OUTCOMES = {"winner": "Winner", "tie": "Tie", "undecided": "Undecided", "no verdict": "No verdict"}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One number of the speed table and how far its bar reaches, in per cent of the largest."""
+
+    text: str
+    bar: float | None
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """One backbone with its cells, in the order of the spec."""
+
+    id: str
+    look: Look
+    cells: list[Cell]
+
+    @property
+    def finished(self) -> list[Cell]:
+        return [cell for cell in self.cells if cell["status"] == "SUCCEEDED"]
+
+    def mean(self, metric: str) -> float | None:
+        """Mean over the finished seeds that measured it; memory is the largest, as that is what must fit."""
+        values = [cell["metrics"].get(metric) for cell in self.finished]
+        numbers = [float(value) for value in values if is_number(value)]
+        if not numbers:
+            return None
+        return max(numbers) if metric == "peak_memory_gib" else sum(numbers) / len(numbers)
+
+
+def report_view(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The variables of the template."""
+    cells: Sequence[Cell] = document["cells"]
+    looked = looks(cell["backbone_id"] for cell in cells)
+    backbones = {name: Backbone(name, look, _of(cells, name)) for name, look in looked.items()}
+    comparison, verdict, ranking = document["comparison"], document.get("verdict"), document.get("ranking") or []
+    is_finetune = comparison["kind"] == "finetune"
+    return {
+        "comparison": comparison,
+        "environment": document["environment"],
+        "data": document["data"],
+        "cells": cells,
+        "unsuccessful": [cell for cell in cells if cell["status"] != "SUCCEEDED"],
+        "backbones": backbones,
+        "is_finetune": is_finetune,
+        "verdict": None if is_finetune else verdict,
+        "outcomes": OUTCOMES,
+        "ranking": [] if is_finetune else ranking,
+        "unranked": _unranked(backbones, ranking),
+        "seeds": sorted({cell["seed"] for cell in cells}),
+        "ranking_plots": [] if is_finetune else _ranking_plots(ranking, verdict, looked),
+        "curves": _curve_plots(cells, looked),
+        "cost_headings": [heading for _, heading, _, _ in COSTS],
+        "costs": _costs(list(backbones.values())),
+        "dropped": _dropped(document["data"]),
+        "tokenizer_facts": _columns(document["data"]["backbones"]),
+        "contract": contract_facts(cells),
+        "differences": contract_differences(cells),
+        "contract_backbones": _with_contract(cells),
+    }
+
+
+def _of(cells: Sequence[Cell], backbone_id: str) -> list[Cell]:
+    return [cell for cell in cells if cell["backbone_id"] == backbone_id]
+
+
+def _unranked(backbones: Mapping[str, Backbone], ranking: Sequence[Mapping[str, Any]]) -> list[Backbone]:
+    ranked = {row["backbone_id"] for row in ranking}
+    return [backbone for backbone in backbones.values() if backbone.id not in ranked]
+
+
+def _ranking_plots(
+    ranking: Sequence[Mapping[str, Any]], verdict: Mapping[str, Any] | None, looked: Mapping[str, Look]
+) -> list[Plot]:
+    if not ranking:
+        return []
+    plots: list[Plot | None] = [ranking_plot(ranking, looked)]
+    if verdict is not None:
+        best = ranking[0]["backbone_id"]
+        margin, level = verdict["margin"] * ranking[0]["val_bits_per_byte"], percent(1 - verdict["alpha"], 0)
+        plots.append(difference_plot(verdict["pairs"], best, looked, margin, level))
+    return [plot for plot in plots if plot is not None]
+
+
+def _curve_plots(cells: Sequence[Cell], looked: Mapping[str, Look]) -> list[Plot]:
+    plots = []
+    if curves := evaluation_curves(cells, "bytes_seen"):
+        title, caption = "Quality against data", "Held-out bits per byte; lower is better."
+        plots.append(bytes_plot(curves, looked, "bytes", title, caption))
+    late = evaluation_curves(cells, "bytes_seen", from_progress=0.5)
+    if any(len(curve.x) > 1 for curve in late):
+        title, caption = "The same, second half only", "The axis starts where half of the budget is used."
+        plots.append(bytes_plot(late, looked, "late", title, caption))
+    if curves := evaluation_curves(cells, "train_time_s"):
+        caption = "Time in optimizer steps, without evaluation and checkpoints."
+        plots.append(time_plot(curves, looked, "Quality against time", caption))
+    if curves := loss_curves(cells):
+        caption = "Per token, so it may be compared between seeds of one backbone, not between tokenizers."
+        plots.append(loss_plot(curves, looked, "Training loss", caption))
+    return plots
+
+
+def _costs(backbones: Sequence[Backbone]) -> list[tuple[Backbone, list[Cost]]]:
+    columns = []
+    for metric, _, written, has_bar in COSTS:
+        means = [backbone.mean(metric) for backbone in backbones]
+        largest = max((mean for mean in means if mean is not None), default=0.0)
+        bars = [100 * mean / largest if has_bar and mean is not None and largest > 0 else None for mean in means]
+        columns.append([Cost(written(mean), bar) for mean, bar in zip(means, bars, strict=True)])
+    return [(backbone, list(row)) for backbone, row in zip(backbones, zip(*columns, strict=True), strict=True)]
+
+
+def _dropped(data: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return [(DROPPED.get(reason, words(reason)), number) for reason, number in data["dropped"].items()]
+
+
+def _columns(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(key for row in rows.values() for key in row))
+
+
+def _with_contract(cells: Sequence[Cell]) -> list[str]:
+    return list(dict.fromkeys(cell["backbone_id"] for cell in cells if cell["contract"]))

@@ -1,0 +1,59 @@
+"""What travels from the driver to a cell's workers, and the files both sides know. No torch, ray, mlflow."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.data.prepare import Prepared
+from orchestrator.plan import Cell
+from orchestrator.results import read_json
+
+EXPORT_MANIFEST = "training_manifest.json"
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """Where to write the trained model, and the facts that go into the folder's manifest."""
+
+    folder: Path
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class CellJob:
+    """One attempt at a cell: everything its workers need, small enough to travel."""
+
+    cell: Cell
+    attempt: int
+    folder: Path  # shared by all ranks and by all attempts
+    prepared: Prepared
+    selection_file: str
+    flops_per_token: float
+    deadline: float  # time.time() at which the cell has used up policy.timeout
+    export: ExportRequest | None = None
+
+    @property
+    def spool_folder(self) -> Path:
+        return spool_folder(self.folder)
+
+    @property
+    def checkpoint_root(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def stop_file(self) -> Path:
+        """While it exists, the workers stop at the next step, after a checkpoint."""
+        return self.folder / "stop"
+
+
+def spool_folder(cell_folder: Path) -> Path:
+    """Where a cell's steps are spooled."""
+    return cell_folder / "spool"
+
+
+def find_export(folder: Path) -> str | None:
+    """The cell_id that a finished export folder came from, or None."""
+    manifest = folder / EXPORT_MANIFEST
+    if not (manifest.is_file() and (folder / "config.json").is_file()):
+        return None
+    return str(read_json(manifest)["cell_id"])

@@ -1,0 +1,92 @@
+"""Which examples every candidate sees: the parity report, made before anything trains. NumPy only."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from orchestrator.data.prepare import Prepared, TokenizedDataset, load_tokenized
+from orchestrator.errors import SpecError, SpecProblem
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What every candidate trains and is scored on: indices into the tokenized splits, and what was left out."""
+
+    kept: dict[str, np.ndarray]  # backbone_id -> (examples,) int64 training examples
+    scored: np.ndarray  # (items,) int64 held-out items, the same for every candidate
+    dropped: dict[str, int]
+    backbones: dict[str, dict[str, Any]]
+
+
+def compare_tokenizers(prepared: Sequence[Prepared], sequence_length: int, rule: str) -> Parity:
+    """Counts what each tokenizer does to the data and applies `data.parity`.
+
+    intersection: an example that any candidate would cut is dropped for all. per_backbone: each candidate keeps what
+    it can learn from, cut at the end. Held-out items are never cut (long ones are scored in windows); an item whose
+    text any tokenizer cannot give back is dropped for all.
+    """
+    train = {one.backbone_id: load_tokenized(one.train_file) for one in prepared}
+    validation = [load_tokenized(one.validation_file) for one in prepared]
+    cut = {backbone_id: data.lengths > sequence_length for backbone_id, data in train.items()}
+    empty = {backbone_id: _loses_every_target(data, sequence_length) for backbone_id, data in train.items()}
+    cut_by_any = np.logical_or.reduce(list(cut.values()))
+    empty_for_any = np.logical_or.reduce(list(empty.values()))
+    if rule == "intersection":
+        shared = np.flatnonzero(~(cut_by_any | empty_for_any))
+        kept = dict.fromkeys(train, shared)
+        too_long, no_target = int(cut_by_any.sum()), int((empty_for_any & ~cut_by_any).sum())
+    else:
+        kept = {backbone_id: np.flatnonzero(~nothing) for backbone_id, nothing in empty.items()}
+        too_long, no_target = 0, int(empty_for_any.sum())
+    readable = np.logical_and.reduce([data.round_trips for data in validation])
+    facts = {
+        one.backbone_id: {
+            "examples_cut": int(cut[one.backbone_id].sum()),
+            "examples_without_target": int(empty[one.backbone_id].sum()),
+            "tokens_per_byte": one.tokens_per_byte,
+            "doubled_bos": one.doubled_bos,
+            "missing_eos": one.missing_eos,
+            "kept": len(kept[one.backbone_id]),
+        }
+        for one in prepared
+    }
+    dropped = {"too_long": too_long, "no_target": no_target, "does_not_round_trip": int((~readable).sum())}
+    return Parity(kept, np.flatnonzero(readable), dropped, facts)
+
+
+def check_parity(parity: Parity, file: str, sequence_length: int) -> None:
+    """Raises SpecError when some candidate is left with nothing to train on or nothing to be scored on."""
+    for backbone_id, kept in parity.kept.items():
+        if not len(kept):
+            message = (
+                f"no training example fits {backbone_id} at recipe.sequence_length {sequence_length}; raise it, or set "
+                "recipe.data.parity to per_backbone"
+            )
+            raise SpecError((SpecProblem(file, message, "recipe.sequence_length"),))
+    if not len(parity.scored):
+        message = (
+            "no held-out item can be decoded back to its own text by every tokenizer; check recipe.data.validation"
+        )
+        raise SpecError((SpecProblem(file, message, "recipe.data.validation"),))
+
+
+def save_selection(file: Path, parity: Parity, backbone_id: str) -> None:
+    """Writes the two index arrays that a cell's workers need."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(file, kept=parity.kept[backbone_id], scored=parity.scored)
+
+
+def load_selection(file: str) -> tuple[np.ndarray, np.ndarray]:
+    """Kept training examples and scored held-out items."""
+    with np.load(file, allow_pickle=False) as arrays:
+        return arrays["kept"], arrays["scored"]
+
+
+def _loses_every_target(data: TokenizedDataset, sequence_length: int) -> np.ndarray:
+    """(examples,) bool: nothing to learn is left after cutting at `sequence_length`."""
+    position = np.arange(len(data.input_ids)) - np.repeat(data.offsets[:-1], data.lengths)
+    usable = data.is_target & (position > 0) & (position < sequence_length)
+    return np.asarray(np.add.reduceat(usable.astype(np.int64), data.offsets[:-1]) == 0)

@@ -1,0 +1,87 @@
+"""One exception class per decision a caller can take. All are picklable: every argument goes to `Exception`."""
+
+from dataclasses import dataclass
+
+
+class OrchestratorError(Exception):
+    """Base of every error we raise on purpose. Its message names the remedy."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class SpecProblem:
+    """One thing that is wrong with an input: where it stands, what was found, what to do."""
+
+    file: str
+    message: str
+    path: str = ""
+    line: int | None = None
+
+    def __str__(self) -> str:
+        place = self.file if self.line is None else f"{self.file}:{self.line}"
+        return f"{place}: {self.message}"
+
+
+class SpecError(OrchestratorError):
+    """The input is wrong; nothing was started. Carries every problem found, not only the first."""
+
+    exit_code = 2
+
+    def __init__(self, problems: tuple[SpecProblem, ...]):
+        super().__init__(problems)
+        self.problems = problems
+
+    def __str__(self) -> str:
+        return "\n".join(str(problem) for problem in self.problems)
+
+
+def spec_error(file: str, message: str, path: str = "") -> SpecError:
+    """A `SpecError` with a single problem."""
+    return SpecError((SpecProblem(file, message, path),))
+
+
+class InputError(OrchestratorError):
+    """A command was called in a way that cannot work here; nothing was started."""
+
+    exit_code = 2
+
+
+class ResourcesError(OrchestratorError):
+    """The cluster does not have, and did not get in time, what a cell needs."""
+
+
+class AlreadyRunningError(OrchestratorError):
+    """Another process is working on the same cell."""
+
+
+class DivergedError(OrchestratorError):
+    """Loss or gradient norm is not finite. Raised before the optimizer step; retrying would repeat it."""
+
+
+class OutOfMemoryError(OrchestratorError):
+    """A device or the host ran out of memory; the same configuration would do so again."""
+
+
+class TimedOutError(OrchestratorError):
+    """The cell used up `policy.timeout`."""
+
+
+class CancelledError(OrchestratorError):
+    """Somebody asked the cell to stop; a checkpoint was kept."""
+
+
+class ShardingError(OrchestratorError):
+    """The decoder-layer class matched nothing, or a layer did not become an FSDP unit."""
+
+
+class CheckpointError(OrchestratorError):
+    """A checkpoint could not be written or read."""
+
+
+class TrackingError(OrchestratorError):
+    """MLflow refused something for good (not: was unreachable)."""
+
+
+class ExportError(OrchestratorError):
+    """The trained model could not be written as a Hugging Face folder."""

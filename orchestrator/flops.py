@@ -1,0 +1,37 @@
+"""Training FLOPs and model FLOPs utilisation, in closed form. No torch, ray, mlflow."""
+
+from backbones.registry import BackboneSpec
+
+# Dense bf16 peak in FLOP/s per device, by a substring of the name that CUDA reports.
+PEAK_BF16_FLOPS = {
+    "H200": 989e12,  # https://www.nvidia.com/en-us/data-center/h200/
+    "H100 PCIe": 756e12,  # https://www.nvidia.com/en-us/data-center/h100/
+    "H100": 989e12,  # https://www.nvidia.com/en-us/data-center/h100/
+    "A100": 312e12,  # https://www.nvidia.com/en-us/data-center/a100/
+    "L40S": 362e12,  # https://www.nvidia.com/en-us/data-center/l40s/
+    "A10G": 70e12,  # https://d1.awsstatic.com/product-marketing/ec2/NVIDIA_AWS_A10G_DataSheet_FINAL_02_17_2022.pdf
+    "L4": 121e12,  # https://www.nvidia.com/en-us/data-center/l4/
+}
+
+
+def training_flops_per_token(spec: BackboneSpec, sequence_length: int) -> float:
+    """6N + 12LHS: forward and backward of one token, without recomputation.
+
+    N: parameters that multiply (all but the input embedding, which only looks up); L: layers; H: heads x head size;
+    S: sequence length. Source: PaLM, appendix B, https://arxiv.org/abs/2204.02311.
+    """
+    dims = spec.architecture
+    lookup = 0 if dims.tied_embeddings else dims.vocab_size * dims.hidden_size
+    attention = 12 * dims.num_layers * dims.num_heads * dims.head_dim * sequence_length
+    return float(6 * (spec.parameters - lookup) + attention)
+
+
+def find_peak_flops(device_name: str) -> float | None:
+    """Dense bf16 peak of a device, or None when the device is unknown: an invented peak would be an invented MFU."""
+    return next((peak for name, peak in PEAK_BF16_FLOPS.items() if name in device_name), None)
+
+
+def find_mfu(tokens_per_second: float, flops_per_token: float, device_name: str) -> float | None:
+    """Model FLOPs utilisation of one device, 0..1, or None on a device with no known peak."""
+    peak = find_peak_flops(device_name)
+    return None if peak is None else tokens_per_second * flops_per_token / peak

@@ -1,0 +1,29 @@
+"""Negative log-likelihood of shifted labels. Shape suffixes: B rows, T positions, V vocabulary rows."""
+
+import torch
+from backbones.contract import LLMBackbone
+from torch.nn import functional
+
+from orchestrator.data.feed import IGNORED, Batch
+
+
+def token_nats(backbone: LLMBackbone, batch: Batch, device: torch.device) -> torch.Tensor:
+    """Negative log-likelihood in nats at each position, fp32 (B, T); 0 where the label is ignored.
+
+    Passes position ids and neither mask nor cache: that is what keeps packed examples apart in transformers.
+    """
+    labels_BT = torch.from_numpy(batch.labels).to(device)
+    logits_BTV = backbone(
+        input_ids=torch.from_numpy(batch.input_ids).to(device),
+        position_ids=torch.from_numpy(batch.position_ids).to(device),
+        use_cache=False,
+    ).logits
+    nats = functional.cross_entropy(
+        logits_BTV.float().flatten(0, 1), labels_BT.flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return nats.view_as(labels_BT)
+
+
+def summed_nats(backbone: LLMBackbone, batch: Batch, device: torch.device) -> torch.Tensor:
+    """Scalar fp32: the batch's total, to be divided by the target tokens of the global step."""
+    return token_nats(backbone, batch, device).sum()

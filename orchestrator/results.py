@@ -1,0 +1,146 @@
+"""What a run produces: `StepMetrics` for one step, `Measurement` for a finished cell, `CellResult` for the report.
+
+Everything here is plain data that goes to JSON and back; no torch, ray or mlflow.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+
+class CellStatus(StrEnum):
+    """Where a cell stands. Every planned cell ends in the report exactly once, with a terminal status."""
+
+    QUEUED = "QUEUED"  # waits for resources
+    RUNNING = "RUNNING"  # an attempt is under way
+    PREEMPTED = "PREEMPTED"  # gave its resources back at a checkpoint; will continue
+    SUCCEEDED = "SUCCEEDED"  # trained its whole budget and was evaluated
+    OUT_OF_MEMORY = "OUT_OF_MEMORY"  # a device or the host ran out of memory
+    DIVERGED = "DIVERGED"  # loss or gradient norm became NaN or infinite
+    FAILED = "FAILED"  # more failures than policy.max_failures
+    TIMED_OUT = "TIMED_OUT"  # longer than policy.timeout
+    INFEASIBLE = "INFEASIBLE"  # the plan already shows that it cannot fit; never started
+    CANCELLED = "CANCELLED"  # stopped by a person or a signal; resumable
+
+    @property
+    def is_terminal(self) -> bool:
+        return self not in (CellStatus.QUEUED, CellStatus.RUNNING, CellStatus.PREEMPTED)
+
+    @property
+    def mlflow_status(self) -> str:
+        """The MLflow `RunStatus` name that says the same."""
+        if not self.is_terminal:
+            return "RUNNING"
+        if self is CellStatus.SUCCEEDED:
+            return "FINISHED"
+        return "KILLED" if self is CellStatus.CANCELLED else "FAILED"
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """One optimizer step, measured on rank 0 over the global batch.
+
+    `step` counts from 1. Times are seconds, `bytes_seen` UTF-8 bytes of learnable text up to and including this
+    step, `train_bits_per_byte` the step's training loss per learnable byte (target tokens include EOS).
+    """
+
+    step: int
+    loss: float  # nats per target token of the global batch
+    grad_norm: float  # before clipping
+    learning_rate: float
+    train_bits_per_byte: float
+    examples_seen: int
+    tokens_seen: int  # input tokens without padding
+    bytes_seen: int
+    progress: float  # share of the budget used after this step, 0..1
+    step_time_s: float
+    tokens_per_second_per_device: float
+    peak_memory_gib: float
+
+
+@dataclass(frozen=True)
+class EvaluationPoint:
+    """Held-out bits per byte after `step` optimizer steps (0: before training)."""
+
+    step: int
+    progress: float
+    bytes_seen: int
+    tokens_seen: int
+    train_time_s: float  # time spent in steps so far, without evaluation and checkpoints
+    val_bits_per_byte: float
+    val_loss: float  # nats per scored token
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a finished cell measured. `metrics` is what `report.json` shows for it."""
+
+    metrics: dict[str, float | None]
+    evaluations: list[EvaluationPoint]
+    contract: dict[str, Any]  # dtypes, kernel, decay groups, tokenizer rows, versions: found, not asked for
+    data: dict[str, Any]  # examples kept and dropped, tokens per byte, ...
+    items_file: str  # per-item scores, relative to the cell's folder
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """A cell with its status and either a measurement or the reason why there is none."""
+
+    cell_id: str
+    backbone_id: str
+    seed: int
+    status: CellStatus
+    attempts: int = 0
+    mlflow_run_id: str | None = None
+    measurement: Measurement | None = None
+    failure: str | None = None
+    folder: str = ""
+    restarts: list[str] = field(default_factory=list)  # why each attempt but the last ended
+
+
+def measurement_from_json(document: dict[str, Any]) -> Measurement:
+    """The inverse of `dataclasses.asdict` for a `Measurement`."""
+    points = [EvaluationPoint(**point) for point in document["evaluations"]]
+    return Measurement(**{**document, "evaluations": points})
+
+
+def cell_result_from_json(document: dict[str, Any]) -> CellResult:
+    """The inverse of `dataclasses.asdict` for a `CellResult`."""
+    measured = document["measurement"]
+    return CellResult(
+        **{
+            **document,
+            "status": CellStatus(document["status"]),
+            "measurement": None if measured is None else measurement_from_json(measured),
+        }
+    )
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Writes a JSON file so that a reader sees the old or the new content, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with open(partial, "w", encoding="utf-8") as stream:
+        json.dump(document, stream, indent=2, ensure_ascii=False, allow_nan=False, default=str)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(partial, path)
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def find_cell_result(folder: Path) -> CellResult | None:
+    """The stored result of a cell, or None while it has none."""
+    path = folder / "result.json"
+    return cell_result_from_json(read_json(path)) if path.exists() else None
+
+
+def save_cell_result(folder: Path, result: CellResult) -> None:
+    """Stores a cell's result beside its checkpoints."""
+    write_json(folder / "result.json", asdict(result))

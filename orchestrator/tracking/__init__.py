@@ -1,0 +1,1 @@
+"""From steps to MLflow without loss: workers append to a spool, the driver's writer sends it with acknowledgement."""

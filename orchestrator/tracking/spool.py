@@ -1,0 +1,99 @@
+"""An append-only file of facts per cell, shared by all its attempts. No torch, ray, mlflow.
+
+It is the truth about steps: what it holds is sent to MLflow unchanged, as often as needed, so an attempt that repeats
+steps after a restart does not write them again, and a replay sends identical rows, which MLflow stores once.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from orchestrator.results import EvaluationPoint, StepMetrics
+
+Kind = Literal["step", "evaluation", "phase"]
+FILE_NAME = "steps.jsonl"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line: a step, an evaluation, or the phase an attempt has entered."""
+
+    kind: Kind
+    time_ms: int
+    attempt: int
+    fields: dict[str, Any]
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.kind, self.fields["step"]
+
+
+class SpoolWriter:
+    """Appends entries; a step or evaluation that an earlier attempt already wrote is skipped."""
+
+    def __init__(self, folder: Path, attempt: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / FILE_NAME
+        _drop_torn_line(file)
+        self._seen = {entry.key for entry in read_spool(folder) if entry.kind != "phase"}
+        self._attempt = attempt
+        # A line is one write of a few hundred bytes to an O_APPEND file: a killed worker leaves whole lines, or one
+        # torn line at the end. The page cache outlives the process, so no fsync is needed on the way of a step.
+        self._descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+
+    def step(self, metrics: StepMetrics) -> None:
+        """Appends a step unless it is there already."""
+        self._append("step", asdict(metrics))
+
+    def evaluation(self, point: EvaluationPoint) -> None:
+        """Appends an evaluation unless it is there already."""
+        self._append("evaluation", asdict(point))
+
+    def phase(self, name: str, **details: Any) -> None:
+        """Appends what the attempt does now, for the progress view."""
+        self._append("phase", {"phase": name, **details})
+
+    def close(self) -> None:
+        """Makes the file durable and closes it."""
+        os.fsync(self._descriptor)
+        os.close(self._descriptor)
+
+    def _append(self, kind: Kind, fields: dict[str, Any]) -> None:
+        entry = Entry(kind, time.time_ns() // 1_000_000, self._attempt, fields)
+        if kind != "phase":
+            if entry.key in self._seen:
+                return
+            self._seen.add(entry.key)
+        os.write(self._descriptor, (json.dumps(asdict(entry)) + "\n").encode())
+
+
+def read_spool(folder: Path) -> Iterator[Entry]:
+    """Every complete entry so far."""
+    yield from (entry for entry, _ in read_from(folder, 0))
+
+
+def read_from(folder: Path, offset: int) -> Iterator[tuple[Entry, int]]:
+    """Complete entries from a byte offset, each with the offset behind it; a line being written is left for later."""
+    file = folder / FILE_NAME
+    if not file.exists():
+        return
+    with open(file, "rb") as stream:
+        stream.seek(offset)
+        for line in stream:
+            if not line.endswith(b"\n"):
+                return
+            offset += len(line)
+            yield Entry(**json.loads(line)), offset
+
+
+def _drop_torn_line(file: Path) -> None:
+    if not file.exists():
+        return
+    content = file.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(file, whole)

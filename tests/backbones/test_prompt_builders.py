@@ -1,0 +1,109 @@
+"""Golden strings: what OpenVLA's and Prismatic's checkpoints were trained on, byte for byte."""
+
+import pytest
+
+from backbones.prompting import (
+    LLaMa2ChatFixedPromptBuilder,
+    LLaMa2ChatPromptBuilder,
+    MistralInstructPromptBuilder,
+    PhiFixedPromptBuilder,
+    PhiPromptBuilder,
+    PromptBuilder,
+    PurePromptBuilder,
+    VicunaV15ChatPromptBuilder,
+    pure_prompt_builder,
+)
+
+SYS_L = (
+    "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
+    "provides, and assist the user with a variety of tasks using natural language."
+)
+SYS_V = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+TURNS = [("human", "<image>\n Hello "), ("gpt", " Hi there "), ("human", "Bye"), ("gpt", "")]
+GOLDEN = {
+    PurePromptBuilder: ["In: Hello\nOut: ", "Hi there</s>", "In: Bye\nOut: ", " </s>", "In: Q\nOut:"],
+    MistralInstructPromptBuilder: [
+        "[INST] Hello [/INST] ",
+        "Hi there</s>",
+        "[INST] Bye [/INST] ",
+        " </s>",
+        "[INST] Q [/INST]",
+    ],
+    LLaMa2ChatPromptBuilder: [
+        f"[INST] <<SYS>\n{SYS_L}\n<</SYS>>\n\nHello [/INST] ",
+        "Hi there</s>",
+        "[INST] Bye [/INST] ",
+        " </s>",
+        f"[INST] <<SYS>\n{SYS_L}\n<</SYS>>\n\nQ [/INST]",
+    ],
+    VicunaV15ChatPromptBuilder: [
+        f"{SYS_V} USER: Hello ASSISTANT: ",
+        "Hi there</s>",
+        "USER: Bye ASSISTANT: ",
+        " </s>",
+        f"{SYS_V} USER: Q ASSISTANT:",
+    ],
+    PhiPromptBuilder: [
+        "<|endoftext|>Input: Hello\nOutput: ",
+        "Hi there\n<|endoftext|>",
+        "Input: Bye\nOutput: ",
+        " \n<|endoftext|>",
+        "<|endoftext|>Input: Q\nOutput:",
+    ],
+}
+WITH_SYSTEM = (LLaMa2ChatPromptBuilder, VicunaV15ChatPromptBuilder)
+
+
+@pytest.mark.parametrize("family", ["prismatic", "openvla"])
+@pytest.mark.parametrize("builder_class", GOLDEN)
+def test_pieces_and_prompts_have_the_bytes_of_upstream(builder_class: type[PromptBuilder], family: str) -> None:
+    *pieces, one_turn_prompt = GOLDEN[builder_class]
+    builder = builder_class(family)
+    assert [builder.add_turn(role, message) for role, message in TURNS] == pieces
+    assert builder.get_prompt() == "".join(pieces).rstrip()
+    asked = builder_class(family)
+    asked.add_turn("human", "Q")
+    assert asked.get_prompt() == one_turn_prompt
+
+
+@pytest.mark.parametrize("builder_class", GOLDEN)
+def test_a_potential_prompt_changes_nothing_and_cleans_nothing(builder_class: type[PromptBuilder]) -> None:
+    builder = builder_class("prismatic")
+    expected = GOLDEN[builder_class][4].replace("Q", " <image>Q").removeprefix("<|endoftext|>")
+    assert builder.get_potential_prompt(" <image>Q") == expected
+    assert (builder.prompt, builder.turn_count) == ("", 0)
+
+
+@pytest.mark.parametrize("builder_class", GOLDEN)
+def test_turns_alternate_and_a_human_begins(builder_class: type[PromptBuilder]) -> None:
+    with pytest.raises(AssertionError, match=r"^$"):
+        builder_class("prismatic").add_turn("gpt", "Hi")
+
+
+@pytest.mark.parametrize("builder_class", GOLDEN)
+def test_a_builder_says_whether_it_uses_a_system_prompt(builder_class: type[PromptBuilder]) -> None:
+    text = builder_class("prismatic", " Be brief. ").add_turn("human", "Q")
+    assert builder_class.uses_system_prompt == ("Be brief." in text)
+    assert builder_class.uses_system_prompt == (builder_class in WITH_SYSTEM)
+
+
+@pytest.mark.parametrize("builder_class", WITH_SYSTEM)
+def test_a_family_without_a_default_system_prompt_needs_one(builder_class: type[PromptBuilder]) -> None:
+    with pytest.raises(KeyError):
+        builder_class("other")
+    assert "Be brief." in builder_class("other", "Be brief.").add_turn("human", "Q")
+
+
+def test_the_fixed_variants_repair_the_tag_and_the_potential_prompt() -> None:
+    assert LLaMa2ChatFixedPromptBuilder("prismatic", "S").add_turn("human", "Q") == (
+        "[INST] <<SYS>>\nS\n<</SYS>>\n\nQ [/INST] "
+    )
+    assert PhiFixedPromptBuilder("prismatic").get_potential_prompt("Q") == "<|endoftext|>Input: Q\nOutput:"
+
+
+def test_pure_takes_another_tokenizers_bos_and_eos() -> None:
+    builder = pure_prompt_builder("", "<|im_end|>")("prismatic")
+    assert builder.add_turn("human", "Q") + builder.add_turn("gpt", "A") == "In: Q\nOut: A<|im_end|>"
