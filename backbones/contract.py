@@ -58,10 +58,6 @@ class LLMBackbone(nn.Module, ABC):
     def embed_input_ids(self, input_ids: torch.LongTensor) -> torch.Tensor:
         """Input embeddings, [batch, length, embed_dim]."""
 
-    @abstractmethod
-    def use_attention(self, request: str, dtype: torch.dtype | None = None) -> None:
-        """Switches to an attention kernel for `dtype` (default: the half precision). Raises AttentionUnavailableError where it cannot run."""
-
     @property
     @abstractmethod
     def prompt_builder_fn(self) -> type[PromptBuilder]:

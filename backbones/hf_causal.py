@@ -106,6 +106,7 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
         return embeddings
 
     def use_attention(self, request: str, dtype: torch.dtype | None = None) -> None:
+        """Switches to a kernel that computes in `dtype` (None: half precision). Raises AttentionUnavailableError."""
         dtype = dtype or self.half_precision_dtype
         self.attention = resolve_attention(request, dtype=dtype, llm_cls=type(self.llm))
         self.llm.set_attn_implementation(self.attention.kernel)

@@ -14,7 +14,9 @@ from backbones.reference import hub_errors, is_reference, resolve_reference
 from backbones.spec import Architecture, BackboneSpec
 
 if TYPE_CHECKING:
-    from backbones.contract import LLMBackbone
+    import torch
+
+    from backbones.hf_causal import HFCausalLLMBackbone
     from backbones.prompting import Codec
 
 __all__ = [
@@ -75,12 +77,14 @@ def build(
     hf_token: str | None = None,
     inference_mode: bool = False,
     attention: str = "auto",
+    compute_dtype: "torch.dtype | None" = None,
     seed: int = 0,
-) -> "LLMBackbone":
+) -> "HFCausalLLMBackbone":
     """A built backbone: fp32 weights, tokenizer, PAD and embedding rows in place.
 
     `inference_mode` gives the structure with random weights, for a checkpoint to fill. `seed` decides every random
-    weight (PAD rows, tiny backbones) and leaves torch's global generator as it was. Raises what `get_spec` raises,
+    weight (PAD rows, tiny backbones) and leaves torch's global generator as it was. `compute_dtype` is what attention
+    will run in (None: half precision). Raises what `get_spec` raises,
     AttentionUnavailableError, and WeightsError when weights are missing or left over.
     """
     import torch
@@ -89,15 +93,15 @@ def build(
 
     spec = get_spec(backbone_id, hf_token=hf_token)
     if attention != "auto":
-        resolve_attention(attention)  # before gigabytes are read
+        resolve_attention(attention, dtype=compute_dtype)  # before gigabytes are read
     backbone_cls = getattr(*_locate(spec.backbone_cls))
     with torch.random.fork_rng(devices=[]), hub_errors(spec.backbone_id, spec.source):
         torch.default_generator.manual_seed(seed)
-        backbone: LLMBackbone = backbone_cls(
+        backbone: HFCausalLLMBackbone = backbone_cls(
             backbone_id, llm_max_length=max_length, hf_token=hf_token, inference_mode=inference_mode
         )
-    if attention != "auto":
-        backbone.use_attention(attention)
+    if attention != "auto" or compute_dtype is not None:
+        backbone.use_attention(attention, compute_dtype)
     return backbone
 
 

@@ -34,7 +34,7 @@ from orchestrator.optimizer import build_optimizer, decay_counts
 from orchestrator.plan import Cell
 from orchestrator.results import EvaluationPoint, StepMetrics
 from orchestrator.schedule import Seen, learning_rate, passed_a_mark, progress
-from orchestrator.sharding import build_mesh, found_contract, shard
+from orchestrator.sharding import COMPUTE_DTYPE, build_mesh, found_contract, shard
 from orchestrator.tracking.spool import SpoolWriter
 
 CONTINUE, STOP, TIMED_OUT = 0, 1, 2
@@ -114,7 +114,13 @@ def build_trainee(job: CellJob, device: torch.device) -> Trainee:
     """Builds, adapts and shards the backbone, and opens its data."""
     started = time.perf_counter()
     cell, recipe = job.cell, job.cell.recipe
-    backbone = build(cell.backbone.reference, max_length=recipe.sequence_length, seed=cell.seed, attention=recipe.attention)
+    backbone = build(
+        cell.backbone.reference,
+        max_length=recipe.sequence_length,
+        seed=cell.seed,
+        attention=recipe.attention,
+        compute_dtype=COMPUTE_DTYPE[recipe.precision],
+    )
     apply_adaptation(backbone, recipe.adaptation.kind)
     if recipe.activation_checkpointing:
         backbone.enable_gradient_checkpointing()
