@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from jobs.verdict import CellScores, judge
+from jobs.paired_tests import CellScores
+from jobs.verdict import judge
 from orchestrator.cell_job import spool_folder
 from orchestrator.measurement import ItemScores, load_item_scores
 from orchestrator.plan import Plan

@@ -1,7 +1,8 @@
 """Resumable checkpoints: sharded by DCP into a directory of their own, then a COMMITTED manifest, written last.
 
 Nothing is ever renamed, so the rules hold on object stores too. A reader accepts a directory only when its manifest
-parses, says COMMITTED, and every file has the size and digest written there; others are passed over.
+parses, holds its own digest, says COMMITTED, and every file has the size and digest written there; others are passed
+over.
 """
 
 import contextlib
@@ -59,7 +60,7 @@ def save_checkpoint(
         if rank == 0:
             files = {name: digest for part in digests for name, digest in part.items()}
             manifest = {"format": FORMAT, "state": "COMMITTED", "step": step, "trainer": trainer, "files": files}
-            _write_durably(folder / MANIFEST, json.dumps(manifest))
+            _write_durably(folder / MANIFEST, json.dumps({**manifest, "digest": _own_digest(manifest)}))
         dist.barrier()
     return folder
 
@@ -83,7 +84,7 @@ def find_latest(root: Path) -> tuple[Checkpoint | None, list[str]]:
         if reason is None:
             manifest = _manifest(folder)
             return Checkpoint(folder, manifest["step"], manifest["trainer"]), rejected
-        rejected.append(f"{folder.name}: {reason}; using an older checkpoint")
+        rejected.append(f"{folder.name}: {reason}; it is passed over")
     return None, rejected
 
 
@@ -99,21 +100,29 @@ def prune(root: Path, keep: int) -> None:
 
 
 def _newest_first(root: Path) -> list[Path]:
-    return sorted((path for path in root.glob("step-*") if path.is_dir()), reverse=True)
+    """By attempt, then by step: an attempt that passed a damaged checkpoint over writes its own at earlier steps."""
+    folders = (path for path in root.glob("step-*-attempt-*") if path.is_dir())
+    return sorted(folders, key=lambda path: (path.name.rpartition("-")[2], path.name), reverse=True)
 
 
 def _manifest(folder: Path) -> Any:
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError):
+        digest = manifest.pop("digest")
+    except (OSError, ValueError, LookupError, AttributeError, TypeError):
         return None
-    return manifest if manifest.get("state") == "COMMITTED" and manifest.get("format") == FORMAT else None
+    whole = digest == _own_digest(manifest) and manifest["state"] == "COMMITTED" and manifest["format"] == FORMAT
+    return manifest if whole else None
+
+
+def _own_digest(manifest: dict[str, Any]) -> str:
+    return xxhash.xxh3_128(json.dumps(manifest).encode()).hexdigest()
 
 
 def _find_fault(folder: Path) -> str | None:
     manifest = _manifest(folder)
     if manifest is None:
-        return "was never committed"
+        return "it was never committed, or its manifest is damaged"
     for name, expected in manifest["files"].items():
         file = folder / name
         if not file.is_file():
@@ -144,7 +153,8 @@ def _named_remedy(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, dcp.api.CheckpointException) as error:
-        free = shutil.disk_usage(folder.parent).free / 1024**3
+        existing = next(parent for parent in folder.parents if parent.is_dir())
+        free = shutil.disk_usage(existing).free / 1024**3
         raise CheckpointError(
             f"cannot write the checkpoint {folder}: {error}. {free:.1f} GiB are free there; free some space or set "
             "storage to another folder. Earlier checkpoints are untouched; running the same command resumes."

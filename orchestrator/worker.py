@@ -15,8 +15,16 @@ from orchestrator.spec import Placement
 # Seconds between the Ray Train controller's looks at its workers: how soon it sees that they finished or died.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+# A reclaimed node shows as a dead worker anyway; the watcher would be one more process to start and to poll.
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+# Seconds that Ray Train lets the surviving workers leave a broken process group before it kills them.
+os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "5")
 
 PROCESS_GROUP_TIMEOUT_S = 600
+# A rank that lost the connection to another one waits this long before it fails: Ray then sees who really died first.
+PATIENCE_S = 3.0
+WORKER_DIED, PEER_LOST, PREEMPTED = "WorkerDiedError", "PeerLostError", "PreemptedError"
+PEER_LOST_WORDS = ("gloo/transport", "remote process exited", "Connection reset by peer", "Connection closed by peer")
 STATUS_OF_ERROR = {
     "DivergedError": CellStatus.DIVERGED,
     "OutOfMemoryError": CellStatus.OUT_OF_MEMORY,

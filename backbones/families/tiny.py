@@ -26,9 +26,9 @@ _LLAMA2 = BackboneSpec(
         hidden_size=96,
         intermediate_size=256,
         num_layers=3,
-        num_heads=6,
-        num_kv_heads=6,
-        head_dim=16,
+        num_heads=3,
+        num_kv_heads=3,
+        head_dim=32,
         vocab_size=1088,
         tied_embeddings=True,
     ),
@@ -44,7 +44,7 @@ register(
         prompt_builder="MistralInstructPromptBuilder",
         llm_cls="MistralForCausalLM",
         decoder_layer_cls="MistralDecoderLayer",
-        architecture=replace(_LLAMA2.architecture, num_kv_heads=2, vocab_size=320, tied_embeddings=False),
+        architecture=replace(_LLAMA2.architecture, num_kv_heads=1, vocab_size=320, tied_embeddings=False),
     )
 )
 register(
@@ -52,11 +52,11 @@ register(
         _LLAMA2,
         backbone_id="tiny-qwen",
         hf_hub_path="builtin:tiny-qwen",
-        parameters=399_904,
+        parameters=399_968,
         prompt_builder="ChatTemplatePromptBuilder",
         requires_bos=False,
         llm_cls="Qwen3ForCausalLM",
         decoder_layer_cls="Qwen3DecoderLayer",
-        architecture=replace(_LLAMA2.architecture, num_layers=2, num_kv_heads=2, vocab_size=2112),
+        architecture=replace(_LLAMA2.architecture, num_layers=2, num_kv_heads=1, vocab_size=2112),
     )
 )

@@ -61,7 +61,9 @@ class Feed:
     def _rows(self) -> Iterator[tuple[int, ...]]:
         epoch = 0
         while True:
-            order = self.kept[_generator(self.data_digest, self.seed, epoch).permutation(len(self.kept))]
+            # All examples are shuffled and then the kept ones taken: what one candidate drops must not reorder the rest.
+            shuffled = _generator(self.data_digest, self.seed, epoch).permutation(len(self.data))
+            order = shuffled[np.isin(shuffled, self.kept)]
             if self.packing:
                 yield from pack(order, np.minimum(self.data.lengths, self.sequence_length), self.sequence_length)
             else:
@@ -72,14 +74,20 @@ class Feed:
         examples = np.array([index for row in rows for index in row])
         lengths = np.minimum(self.data.lengths[examples], self.sequence_length)
         cut = examples[self.data.lengths[examples] > self.sequence_length]
-        lost = sum(int(self.data.targets[index]) - int((self._cut(index)[1][1:]).sum()) for index in cut)
+        lost = [self._lost(index) for index in cut]
         return StepWork(
             rows=rows,
             examples=len(examples),
             tokens=int(lengths.sum()),
-            targets=int(self.data.targets[examples].sum()) - lost,
-            learnable_bytes=int(self.data.learnable_bytes[examples].sum()),
+            targets=int(self.data.targets[examples].sum()) - sum(targets for targets, _ in lost),
+            learnable_bytes=int(self.data.learnable_bytes[examples].sum()) - sum(count for _, count in lost),
         )
+
+    def _lost(self, index: int) -> tuple[int, int]:
+        """Target tokens and learnable bytes behind the cut; the bytes in proportion to the text tokens there."""
+        _, is_target, is_scored = self.data.example(index)
+        behind = is_scored[self.sequence_length :].sum() / max(int(is_scored.sum()), 1)
+        return int(is_target[self.sequence_length :].sum()), round(float(self.data.learnable_bytes[index] * behind))
 
     def _cut(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         input_ids, is_target, _ = self.data.example(index)
@@ -130,6 +138,11 @@ def make_batch(rows: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]], pad_toke
             start = end
         position_ids[line, start:] = np.arange(count, count + width - start)  # padding continues the last example
     return Batch(input_ids, position_ids, labels)
+
+
+def as_one_row(batch: Batch) -> Batch:
+    """The same batch with all rows in one: position ids start again with every row, as with every packed example."""
+    return Batch(*(array.reshape(1, -1) for array in (batch.input_ids, batch.position_ids, batch.labels)))
 
 
 def _generator(data_digest: str, seed: int, epoch: int) -> np.random.Generator:

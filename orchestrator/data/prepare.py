@@ -33,7 +33,7 @@ class TokenizedDataset:
     is_scored: np.ndarray  # (tokens,) bool: counts in bits per byte
     offsets: np.ndarray  # (examples + 1,) int64
     learnable_bytes: np.ndarray  # (examples,) int64, UTF-8 bytes
-    round_trips: np.ndarray  # (examples,) bool: decode(encode(x)) == x
+    round_trips: np.ndarray  # (examples,) bool: the prompt format keeps the text, and decode(encode(x)) == x
 
     def __len__(self) -> int:
         return len(self.learnable_bytes)
@@ -112,16 +112,21 @@ def _encode(codec: "Codec", example: Example) -> "Encoded":
 
 
 def _round_trips(codec: "Codec", example: Example) -> bool:
-    learnable = [turn.content for turn in example.turns if turn.role == "assistant"] or [example.text]
-    return all(codec.round_trips(text) for text in learnable)
+    """Whether the tokens hold every byte that bits per byte divides by; a prompt format may leave some out (<image>)."""
+    answers = [turn.content for turn in example.turns if turn.role == "assistant"]
+    clean = codec.prompt_builder("prismatic").clean
+    return all(codec.round_trips(text) for text in answers or [example.text]) and all(
+        clean(text) == text for text in answers
+    )
 
 
 def _facts(codec: "Codec", train: TokenizedDataset) -> dict[str, Any]:
     first, second = train.offsets[:-1], np.minimum(train.offsets[:-1] + 1, len(train.input_ids) - 1)
-    last = train.offsets[1:] - 1
-    bos, eos = codec.bos_token_id, codec.eos_token_id
+    bos, ends = codec.bos_token_id, (codec.eos_token_id, codec.text_eos_token_id)
     doubled = 0 if bos is None else int(np.sum((train.input_ids[first] == bos) & (train.input_ids[second] == bos)))
-    missing = int(np.sum((train.input_ids[last] != eos) | ~train.is_target[last]))
+    # A chat template may go on behind the end of the answer, so it is the last target that must be an EOS.
+    last = np.maximum.reduceat(np.where(train.is_target, np.arange(len(train.is_target)), -1), first)
+    missing = int(np.sum((last < 0) | ~np.isin(train.input_ids[last], ends)))
     tokens = int(train.is_scored.sum())
     return {
         "doubled_bos": doubled,

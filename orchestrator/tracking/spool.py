@@ -4,6 +4,7 @@ It is the truth about steps: what it holds is sent to MLflow unchanged, as often
 steps after a restart does not write them again, and a replay sends identical rows, which MLflow stores once.
 """
 
+import errno
 import json
 import os
 import time
@@ -68,7 +69,9 @@ class SpoolWriter:
             if entry.key in self._seen:
                 return
             self._seen.add(entry.key)
-        os.write(self._descriptor, (json.dumps(asdict(entry)) + "\n").encode())
+        line = (json.dumps(asdict(entry)) + "\n").encode()
+        if os.write(self._descriptor, line) < len(line):  # the next line must not follow half of this one
+            raise OSError(errno.ENOSPC, "no room for a whole line; free some space, then run the same command", FILE_NAME)
 
 
 def read_spool(folder: Path) -> Iterator[Entry]:

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from jobs.verdict import Array, CellScores, judge
+from jobs.paired_tests import Array, CellScores
+from jobs.verdict import judge
 from orchestrator.errors import InputError
 
 TWO_GROUPS = (np.array([10.0, 10.0]), ["module a", "module b"])

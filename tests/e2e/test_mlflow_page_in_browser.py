@@ -1,0 +1,97 @@
+"""What a person sees on MLflow's own page of a cell, in a real browser against a real server."""
+
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.results import EvaluationPoint, StepMetrics
+from orchestrator.tracking.mlflow_writer import MlflowWriter, TrackedRun
+from orchestrator.tracking.spool import SpoolWriter
+
+CHROMIUM = shutil.which("chromium")
+TAGS = {"comparison_id": "page-0123456789", "backbone_id": "tiny-qwen", "seed": "0", "attempt": "1"}
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed"),
+]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    store = ["--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db", "--artifacts-destination", str(tmp_path / "files")]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    with (tmp_path / "server.log").open("w") as log:
+        process = subprocess.Popen([*command, *store], stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        _wait_until_it_answers(f"http://127.0.0.1:{port}/health", process)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def test_the_page_of_a_cell_shows_its_name_status_metrics_and_tags(server: str, tmp_path: Path) -> None:
+    writer = MlflowWriter(server, "backbones", tmp_path / "artifacts")
+    parent = TrackedRun("page-0123456789", tmp_path / "parent.json", {**TAGS, "role": "comparison", "cell_id": "all"}, {})
+    cell_id = "tiny-qwen-s0-abcdef0123"
+    child = TrackedRun(
+        cell_id,
+        tmp_path / "child.json",
+        {**TAGS, "role": "cell", "cell_id": cell_id},
+        {"recipe.precision": "bf16"},
+        spool_folder=_spool(tmp_path / "spool"),
+        parent=parent,
+    )
+    writer.start()
+    for run in (parent, child):
+        writer.track(run)
+        writer.finish(run, "FINISHED")
+    assert writer.close(timeout_s=120) == []
+
+    page = _page(f"{server}/#/experiments/1/runs/{child.sent.run_id}", tmp_path / "profile")
+
+    for text in (cell_id, "Finished", "val_bits_per_byte", "grad_norm", "comparison_id", "page-0123456789"):
+        assert text in page, text
+    overview = _page(f"{server}/#/experiments/1/runs", tmp_path / "profile")
+    assert parent.name in overview
+
+
+def _spool(folder: Path) -> Path:
+    spool = SpoolWriter(folder, attempt=1)
+    for step in range(1, 6):
+        spool.step(StepMetrics(step, 5.0 / step, 1.0, 1e-3, 2.0, step, 10 * step, 40 * step, step / 5, 0.1, 100.0, 0.5))
+    spool.evaluation(EvaluationPoint(5, 1.0, 200, 50, 0.5, 2.345, 4.321))
+    spool.close()
+    return folder
+
+
+def _page(address: str, profile: Path) -> str:
+    """The page after its scripts ran."""
+    quiet = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+    quiet += ["--disable-component-update", "--disable-sync", "--no-sandbox", f"--user-data-dir={profile}"]
+    assert CHROMIUM is not None
+    command = [CHROMIUM, "--headless", *quiet, "--virtual-time-budget=60000", "--dump-dom", address]
+    return subprocess.run(command, capture_output=True, text=True, timeout=180, check=True).stdout
+
+
+def _wait_until_it_answers(address: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "the MLflow server ended before it answered"
+        try:
+            with urllib.request.urlopen(address, timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)  # polling a process that offers no other sign
+    raise AssertionError(f"{address} did not answer in 180 s")
