@@ -62,7 +62,7 @@ def _spec_of_folder(reference: str, folder: Path) -> BackboneSpec:
     if not folder.is_dir():
         raise InvalidReferenceError(f"{reference}: there is no folder {folder}; a hub model is written hf:ORG/NAME")
     config = _read_config(reference, folder)
-    shapes = _local_shapes(folder)
+    shapes = _local_shapes(reference, folder)
     if not shapes:
         raise InvalidReferenceError(
             f"{reference}: {folder} has no *.safetensors file. Pickled weights (*.bin, *.pt) can run code and are not "
@@ -79,7 +79,7 @@ def _spec_on_hub(reference: str, repo: str, revision: str | None, token: str | N
         folder = Path(snapshot_download(repo, revision=revision, token=token, allow_patterns=_SMALL_FILES))
         commit = folder.name  # a snapshot's folder is called after its commit
         config = _read_config(reference, folder)
-        shapes = _local_shapes(folder)
+        shapes = _local_shapes(reference, folder)
         if constants.HF_HUB_OFFLINE:
             if not shapes:
                 raise FileNotFoundError(f"HF_HUB_OFFLINE is set and the weights of {repo} are not in the local cache")
@@ -188,13 +188,18 @@ def _has_chat_template(folder: Path) -> bool:
     return bool(declared) or (folder / "chat_template.jinja").is_file()
 
 
-def _local_shapes(folder: Path) -> dict[str, list[int]]:
+def _local_shapes(reference: str, folder: Path) -> dict[str, list[int]]:
     """Tensor names and shapes of a folder's safetensors files, from their headers."""
     shapes: dict[str, list[int]] = {}
     for path in sorted(folder.glob("*.safetensors")):
-        with open(path, "rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        shapes |= {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+        try:
+            with open(path, "rb") as stream:
+                size = int.from_bytes(stream.read(8), "little")
+                header = json.loads(stream.read(min(size, path.stat().st_size)))
+            shapes |= {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+        except (ValueError, AttributeError, LookupError, TypeError, RecursionError) as error:
+            message = f"{reference}: {path} has no safetensors header; it is damaged or unfinished, copy it again"
+            raise InvalidReferenceError(message) from error
     return shapes
 
 

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +20,10 @@ from orchestrator.results import CellResult, CellStatus, find_cell_result, read_
 from orchestrator.worker import Failure, run_attempt
 
 WAIT_FOR_NODES_S = 20 * 60
+# After a request to stop: how long workers may take to their next step and its checkpoint, and how long an attempt
+# whose workers do not run yet (it waits for nodes, or starts) is given. Killing it then loses nothing but time.
+STOP_LIMIT_S = 10 * 60.0
+STOP_LIMIT_BEFORE_START_S = 20.0
 # A finished cell is not run again. The others ended for reasons that another run may not meet.
 FINAL = (CellStatus.SUCCEEDED, CellStatus.DIVERGED, CellStatus.OUT_OF_MEMORY)
 Report = Callable[[Cell, CellStatus, int], None]
@@ -33,6 +37,7 @@ class CellRunner:
     max_failures: int
     report: Report  # told of each change of status and each attempt
     _stopping: threading.Event = field(default_factory=threading.Event)
+    _stopped_at: float = 0.0
     _running: dict[str, CellJob] = field(default_factory=dict)
 
     def run(self, cells: list[Cell]) -> list[CellResult]:
@@ -41,25 +46,65 @@ class CellRunner:
         waiting = list(cells)
         running: dict[Future[CellResult], Cell] = {}
         started = time.monotonic()
-        with _requested_nodes(), ThreadPoolExecutor(max(len(cells), 1), thread_name_prefix="cell") as pool:
+        with _requested_nodes(), self._stopping_on_error():
             while waiting or running:
                 slots = concurrent_cells(waiting[0].placement) if waiting else 0
                 request_nodes([cell.placement for cell in (*running.values(), *waiting)])
                 if waiting and not slots and not running and not self._stopping.is_set():
                     check_capacity(waiting[0].placement, time.monotonic() - started, WAIT_FOR_NODES_S)
+                    self._stopping.wait(1.0)
                 while waiting and (len(running) < slots or self._stopping.is_set()):
                     cell = waiting.pop(0)
-                    running[pool.submit(self._run_cell, cell)] = cell
+                    running[self._start(cell)] = cell
                 done, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
                 for future in done:
                     results[running.pop(future).cell_id] = future.result()
+                for future, cell in tuple(running.items()):
+                    if self._is_stuck(cell):
+                        results[running.pop(future).cell_id] = self._abandon(cell)
         return [results[cell.cell_id] for cell in cells]
 
     def stop(self) -> None:
         """Asks every running cell to write a checkpoint and stop, and starts no other."""
+        self._stopped_at = time.monotonic()
         self._stopping.set()
         for job in tuple(self._running.values()):
             job.stop_file.touch()
+
+    @contextmanager
+    def _stopping_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.stop()
+            raise
+
+    def _start(self, cell: Cell) -> Future[CellResult]:
+        """Runs a cell in a thread that, unlike a pool's, does not keep the process from ending."""
+        future: Future[CellResult] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(self._run_cell(cell))
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=run, name=cell.cell_id, daemon=True).start()
+        return future
+
+    def _is_stuck(self, cell: Cell) -> bool:
+        """Whether a cell has had its time to stop."""
+        job = self._running.get(cell.cell_id)
+        if job is None or not self._stopping.is_set():
+            return False
+        limit = STOP_LIMIT_S if job.has_started else STOP_LIMIT_BEFORE_START_S
+        return time.monotonic() - self._stopped_at > limit
+
+    def _abandon(self, cell: Cell) -> CellResult:
+        """The result of a cell that did not stop in time; its processes end with the connection to Ray."""
+        history = _History(self.make_job(cell, 0).folder)
+        reason = "stopped on request without a new checkpoint; the same command continues from the last one there is"
+        return self._end(cell, history, CellStatus.CANCELLED, reason)
 
     def _run_cell(self, cell: Cell) -> CellResult:
         history = _History(self.make_job(cell, 0).folder)
@@ -73,7 +118,7 @@ class CellRunner:
             if failure is None:
                 return self._end(cell, history, CellStatus.SUCCEEDED, None)
             history.end(failure)
-            failures += 1
+            failures += failure.is_charged
             if not failure.retriable:
                 return self._end(cell, history, failure.status, failure.message)
             if self._stopping.is_set():
@@ -90,6 +135,8 @@ class CellRunner:
         job = self.make_job(cell, attempt)
         job.stop_file.unlink(missing_ok=True)
         self._running[cell.cell_id] = job
+        if self._stopping.is_set():  # it was set after the caller looked, too early to find this job
+            job.stop_file.touch()
         try:
             return run_attempt(job, cell.placement)
         finally:
@@ -158,6 +205,13 @@ def infeasible_result(cell: Cell, folder: Path, reason: str) -> CellResult:
     """The result of a cell that the plan refuses."""
     result = CellResult(cell.cell_id, cell.backbone.backbone_id, cell.seed, CellStatus.INFEASIBLE, failure=reason)
     return replace(result, folder=str(folder))
+
+
+def cancelled_result(cell: Cell, folder: Path) -> CellResult:
+    """The result of a cell that a signal kept from being launched."""
+    history = _History(folder)
+    result = CellResult(cell.cell_id, cell.backbone.backbone_id, cell.seed, CellStatus.CANCELLED, history.count)
+    return replace(result, folder=str(folder), failure="stopped before it was started", restarts=history.reasons)
 
 
 def lock_cells(folders: list[Path]) -> list[FileLock]:

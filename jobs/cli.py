@@ -3,18 +3,19 @@
 import json
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from backbones.reference import HubError
 from orchestrator.errors import InputError, OrchestratorError, SpecError
-from orchestrator.plan import Plan, load_comparison, load_finetune, load_plan
-from orchestrator.spec import Comparison, Finetune, Job
+
+if TYPE_CHECKING:
+    from orchestrator.plan import Plan
 
 app = typer.Typer(
     help="Which LLM backbone should I build on, and how do I finetune it reliably on my cluster?",
@@ -22,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-Spec = Annotated[Path, typer.Argument(help="The YAML spec; `backbone schema` prints what it may hold.")]
+Spec = Annotated[Path, typer.Argument(metavar="SPEC", help="The YAML spec; `backbone schema` prints what it may hold.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 SkipInfeasible = Annotated[bool, typer.Option(help="Report cells that cannot fit instead of refusing the whole job.")]
 
@@ -35,7 +36,9 @@ def main() -> None:
     try:
         app()
     except OrchestratorError as error:
-        _exit_with(error)
+        _exit_with(str(error) if isinstance(error, SpecError) else f"error: {error}", error.exit_code)
+    except HubError as error:
+        _exit_with(f"error: {error}", 1)
 
 
 def run_command(command: str) -> None:
@@ -73,26 +76,31 @@ def list_backbones(as_json: AsJson = False) -> None:
 @app.command()
 def plan(spec: Spec, as_json: AsJson = False) -> None:
     """Shows the cells of a spec, their batches and their predicted memory. Starts nothing."""
+    from orchestrator.plan import load_plan
+
     planned = load_plan(spec)
     if as_json:
         print(json.dumps(_plan_document(planned), indent=2, default=str))
     else:
         _print_plan(planned)
-    reasons = dict.fromkeys(forecast.infeasible for forecast in planned.forecasts if forecast.infeasible)
-    if reasons:
-        raise InputError("\n".join(str(reason) for reason in reasons))
+    if planned.infeasible:
+        raise SpecError(planned.infeasible)
 
 
 @app.command()
 def compare(spec: Spec, skip_infeasible: SkipInfeasible = False) -> None:
     """Trains every backbone under one recipe, and says which wins and how sure that is."""
-    _launch(load_comparison, spec, skip_infeasible)
+    from orchestrator.plan import load_comparison
+
+    _launch(load_comparison(spec), skip_infeasible)
 
 
 @app.command()
 def finetune(spec: Spec, skip_infeasible: SkipInfeasible = False) -> None:
     """Trains one backbone with the same engine, and exports it."""
-    _launch(load_finetune, spec, skip_infeasible)
+    from orchestrator.plan import load_finetune
+
+    _launch(load_finetune(spec), skip_infeasible)
 
 
 @app.command()
@@ -116,31 +124,42 @@ def report(
 
 @app.command()
 def schema(
-    kind: Annotated[str, typer.Argument(help="comparison or finetune")] = "comparison",
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="comparison or finetune")] = "comparison",
 ) -> None:
     """Prints the JSON schema of a spec file."""
+    from orchestrator.spec import Comparison, Finetune, Job
+
     models: dict[str, type[Job]] = {"comparison": Comparison, "finetune": Finetune}
     if kind not in models:
         raise InputError(f"no schema {kind!r}; there are: comparison, finetune")
     print(json.dumps(models[kind].model_json_schema(), indent=2))
 
 
-def _launch(load: Callable[[Path], Plan], spec: Path, skip_infeasible: bool) -> None:
-    planned = load(spec)
+def _launch(planned: "Plan", skip_infeasible: bool) -> None:
+    """Refuses what cannot run here before torch and Ray are imported, then launches."""
+    from jobs.cluster import find_missing_hardware
+
+    problems = [] if skip_infeasible else list(planned.infeasible)
+    if problems and not all(forecast.infeasible for forecast in planned.forecasts):
+        hint = "; or run the others with --skip-infeasible"
+        problems = [replace(problem, message=problem.message + hint) for problem in problems]
+    if missing := find_missing_hardware(planned.job.placement):
+        problems.append(planned.source.problem("placement.gpus_per_worker", missing))
+    if problems:
+        raise SpecError(tuple(problems))
     from jobs.launch import launch
 
-    outcome = launch(planned, out, skip_infeasible=skip_infeasible)
+    outcome = launch(planned, out)
     _print_ranking(outcome.document)
     raise typer.Exit(outcome.exit_code)
 
 
-def _exit_with(error: OrchestratorError) -> None:
-    text = str(error) if isinstance(error, SpecError) else f"error: {error}"
+def _exit_with(text: str, code: int) -> None:
     err.print(text, style="red" if err.is_terminal else None, highlight=False, markup=False, soft_wrap=True)
-    sys.exit(error.exit_code)
+    sys.exit(code)
 
 
-def _plan_document(planned: Plan) -> dict[str, Any]:
+def _plan_document(planned: "Plan") -> dict[str, Any]:
     cells = [
         {
             "cell_id": cell.cell_id,
@@ -151,7 +170,7 @@ def _plan_document(planned: Plan) -> dict[str, Any]:
             "predicted_memory_gib": forecast.memory.total,
             "device_memory_gib": forecast.device_gib,
             "flops_per_token": forecast.flops_per_token,
-            "infeasible": forecast.infeasible,
+            "infeasible": forecast.infeasible and forecast.infeasible.message,
         }
         for cell, forecast in zip(planned.cells, planned.forecasts, strict=True)
     ]
@@ -171,7 +190,7 @@ def _plan_document(planned: Plan) -> dict[str, Any]:
     }
 
 
-def _print_plan(planned: Plan) -> None:
+def _print_plan(planned: "Plan") -> None:
     document = _plan_document(planned)
     recipe, placement = planned.job.recipe, planned.job.placement
     table = Table(box=None, pad_edge=False, header_style="bold")

@@ -2,9 +2,10 @@
 
 import os
 import shutil
+import subprocess
 from dataclasses import dataclass
 
-from orchestrator.errors import InputError, ResourcesError
+from orchestrator.errors import ResourcesError
 from orchestrator.spec import Placement
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -24,10 +25,22 @@ def is_remote() -> bool:
     return IN_RAY_JOB in os.environ or "RAY_ADDRESS" in os.environ
 
 
+def find_missing_hardware(placement: Placement) -> str | None:
+    """What this machine lacks for one cell when no cluster is given, found without Ray; None when it can run."""
+    if is_remote() or not placement.gpus_per_worker:
+        return None
+    needed, present = placement.workers * placement.gpus_per_worker, _count_gpus()
+    if needed <= present:
+        return None
+    return (
+        f"'placement' asks for {placement.workers} x {placement.gpus_per_worker} NVIDIA GPU, but this machine has "
+        f"{present} and no cluster is given; set RAY_ADDRESS, submit with `ray job submit`, or lower "
+        "placement.workers or placement.gpus_per_worker"
+    )
+
+
 def connect(placement: Placement) -> Cluster:
     """Connects to the cluster of this Ray job or of RAY_ADDRESS, else starts Ray on this machine alone."""
-    if not is_remote():
-        _check_this_machine(placement)
     import ray
 
     if is_remote():
@@ -94,9 +107,12 @@ def _workers_on(resources: dict[str, float], placement: Placement) -> int:
     return min(by_cpu, int(resources.get("GPU", 0) // placement.gpus_per_worker))
 
 
-def _check_this_machine(placement: Placement) -> None:
-    if placement.gpus_per_worker and shutil.which("nvidia-smi") is None:
-        raise InputError(
-            f"placement.gpus_per_worker is {placement.gpus_per_worker}, but this machine has no NVIDIA GPU and no "
-            "cluster is given. Set RAY_ADDRESS, submit with `ray job submit`, or set gpus_per_worker to 0."
-        )
+def _count_gpus() -> int:
+    """The GPUs of this machine that this process may use."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return 0
+    listing = subprocess.run([program, "-L"], capture_output=True, text=True, timeout=60, check=False).stdout
+    present = sum(line.startswith("GPU ") for line in listing.splitlines())
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return present if visible is None else min(present, len(list(filter(None, visible.split(",")))))

@@ -2,33 +2,33 @@
 
 import os
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
 
-from jobs.cells import CellRunner, find_final_result, infeasible_result, lock_cells
+from jobs.cells import CellRunner, cancelled_result, find_final_result, infeasible_result, lock_cells
 from jobs.cluster import IN_RAY_JOB, connect
 from jobs.document import build_document
+from jobs.interruption import Interruption, interruption
 from jobs.preparation import Preparation, find_preparation, prepare_data
 from jobs.progress import Progress
 from jobs.report.html import render_report
-from orchestrator.cell_job import CellJob, ExportRequest, find_export, spool_folder
-from orchestrator.errors import SpecError, SpecProblem
+from jobs.tracking import Tracking
+from orchestrator.cell_job import CellJob, ExportRequest, find_export
 from orchestrator.plan import Cell, Plan
 from orchestrator.results import CellResult, CellStatus, write_json
 from orchestrator.spec import Finetune
-from orchestrator.tracking.mlflow_writer import MlflowWriter, TrackedRun, flatten
+from orchestrator.tracking.mlflow_writer import TrackedRun
 
 UPLOAD_LIMIT_S = 120.0
 UPLOAD_LIMIT_INTERRUPTED_S = 10.0
+STOPPING = "stopping at the next checkpoint; interrupt again to stop at once"
 
 
 @dataclass(frozen=True)
@@ -40,36 +40,32 @@ class Outcome:
     exit_code: int
 
 
-def launch(plan: Plan, console: Console, *, skip_infeasible: bool = False) -> Outcome:
+def launch(plan: Plan, console: Console) -> Outcome:
     """Runs whatever of the plan is not finished yet, and writes the report. Blocks until all cells are terminal.
 
-    Raises SpecError for infeasible cells (unless skipped), AlreadyRunningError, ResourcesError.
+    Infeasible cells are reported, not run. Raises AlreadyRunningError, ResourcesError.
     """
-    infeasible = _infeasible(plan, skip_infeasible)
-    finished = {cell.cell_id: result for cell in plan.cells if (result := _find_finished(plan, cell)) is not None}
-    open_cells = [c for c in plan.cells if c.cell_id not in finished and c.cell_id not in infeasible]
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    (plan.folder / "spec.yaml").write_text(plan.source.text, encoding="utf-8")
-    _announce(plan, console, finished, open_cells)
-    locks = lock_cells([plan.cell_folder(cell) for cell in open_cells])
-    writer = MlflowWriter(plan.tracking_uri, plan.job.tracking.experiment, plan.storage / "mlartifacts")
-    parent, children = _tracked_runs(plan)
-    writer.start()
-    for run in (parent, *children.values()):
-        writer.track(run)
-    try:
-        results, interrupted = _run(plan, console, open_cells, children)
-    except BaseException:
-        for run in (*children.values(), parent):
-            writer.finish(run, "FAILED")
-        writer.close(UPLOAD_LIMIT_INTERRUPTED_S)
-        raise
-    finally:
-        for lock in locks:
-            lock.release()
-    everything = {**finished, **infeasible, **{result.cell_id: result for result in results}}
-    ordered = [everything[cell.cell_id] for cell in plan.cells]
-    return _conclude(plan, console, ordered, writer, parent, children, interrupted)
+    infeasible = _infeasible(plan)
+    with _locked(plan, infeasible), interruption(console) as received:
+        finished = _find_all_finished(plan)
+        open_cells = [c for c in plan.cells if c.cell_id not in finished and c.cell_id not in infeasible]
+        plan.folder.mkdir(parents=True, exist_ok=True)
+        (plan.folder / "spec.yaml").write_text(plan.source.text, encoding="utf-8")
+        _announce(plan, console, finished, open_cells)
+        tracking = Tracking(plan, command_line())
+        for result in (*finished.values(), *infeasible.values()):
+            tracking.finish_child(result, export_request(plan))
+        if open_cells:
+            tracking.start()
+        try:
+            results = _run(plan, console, open_cells, tracking, received)
+        except BaseException:
+            tracking.abort(UPLOAD_LIMIT_INTERRUPTED_S)
+            raise
+        everything = {**finished, **infeasible, **{result.cell_id: result for result in results}}
+        ordered = [everything[cell.cell_id] for cell in plan.cells]
+        with received.handled_by(tracking.hurry, "leaving the rest of the upload to the next launch"):
+            return _conclude(plan, console, ordered, tracking, received.number)
 
 
 def command_line() -> str:
@@ -79,17 +75,29 @@ def command_line() -> str:
     return " ".join([words[0], *map(shlex.quote, words[1:])])
 
 
-def _infeasible(plan: Plan, skip: bool) -> dict[str, CellResult]:
-    refused = {
-        cell.cell_id: infeasible_result(cell, plan.cell_folder(cell), forecast.infeasible)
+def _infeasible(plan: Plan) -> dict[str, CellResult]:
+    return {
+        cell.cell_id: infeasible_result(cell, plan.cell_folder(cell), forecast.infeasible.message)
         for cell, forecast in zip(plan.cells, plan.forecasts, strict=True)
         if forecast.infeasible is not None
     }
-    if refused and not skip:
-        reasons = dict.fromkeys(result.failure or "" for result in refused.values())
-        hint = "\n  Or run the others with --skip-infeasible."
-        raise SpecError(tuple(SpecProblem(plan.source.file, reason + hint, "placement") for reason in reasons))
-    return refused
+
+
+@contextmanager
+def _locked(plan: Plan, infeasible: dict[str, CellResult]) -> Iterator[None]:
+    """Holds the locks of the cells that may have to run. Which of them finished meanwhile is looked up afterwards."""
+    finished = _find_all_finished(plan)
+    cells = [c for c in plan.cells if c.cell_id not in finished and c.cell_id not in infeasible]
+    locks = lock_cells([plan.cell_folder(cell) for cell in cells])
+    try:
+        yield
+    finally:
+        for lock in locks:
+            lock.release()
+
+
+def _find_all_finished(plan: Plan) -> dict[str, CellResult]:
+    return {cell.cell_id: result for cell in plan.cells if (result := _find_finished(plan, cell)) is not None}
 
 
 def _find_finished(plan: Plan, cell: Cell) -> CellResult | None:
@@ -120,29 +128,30 @@ def _announce(plan: Plan, console: Console, finished: dict[str, CellResult], ope
 
 
 def _run(
-    plan: Plan, console: Console, cells: list[Cell], children: dict[str, TrackedRun]
-) -> tuple[list[CellResult], int | None]:
-    """Runs the open cells; returns their results and the signal that interrupted them, if one did."""
+    plan: Plan, console: Console, cells: list[Cell], tracking: Tracking, received: Interruption
+) -> list[CellResult]:
+    """Runs the open cells and returns their results."""
     if not cells and find_preparation(plan) is not None:
-        return [], None
+        return []
     console.print("starting Ray" if "RAY_ADDRESS" not in os.environ else "connecting to Ray")
-    connect(plan.job.placement)
     import ray
 
     try:
+        connect(plan.job.placement)
         console.print(f"tokenizing {len(plan.train.examples)} training examples for {len(plan.backbones)} backbones")
         preparation = prepare_data(plan)
         progress = Progress(console, [(cell, plan.cell_folder(cell)) for cell in cells])
 
         def report(cell: Cell, status: CellStatus, attempt: int) -> None:
-            children[cell.cell_id].tags["attempt"] = str(attempt)
+            tracking.begin_attempt(cell, attempt)
             progress.report(cell, status, attempt)
 
         deadline = time.time() + plan.job.policy.timeout_s
         runner = CellRunner(_job_maker(plan, preparation, deadline), plan.job.policy.max_failures, report)
-        with _stop_on_signal(runner, console) as received, progress.running():
-            results = runner.run(cells)
-        return results, received[0] if received else None
+        with received.handled_by(runner.stop, STOPPING), progress.running():
+            return runner.run(cells)
+    except KeyboardInterrupt:  # a signal before anything trained
+        return [cancelled_result(cell, plan.cell_folder(cell)) for cell in cells]
     finally:
         ray.shutdown()
 
@@ -166,115 +175,26 @@ def _job_maker(plan: Plan, preparation: Preparation, deadline: float) -> Any:
     return make_job
 
 
-@contextmanager
-def _stop_on_signal(runner: CellRunner, console: Console) -> Iterator[list[int]]:
-    """The first SIGINT or SIGTERM stops the cells at a checkpoint; a second one ends the process at once."""
-    received: list[int] = []
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        if received:
-            os._exit(128 + number)
-        received.append(number)
-        console.print("stopping at the next checkpoint; interrupt again to stop at once")
-        runner.stop()
-
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _tracked_runs(plan: Plan) -> tuple[TrackedRun, dict[str, TrackedRun]]:
-    """The MLflow parent of the job and a child for each cell."""
-    state = plan.folder / "tracking"
-    recipe = flatten({"recipe": plan.job.recipe.model_dump(mode="json"), "placement": plan.job.placement.model_dump()})
-    common = {"comparison_id": plan.job_id, "mlflow.source.name": command_line(), "mlflow.source.type": "JOB"}
-    parent = TrackedRun(
-        name=plan.job_id,
-        state_file=state / "parent.json",
-        tags={
-            **common,
-            "role": plan.kind,
-            "cell_id": "all",
-            "backbone_id": ",".join(spec.backbone_id for spec in plan.backbones),
-            "seed": ",".join(dict.fromkeys(str(cell.seed) for cell in plan.cells)),
-            "attempt": "1",
-        },
-        params={**recipe, "train_digest": plan.train.digest, "validation_digest": plan.validation.digest},
-    )
-    children = {}
-    for cell in plan.cells:
-        facts = {"backbone_id": cell.backbone.backbone_id, "seed": str(cell.seed)}
-        children[cell.cell_id] = TrackedRun(
-            name=cell.cell_id,
-            state_file=state / f"{cell.cell_id}.json",
-            tags={**common, "role": "cell", "cell_id": cell.cell_id, **facts, "attempt": "1"},
-            params={**recipe, **facts, "micro_batch_size": str(cell.micro_batch_size)},
-            spool_folder=spool_folder(plan.cell_folder(cell)),
-            parent=parent,
-        )
-    return parent, children
-
-
 def _conclude(
-    plan: Plan,
-    console: Console,
-    results: list[CellResult],
-    writer: MlflowWriter,
-    parent: TrackedRun,
-    children: dict[str, TrackedRun],
-    interrupted: int | None,
+    plan: Plan, console: Console, results: list[CellResult], tracking: Tracking, interrupted: int | None
 ) -> Outcome:
     """Finishes the MLflow runs and writes the report, which names them."""
     for result in results:
-        _finish_child(plan, writer, children[result.cell_id], result)
+        tracking.finish_child(result, export_request(plan))
+    tracking.start()
     limit = UPLOAD_LIMIT_INTERRUPTED_S if interrupted else UPLOAD_LIMIT_S
-    _wait_for_run_ids(writer, children, limit)
-    results = [replace(result, mlflow_run_id=children[result.cell_id].sent.run_id) for result in results]
+    run_ids = tracking.run_ids(limit)
+    results = [replace(result, mlflow_run_id=run_ids[result.cell_id]) for result in results]
     document = build_document(plan, results, _parity_facts(plan), command_line())
     html, facts = plan.folder / "report.html", plan.folder / "report.json"
     write_json(facts, document)
     html.write_text(render_report(document), encoding="utf-8")
     code = _exit_code(results, interrupted)
-    parent.summary = {
-        f"val_bits_per_byte/{entry['backbone_id'].replace(':', '_').replace('@', '_')}": entry["val_bits_per_byte"]
-        for entry in document["ranking"]
-    }
-    parent.tags["verdict"] = str(document["verdict"].get("sentence", ""))
-    parent.artifacts = (html, facts)
-    writer.finish(parent, "KILLED" if interrupted else "FINISHED" if code == 0 else "FAILED")
-    unsent = writer.close(limit)
-    _say_what_is_left(plan, console, results, document, unsent, writer)
+    status = "FINISHED" if code == 0 else "FAILED" if code == 1 else "KILLED"
+    tracking.finish_parent(document, results, (html, facts), status)
+    unsent = tracking.close(limit)
+    _say_what_is_left(plan, console, results, document, unsent, tracking)
     return Outcome(document, html, code)
-
-
-def _finish_child(plan: Plan, writer: MlflowWriter, run: TrackedRun, result: CellResult) -> None:
-    run.tags["attempt"], run.tags["cell_status"] = str(result.attempts), str(result.status)
-    if result.failure:
-        run.tags["failure"] = result.failure[:4000]
-    if result.measurement is not None:
-        streamed = {"val_bits_per_byte", "val_loss", "peak_memory_gib", "tokens_per_second_per_device", "step_time_s"}
-        metrics = result.measurement.metrics.items()
-        run.summary = {key: float(value) for key, value in metrics if value is not None and key not in streamed}
-        contract = Path(result.folder) / "contract.json"
-        write_json(contract, result.measurement.contract)
-        run.artifacts = (contract,)
-        if isinstance(plan.job, Finetune) and plan.job.export is not None and plan.job.export.register_as is not None:
-            request = export_request(plan)
-            assert request is not None
-            run.registered_model = (plan.job.export.register_as, request.folder)
-    writer.finish(run, result.status.mlflow_status)
-
-
-def _wait_for_run_ids(writer: MlflowWriter, children: dict[str, TrackedRun], limit_s: float) -> None:
-    """The report names MLflow's run ids, which exist once the server was reached."""
-    deadline = time.monotonic() + limit_s
-    while any(run.sent.run_id is None and run.problem is None for run in children.values()):
-        if time.monotonic() > deadline or writer.unreachable is not None:
-            return
-        time.sleep(0.05)
 
 
 def _parity_facts(plan: Plan) -> dict[str, Any]:
@@ -284,7 +204,7 @@ def _parity_facts(plan: Plan) -> dict[str, Any]:
 
 
 def _exit_code(results: list[CellResult], interrupted: int | None) -> int:
-    if interrupted is not None:
+    if interrupted is not None and any(result.status is CellStatus.CANCELLED for result in results):
         return 128 + interrupted
     return 0 if all(result.status is CellStatus.SUCCEEDED for result in results) else 1
 
@@ -295,16 +215,16 @@ def _say_what_is_left(
     results: list[CellResult],
     document: dict[str, Any],
     unsent: list[TrackedRun],
-    writer: MlflowWriter,
+    tracking: Tracking,
 ) -> None:
     for result in results:
         if result.status is not CellStatus.SUCCEEDED:
             first = (result.failure or "").splitlines()[0] if result.failure else ""
             console.print(f"{result.cell_id}: {result.status}: {first}", highlight=False, markup=False, soft_wrap=True)
-    for problem in writer.problems:
+    for problem in tracking.problems:
         console.print(f"MLflow refused {problem}", highlight=False, markup=False, soft_wrap=True)
     if unsent:
-        why = f" ({writer.unreachable})" if writer.unreachable else ""
+        why = f" ({tracking.unreachable})" if tracking.unreachable else ""
         console.print(
             f"MLflow at {plan.tracking_uri} does not have everything of {len(unsent)} runs yet{why}; nothing is lost: "
             "run the same command again once it answers",

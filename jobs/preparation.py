@@ -5,6 +5,7 @@ from typing import Any
 
 from orchestrator.data.parity import check_parity, compare_tokenizers, save_selection
 from orchestrator.data.prepare import Prepared, prepare
+from orchestrator.errors import OrchestratorError
 from orchestrator.plan import Plan
 from orchestrator.results import read_json, write_json
 
@@ -33,7 +34,12 @@ def prepare_data(plan: Plan) -> Preparation:
     import ray
 
     task = ray.remote(num_cpus=1, max_retries=1)(_prepare_all)
-    prepared: list[Prepared] = ray.get(task.remote(plan))
+    try:
+        prepared: list[Prepared] = ray.get(task.remote(plan))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, OrchestratorError):
+            raise error.cause from None  # designed for the user; Ray's wrapping shows its own traceback instead
+        raise
     sequence_length = plan.job.recipe.sequence_length
     parity = compare_tokenizers(prepared, sequence_length, plan.job.recipe.data.parity)
     check_parity(parity, plan.source.file, sequence_length)

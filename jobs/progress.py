@@ -38,7 +38,7 @@ class CellView:
     tokens_per_second: float | None = None
     offset: int = 0
     printed_at: float = 0.0
-    printed_step: int = -1
+    printed_step: int = 0
     notices: int = 0
 
     def refresh(self) -> list[str]:
@@ -83,19 +83,17 @@ class Progress:
         """Keeps the view fresh while the cells run."""
         done = threading.Event()
         thread = threading.Thread(target=self._loop, args=(done,), name="progress", daemon=True)
-        if self._console.is_terminal:
-            with Live(self._table(), console=self._console, refresh_per_second=4) as self._live:
-                thread.start()
-                yield
-                done.set()
-                thread.join()
-                self._live.update(self._table())
-            self._live = None
-            return
         thread.start()
-        yield
-        done.set()
-        thread.join()
+        try:
+            if not self._console.is_terminal:
+                yield
+                return
+            with Live(self._table(), console=self._console, refresh_per_second=4) as self._live:
+                yield
+        finally:
+            done.set()
+            thread.join()
+            self._live = None
 
     def _loop(self, done: threading.Event) -> None:
         while not done.wait(REFRESH_S):

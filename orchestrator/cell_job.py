@@ -45,6 +45,17 @@ class CellJob:
         """While it exists, the workers stop at the next step, after a checkpoint."""
         return self.folder / "stop"
 
+    @property
+    def has_started(self) -> bool:
+        """Whether rank 0 of this attempt runs."""
+        file = worker_file(self.folder, 0)
+        return file.exists() and read_json(file)["attempt"] == self.attempt
+
+
+def worker_file(cell_folder: Path, rank: int) -> Path:
+    """Where a rank's process is noted: its node, its pid and its attempt."""
+    return cell_folder / "workers" / f"rank-{rank}.json"
+
 
 def spool_folder(cell_folder: Path) -> Path:
     """Where a cell's steps are spooled."""

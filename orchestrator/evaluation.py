@@ -1,18 +1,23 @@
-"""Held-out bits per byte: per-item negative log-likelihood over the same bytes for every tokenizer."""
+"""Held-out bits per byte: per-item negative log-likelihood over the same bytes for every tokenizer.
+
+The rule for a token that straddles the edge of the scored text (a leading space that belongs to the prompt, say): its
+bits count whole, its bytes only as far as they are of the text. Nothing is computed for that: the denominator is the
+bytes of the original text, whatever tokens cover them, and the rule is thereby the same for every tokenizer.
+"""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from backbones.contract import LLMBackbone
 
 from orchestrator.data.feed import Batch, make_batch
 from orchestrator.data.prepare import TokenizedDataset
-from orchestrator.loss import token_nats
 from orchestrator.measurement import ItemScores
+
+Scorer = Callable[[Batch], torch.Tensor]  # nats at each position (B, T), 0 where the label is ignored
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ def windows(data: TokenizedDataset, items: np.ndarray, sequence_length: int) -> 
 
 
 def evaluate(
-    backbone: LLMBackbone,
+    score: Scorer,
     data: TokenizedDataset,
     items: np.ndarray,
     *,
@@ -52,30 +57,24 @@ def evaluate(
     pad_token_id: int,
     device: torch.device,
 ) -> ItemScores:
-    """Scores the items over all ranks; every rank returns the whole result.
+    """Scores the items over all ranks, `rows` windows at a time; every rank returns the whole result.
 
-    Every rank runs the same number of forward passes (FSDP gathers parameters in each), so ranks with fewer windows
-    repeat one and throw the result away.
+    Every rank scores the same number of batches (FSDP gathers parameters in each), so ranks with fewer windows repeat
+    one and throw the result away.
     """
     ordered = sorted(windows(data, items, sequence_length), key=lambda window: len(window.input_ids))
     rank, world = dist.get_rank(), dist.get_world_size()
     batches = [ordered[start : start + rows] for start in range(0, len(ordered), rows)]
-    rounds = math.ceil(len(batches) / world)
     nats = torch.zeros(len(items), dtype=torch.float64)
     tokens = torch.zeros(len(items), dtype=torch.int64)
-    was_training = backbone.llm.training
-    backbone.llm.eval()
-    with torch.no_grad():
-        for turn in range(rounds):
-            number = turn * world + rank
-            group = batches[min(number, len(batches) - 1)]
-            batch = _batch(group, pad_token_id)
-            scores = token_nats(backbone, batch, device).double().sum(dim=1).cpu()
-            if number < len(batches):
-                places = torch.tensor([window.item for window in group])
-                nats.index_add_(0, places, scores)
-                tokens.index_add_(0, places, torch.tensor([int(window.is_scored[1:].sum()) for window in group]))
-    backbone.llm.train(was_training)
+    for turn in range(math.ceil(len(batches) / world)):
+        number = turn * world + rank
+        group = batches[min(number, len(batches) - 1)]
+        scores = score(_batch(group, pad_token_id)).double().sum(dim=1).cpu()
+        if number < len(batches):
+            places = torch.tensor([window.item for window in group])
+            nats.index_add_(0, places, scores)
+            tokens.index_add_(0, places, torch.tensor([int(window.is_scored[1:].sum()) for window in group]))
     totals = [tensor.to(device) for tensor in (nats, tokens)]
     for tensor in totals:
         dist.all_reduce(tensor)

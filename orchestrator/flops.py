@@ -1,11 +1,14 @@
 """Training FLOPs and model FLOPs utilisation, in closed form. No torch, ray, mlflow."""
 
+import re
+
 from backbones.registry import BackboneSpec
 
-# Dense bf16 peak in FLOP/s per device, by a substring of the name that CUDA reports.
+# Dense bf16 peak in FLOP/s per device, by words of the name that CUDA reports; the first that matches counts.
 PEAK_BF16_FLOPS = {
     "H200": 989e12,  # https://www.nvidia.com/en-us/data-center/h200/
     "H100 PCIe": 756e12,  # https://www.nvidia.com/en-us/data-center/h100/
+    "H100 NVL": 835e12,  # https://www.nvidia.com/en-us/data-center/h100/
     "H100": 989e12,  # https://www.nvidia.com/en-us/data-center/h100/
     "A100": 312e12,  # https://www.nvidia.com/en-us/data-center/a100/
     "L40S": 362e12,  # https://www.nvidia.com/en-us/data-center/l40s/
@@ -28,7 +31,7 @@ def training_flops_per_token(spec: BackboneSpec, sequence_length: int) -> float:
 
 def find_peak_flops(device_name: str) -> float | None:
     """Dense bf16 peak of a device, or None when the device is unknown: an invented peak would be an invented MFU."""
-    return next((peak for name, peak in PEAK_BF16_FLOPS.items() if name in device_name), None)
+    return next((peak for name, peak in PEAK_BF16_FLOPS.items() if re.search(rf"\b{name}\b", device_name)), None)
 
 
 def find_mfu(tokens_per_second: float, flops_per_token: float, device_name: str) -> float | None:

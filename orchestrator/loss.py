@@ -1,9 +1,9 @@
 """Negative log-likelihood of shifted labels. Shape suffixes: B rows, T positions, V vocabulary rows."""
 
 import torch
-from backbones.contract import LLMBackbone
 from torch.nn import functional
 
+from backbones.contract import LLMBackbone
 from orchestrator.data.feed import IGNORED, Batch, as_one_row
 
 

@@ -4,17 +4,32 @@ import hashlib
 import json
 import os
 import re
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from backbones.registry import BackboneSpec, get_spec
-from orchestrator.data.sources import Dataset, find_path, load_dataset, without_held_out
+from backbones.registry import BackboneSpec
+from orchestrator.data.sources import Dataset
 from orchestrator.errors import SpecError, SpecProblem
 from orchestrator.flops import training_flops_per_token
-from orchestrator.memory import MemoryPrediction, choose_micro_batch_size, find_device_gib, predict_memory
+from orchestrator.memory import (
+    MemoryPrediction,
+    choose_micro_batch_size,
+    find_device_gib,
+    find_shortage,
+    predict_memory,
+)
+from orchestrator.preflight import (
+    check_accelerator,
+    check_batch,
+    check_export_folder,
+    load_splits,
+    resolve_backbones,
+    resolve_storage,
+)
 from orchestrator.spec import Comparison, Finetune, Job, Placement, Recipe
-from orchestrator.yaml_source import SpecSource, read_spec, validate
+from orchestrator.validation import check, is_within
+from orchestrator.yaml_source import SpecSource, read_spec
 
 
 @dataclass(frozen=True)
@@ -41,12 +56,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class CellForecast:
-    """What the plan predicts for a cell. `infeasible` says why it cannot run, or is None."""
+    """What the plan predicts for the cells of a backbone. `infeasible` says why they cannot run, or is None."""
 
     memory: MemoryPrediction
     device_gib: float | None
     flops_per_token: float
-    infeasible: str | None
+    infeasible: SpecProblem | None
 
 
 @dataclass(frozen=True)
@@ -78,151 +93,113 @@ class Plan:
     def backbones(self) -> tuple[BackboneSpec, ...]:
         return tuple({cell.backbone.backbone_id: cell.backbone for cell in self.cells}.values())
 
+    @property
+    def infeasible(self) -> tuple[SpecProblem, ...]:
+        """Why some cells cannot run, each reason once."""
+        return tuple(dict.fromkeys(forecast.infeasible for forecast in self.forecasts if forecast.infeasible))
+
 
 def load_comparison(path: Path) -> Plan:
     """Reads and plans `compare.yaml`. Raises SpecError with everything that is wrong; nothing is started."""
     source = read_spec(path)
     if "backbone" in source.data and "backbones" not in source.data:
-        problem = "has 'backbone', so it is a finetune; run `backbone finetune`, or write 'backbones' with a list"
-        raise SpecError((source.problem("backbone", problem),))
-    job = validate(source, Comparison)
-    return _plan("comparison", source, job, job.backbones, job.seed_list)
+        message = "has 'backbone', so it is a finetune; run `backbone finetune`, or write 'backbones' with a list"
+        raise SpecError((source.problem("backbone", message),))
+    return _plan(source, Comparison)
 
 
 def load_finetune(path: Path) -> Plan:
     """Reads and plans `finetune.yaml`. Raises SpecError with everything that is wrong; nothing is started."""
     source = read_spec(path)
     if "backbones" in source.data and "backbone" not in source.data:
-        problem = "has 'backbones', so it is a comparison; run `backbone compare`, or write one 'backbone'"
-        raise SpecError((source.problem("backbones", problem),))
-    job = validate(source, Finetune)
-    if job.export is not None:
-        _check_export_folder(source, Path(job.export.folder))
-    return _plan("finetune", source, job, (job.backbone,), (job.seed,))
+        message = "has 'backbones', so it is a comparison; run `backbone compare`, or write one 'backbone'"
+        raise SpecError((source.problem("backbones", message),))
+    return _plan(source, Finetune)
 
 
 def load_plan(path: Path) -> Plan:
     """Plans whichever kind of spec the file holds."""
     source = read_spec(path)
-    return (
-        load_finetune(path) if "backbone" in source.data and "backbones" not in source.data else load_comparison(path)
+    is_finetune = "backbone" in source.data and "backbones" not in source.data
+    return _plan(source, Finetune if is_finetune else Comparison)
+
+
+def _plan(source: SpecSource, model: type[Comparison] | type[Finetune]) -> Plan:
+    """Every stage adds its problems and skips what the schema already found wrong; one SpecError names them all."""
+    job, found = check(source, model, model.stand_ins)
+    if job is None:
+        raise SpecError(found)
+    problems = list(found)
+
+    def sound(*keys: str) -> bool:
+        return not any(is_within(wrong.path, key) or is_within(key, wrong.path) for wrong in found for key in keys)
+
+    if sound("recipe.global_batch_size", "recipe.micro_batch_size", "placement"):
+        check_batch(source, job, problems)
+        check_accelerator(source, job, problems)
+    if isinstance(job, Finetune) and job.export is not None:
+        check_export_folder(source, job.export.folder, problems)
+    storage = resolve_storage(source, job, problems) if sound("storage") else Path()
+    specs = resolve_backbones(source, job.references, problems)
+    splits = load_splits(source, job, problems) if sound("recipe.data") else None
+    if problems or splits is None:
+        raise SpecError(tuple(problems))
+    train, validation, removed = splits
+    forecasts = {spec.backbone_id: _forecast(source, job, spec) for spec in specs}
+    cells = _cells(job, specs, train, validation)
+    uri = job.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{storage / 'mlflow.db'}"
+    kind = "comparison" if isinstance(job, Comparison) else "finetune"
+    rule = job.verdict.model_dump() if isinstance(job, Comparison) else None
+    return Plan(
+        kind=kind,
+        job_id=f"{job.name}-{_hash([kind, [cell.cell_id for cell in cells], rule])[:10]}",
+        job=job,
+        source=source,
+        cells=cells,
+        forecasts=tuple(forecasts[cell.backbone.backbone_id] for cell in cells),
+        train=train,
+        validation=validation,
+        train_in_validation=removed,
+        storage=storage,
+        tracking_uri=uri,
     )
 
 
-def _plan(kind: str, source: SpecSource, job: Job, references: tuple[str, ...], seeds: tuple[int, ...]) -> Plan:
-    problems = _batch_problems(source, job)
-    specs = _resolve_backbones(source, kind, references, problems)
-    storage = _resolve_storage(source, job, problems)
-    if problems:
-        raise SpecError(tuple(problems))
-    train, validation, removed = _load_data(source, job)
-    cells = _cells(job, specs, seeds, train, validation)
-    forecasts = tuple(_forecast(cell) for cell in cells)
-    uri = job.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{storage / 'mlflow.db'}"
-    rule = job.verdict.model_dump() if isinstance(job, Comparison) else None
-    job_id = f"{job.name}-{_hash([kind, [cell.cell_id for cell in cells], rule])[:10]}"
-    return Plan(kind, job_id, job, source, cells, forecasts, train, validation, removed, storage, uri)
-
-
-def _batch_problems(source: SpecSource, job: Job) -> list[SpecProblem]:
-    recipe, workers = job.recipe, job.placement.workers
-    if recipe.global_batch_size % workers:
-        below = recipe.global_batch_size // workers * workers
-        near = " or ".join(str(size) for size in (below, below + workers) if size)
+def _forecast(source: SpecSource, job: Job, spec: BackboneSpec) -> CellForecast:
+    recipe, placement = job.recipe, job.placement
+    memory = predict_memory(spec, recipe, placement, choose_micro_batch_size(spec, recipe, placement))
+    flops = training_flops_per_token(spec, recipe.sequence_length)
+    problem = None
+    if recipe.sequence_length > spec.context_length:
         message = (
-            f"'recipe.global_batch_size' is {recipe.global_batch_size}, which {workers} workers cannot share equally; "
-            f"set it to {near}, or change placement.workers"
+            f"'recipe.sequence_length' is {recipe.sequence_length}, but {spec.backbone_id} has a context of "
+            f"{spec.context_length} tokens; lower it to that"
         )
-        return [source.problem("recipe.global_batch_size", message)]
-    share = recipe.global_batch_size // workers
-    if recipe.micro_batch_size != "auto" and share % recipe.micro_batch_size:
-        divisors = [str(size) for size in range(1, share + 1) if share % size == 0]
-        message = (
-            f"'recipe.micro_batch_size' is {recipe.micro_batch_size}, which does not divide a worker's share of "
-            f"{share} rows; set it to auto or one of {', '.join(divisors[:12])}"
-        )
-        return [source.problem("recipe.micro_batch_size", message)]
-    return []
-
-
-def _resolve_backbones(
-    source: SpecSource, kind: str, references: tuple[str, ...], problems: list[SpecProblem]
-) -> list[BackboneSpec]:
-    specs = []
-    for index, reference in enumerate(references):
-        path = f"backbones.{index}" if kind == "comparison" else "backbone"
-        try:
-            specs.append(_resolve_backbone(source, reference))
-        except ValueError as error:  # the registry's input errors; a network failure is no input error and passes
-            problems.append(source.problem(path, f"'{path}' is {reference!r}: {error}"))
-    return specs
-
-
-def _resolve_backbone(source: SpecSource, reference: str) -> BackboneSpec:
-    """Looks a backbone up; a relative `hf:` folder may stand beside the spec file. The user's own words stay its id."""
-    folder = reference.removeprefix("hf:")
-    if reference.startswith("hf:.") and (found := find_path(source, folder)) is not None:
-        return replace(get_spec(f"hf:{found}"), backbone_id=reference)
-    return get_spec(reference)
-
-
-def _resolve_storage(source: SpecSource, job: Job, problems: list[SpecProblem]) -> Path:
-    text = job.storage or os.environ.get("BACKBONE_STORAGE")
-    if text is None and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
-        message = (
-            "no storage: inside a Ray job the working directory is a copy that Ray deletes; set 'storage' in the spec "
-            "or BACKBONE_STORAGE on the cluster to a folder that every node shares"
-        )
-        problems.append(SpecProblem(source.file, message, "storage"))
-        return Path()
-    text = text or "runs"
-    if re.match(r"^[a-z0-9]+://", text):
-        message = (
-            f"'storage' is {text!r}: object stores are not available in this version; give a folder that every node "
-            "shares (NFS, EFS, Lustre, or a mounted bucket)"
-        )
-        problems.append(source.problem("storage", message))
-        return Path()
-    storage = Path(text).expanduser().absolute()
-    existing = next(parent for parent in (storage, *storage.parents) if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        message = f"'storage' is {text!r}, but {existing} is not a folder this user can write; choose another"
-        problems.append(source.problem("storage", message))
-    return storage
-
-
-def _load_data(source: SpecSource, job: Job) -> tuple[Dataset, Dataset, int]:
-    data = job.recipe.data
-    validation = load_dataset(source, "validation", data.validation, data.format)
-    everything = load_dataset(source, "train", data.train, data.format)
-    train, removed = without_held_out(everything, validation)
-    if not train.examples:
-        message = (
-            f"'recipe.data.train' is {data.train!r}: every example is also held out in {data.validation!r}; "
-            "give disjoint files"
-        )
-        raise SpecError((source.problem("recipe.data.train", message),))
-    return train, validation, removed
+        problem = source.problem("recipe.sequence_length", message)
+    elif shortage := find_shortage(spec, recipe, placement):
+        problem = source.problem("placement", shortage)
+    return CellForecast(memory, find_device_gib(placement), flops, problem)
 
 
 def _cells(
-    job: Job, specs: list[BackboneSpec], seeds: tuple[int, ...], train: Dataset, validation: Dataset
+    job: Comparison | Finetune, specs: list[BackboneSpec], train: Dataset, validation: Dataset
 ) -> tuple[Cell, ...]:
     """Seed by seed, so that an interrupted comparison has all backbones at equal seeds."""
+    # With parity: intersection the other candidates decide which examples are dropped, so they are part of the cell.
     shared_fate = sorted(_identity(spec) for spec in specs) if job.recipe.data.parity == "intersection" else []
-    return tuple(_cell(job, spec, seed, train, validation, shared_fate) for seed in seeds for spec in specs)
+    return tuple(_cell(job, spec, seed, train, validation, shared_fate) for seed in job.seed_list for spec in specs)
 
 
 def _cell(job: Job, spec: BackboneSpec, seed: int, train: Dataset, validation: Dataset, shared_fate: list[str]) -> Cell:
     recipe, placement = job.recipe, job.placement
-    micro = recipe.micro_batch_size
-    rows = choose_micro_batch_size(spec, recipe, placement) if micro == "auto" else micro
+    rows = choose_micro_batch_size(spec, recipe, placement)
     recipe_facts = recipe.model_dump(mode="json", exclude={"data": {"train", "validation"}, "checkpoint": True})
     digests = [train.digest, validation.digest]
     placed = placement.model_dump(mode="json")
-    # With parity: intersection the other candidates decide which examples are dropped, so they are part of the cell.
     identity = _hash([_identity(spec), seed, recipe_facts, placed, rows, digests, shared_fate, None])
-    slug = re.sub(r"[^A-Za-z0-9.]+", "-", spec.backbone_id).strip("-.")[-48:]
+    # A folder's name is not its content, so it is no part of the id; the hash tells two folders apart.
+    name = f"hf-{spec.family}" if spec.folder and spec.backbone_id.startswith("hf:") else spec.backbone_id
+    slug = re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.")[-48:]
     return Cell(f"{slug}-s{seed}-{identity[:10]}", spec, seed, recipe, placement, rows, train.digest, validation.digest)
 
 
@@ -232,36 +209,6 @@ def _identity(spec: BackboneSpec) -> str:
     if spec.weights_digest is not None:
         facts |= {"backbone_id": "", "hf_hub_path": ""}
     return _hash(facts)
-
-
-def _forecast(cell: Cell) -> CellForecast:
-    memory = predict_memory(cell.backbone, cell.recipe, cell.placement, cell.micro_batch_size)
-    device = find_device_gib(cell.placement)
-    flops = training_flops_per_token(cell.backbone, cell.recipe.sequence_length)
-    return CellForecast(memory, device, flops, _infeasible_reason(cell, memory, device))
-
-
-def _infeasible_reason(cell: Cell, memory: MemoryPrediction, device: float | None) -> str | None:
-    if cell.recipe.sequence_length > cell.backbone.context_length:
-        return (
-            f"{cell.backbone.backbone_id} has a context of {cell.backbone.context_length} tokens, but "
-            f"recipe.sequence_length is {cell.recipe.sequence_length}. Lower it."
-        )
-    if device is None or memory.total <= device:
-        return None
-    return (
-        f"{cell.backbone.backbone_id} needs about {memory.total:.0f} GiB per GPU, {memory.states:.0f} of them for "
-        f"weights, gradients and AdamW state, but the plan gives it {device:.0f} GiB.\n  Raise placement.workers above "
-        f"{cell.placement.workers}, or lower recipe.micro_batch_size or recipe.sequence_length."
-    )
-
-
-def _check_export_folder(source: SpecSource, folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        ours = folder / "training_manifest.json"
-        if not ours.is_file():
-            message = f"'export.folder' is {str(folder)!r}, which exists and is not one of our exports; choose another"
-            raise SpecError((source.problem("export.folder", message),))
 
 
 def _hash(document: Any) -> str:

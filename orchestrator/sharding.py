@@ -26,9 +26,10 @@ def build_mesh(device: torch.device, replicas: int) -> DeviceMesh:
 def shard(backbone: LLMBackbone, mesh: DeviceMesh, precision: str) -> list[nn.Module]:
     """Shards `backbone.llm` in place: every `transformer_layer_cls` is one unit, the root holds the rest.
 
-    Returns the sharded decoder layers. Parameters stay fp32 as master weights; forward and backward run in bf16 (`precision`), gradients are reduced in
-    fp32. Raises ShardingError when the class matches fewer modules than the model has layers: sharding only the root
-    would train correctly and gather the whole model at once, which is the failure nobody notices.
+    Returns the sharded decoder layers. Parameters stay fp32 as master weights; forward and backward run in
+    `precision`, gradients are reduced in fp32. Raises ShardingError when the class matches fewer modules than the model
+    has layers: sharding only the root would train correctly and gather the whole model at once, which is the failure
+    nobody notices.
     """
     policy = MixedPrecisionPolicy(
         param_dtype=COMPUTE_DTYPE[precision], reduce_dtype=torch.float32, output_dtype=None, cast_forward_inputs=True
@@ -73,8 +74,8 @@ def found_contract(
         "fsdp_units": len(units),
         "decoder_layer": type(layers[0]).__name__.removeprefix("FSDP"),
         "parameter_dtype": _joined(str(parameter.dtype) for parameter in parameters),
-        "compute_dtype": str(policy.param_dtype or torch.float32),
-        "reduce_dtype": str(policy.reduce_dtype or policy.param_dtype or torch.float32),
+        "compute_dtype": _joined([policy.param_dtype]),
+        "reduce_dtype": _joined([policy.reduce_dtype]),
         "gradient_dtype": _joined(str(p.grad.dtype) for p in parameters if p.grad is not None),
         "optimizer_state_dtype": _joined(moments),
         "parameters": sum(parameter.numel() for parameter in backbone.llm.parameters()),

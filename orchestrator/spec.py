@@ -4,14 +4,26 @@ A spec file is a `Comparison` or a `Finetune`; both resolve to `Cell`s that shar
 """
 
 import re
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+MAX_SEEDS = 1000
+LONGEST_TIMEOUT_S = 366 * 86400
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+_TRACKING_SCHEMES = ("http://", "https://", "sqlite://", "postgresql", "mysql", "mssql", "databricks")
 
 Item = TypeVar("Item", str, int)
-PositiveInt = Annotated[int, Field(gt=0)]
+
+
+def _check_name(name: str) -> str:
+    if not re.fullmatch(_NAME, name, re.ASCII):
+        raise ValueError("use up to 64 letters, digits, '.', '_' and '-', and begin with a letter or a digit")
+    return name
+
+
+Name = Annotated[str, Field(json_schema_extra={"pattern": f"^{_NAME}$"}), AfterValidator(_check_name)]
+Count = Annotated[int, Field(gt=0, le=1_000_000)]
 Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
@@ -40,15 +52,19 @@ class Budget(Strict):
     kind: Literal["bytes", "tokens", "steps", "flops", "gpu_hours"] = "bytes"
     amount: float = Field(gt=0)
 
-    @model_validator(mode="after")
-    def _check(self) -> "Budget":
-        if self.kind == "steps" and self.amount != int(self.amount):
-            raise ValueError("a budget in steps must be a whole number")
-        if self.kind == "gpu_hours":
-            raise ValueError(
-                "budget.kind gpu_hours is not available in this version; use bytes, tokens, steps or flops"
-            )
-        return self
+    @field_validator("kind")
+    @classmethod
+    def _check_kind(cls, kind: str) -> str:
+        if kind == "gpu_hours":
+            raise ValueError("this version cannot budget by it; use bytes, tokens, steps or flops")
+        return kind
+
+    @field_validator("amount")
+    @classmethod
+    def _check_amount(cls, amount: float, info: ValidationInfo) -> float:
+        if info.data.get("kind") == "steps" and amount != int(amount):
+            raise ValueError("steps are counted whole; round it")
+        return amount
 
 
 class Optimizer(Strict):
@@ -65,7 +81,7 @@ class Optimizer(Strict):
     @classmethod
     def _check_betas(cls, betas: tuple[float, float]) -> tuple[float, float]:
         if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError("each beta must be at least 0 and below 1")
+            raise ValueError("each of the two must be at least 0 and below 1, such as [0.9, 0.95]")
         return betas
 
 
@@ -73,19 +89,24 @@ class Adaptation(Strict):
     """Which parameters learn."""
 
     kind: Literal["full", "last_layer", "bias_only", "lora"] = "full"
-    rank: PositiveInt | None = None
+    rank: Count | None = None
     alpha: float | None = None
     dropout: float | None = None
     target_modules: tuple[str, ...] | None = None
 
-    @model_validator(mode="after")
-    def _check(self) -> "Adaptation":
-        lora_only = {name for name in ("rank", "alpha", "dropout", "target_modules") if getattr(self, name) is not None}
-        if self.kind == "lora":
-            raise ValueError("adaptation lora is not available in this version; use full, last_layer or bias_only")
-        if lora_only:
-            raise ValueError(f"{', '.join(sorted(lora_only))} belong to kind lora only; remove them")
-        return self
+    @field_validator("kind")
+    @classmethod
+    def _check_kind(cls, kind: str) -> str:
+        if kind == "lora":
+            raise ValueError("this version cannot train adapters; use full, last_layer or bias_only")
+        return kind
+
+    @field_validator("rank", "alpha", "dropout", "target_modules")
+    @classmethod
+    def _check_lora_only(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is not None and "kind" in info.data:
+            raise ValueError("it belongs to kind lora only; remove it")
+        return value
 
 
 class Evaluate(Strict):
@@ -98,7 +119,7 @@ class Evaluate(Strict):
     @classmethod
     def _check_tasks(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
         if tasks:
-            raise ValueError("lm-eval tasks are not available in this version; leave evaluate.tasks empty")
+            raise ValueError("this version cannot run lm-eval tasks; leave the list empty")
         return tasks
 
 
@@ -106,7 +127,7 @@ class Checkpointing(Strict):
     """A resumable checkpoint every share of the budget; the newest `keep` are kept."""
 
     every: Fraction = 0.1
-    keep: PositiveInt = 2
+    keep: Count = 2
 
 
 class Recipe(Strict):
@@ -114,8 +135,8 @@ class Recipe(Strict):
 
     data: Data
     sequence_length: Annotated[int, Field(ge=8, le=10_000_000)] = 2048
-    global_batch_size: PositiveInt = 64  # examples, or packed sequences when packing is on
-    micro_batch_size: Literal["auto"] | PositiveInt = "auto"
+    global_batch_size: Count = 64  # examples, or packed sequences when packing is on
+    micro_batch_size: Literal["auto"] | Count = "auto"
     packing: bool = True
     budget: Budget
     optimizer: Optimizer = Optimizer()
@@ -130,19 +151,28 @@ class Recipe(Strict):
 class Placement(Strict):
     """Where a cell runs: Ray Train workers and what each of them holds."""
 
-    workers: PositiveInt = 1
-    gpus_per_worker: Literal[0, 1] = 0
-    cpus_per_worker: PositiveInt = 1
+    workers: Count = 1
+    gpus_per_worker: Annotated[int, Field(ge=0, le=1)] = 0
+    cpus_per_worker: Count = 1
     accelerator: str | None = None
-    replicas: PositiveInt = 1  # above 1: HSDP, parameters are sharded over workers / replicas ranks
+    replicas: Count = 1  # above 1: HSDP, parameters are sharded over workers / replicas ranks
 
-    @model_validator(mode="after")
-    def _check(self) -> "Placement":
-        if self.workers % self.replicas:
-            raise ValueError(f"replicas ({self.replicas}) must divide workers ({self.workers})")
-        if self.accelerator and not self.gpus_per_worker:
-            raise ValueError(f"accelerator {self.accelerator} needs gpus_per_worker: 1")
-        return self
+    @field_validator("accelerator")
+    @classmethod
+    def _check_accelerator(cls, accelerator: str | None, info: ValidationInfo) -> str | None:
+        if accelerator is not None and info.data.get("gpus_per_worker") == 0:
+            raise ValueError("a worker without a GPU has none; set gpus_per_worker: 1, or remove it")
+        return accelerator
+
+    @field_validator("replicas")
+    @classmethod
+    def _check_replicas(cls, replicas: int, info: ValidationInfo) -> int:
+        workers = info.data.get("workers", replicas)
+        if workers % replicas:
+            raise ValueError(
+                f"{workers} workers cannot form that many equal groups; use a divisor of placement.workers"
+            )
+        return replicas
 
 
 class Tracking(Strict):
@@ -150,6 +180,13 @@ class Tracking(Strict):
 
     uri: str | None = None
     experiment: str = Field("backbones", min_length=1)
+
+    @field_validator("uri")
+    @classmethod
+    def _check_uri(cls, uri: str | None) -> str | None:
+        if uri is not None and not uri.startswith(_TRACKING_SCHEMES):
+            raise ValueError("write a URL such as http://mlflow:5000 or sqlite:////shared/mlflow.db")
+        return uri
 
 
 class VerdictRule(Strict):
@@ -163,7 +200,7 @@ class VerdictRule(Strict):
     @classmethod
     def _check_constraints(cls, constraints: dict[str, float | str]) -> dict[str, float | str]:
         if constraints:
-            raise ValueError("verdict.constraints are not available in this version; leave them empty")
+            raise ValueError("this version cannot apply constraints; leave them empty")
         return constraints
 
 
@@ -189,8 +226,15 @@ class Policy(Strict):
 class Job(Strict):
     """What comparisons and finetunes have in common."""
 
-    name: str = Field(pattern=NAME_PATTERN)
-    storage: str | None = None
+    # What planning puts in the place of a wrong required value, to go on looking for problems.
+    stand_ins: ClassVar[dict[str, Any]] = {
+        "name": "unnamed",
+        "recipe.data": {"train": "-", "validation": "-"},
+        "recipe.budget": {"amount": 1},
+    }
+
+    name: Name
+    storage: Annotated[str, Field(min_length=1)] | None = None
     tracking: Tracking = Tracking()
     recipe: Recipe
     placement: Placement = Placement()
@@ -201,7 +245,7 @@ class Comparison(Job):
     """Several backbones under one recipe, each with several seeds."""
 
     backbones: tuple[str, ...] = Field(min_length=1)
-    seeds: PositiveInt | tuple[Seed, ...] = 2
+    seeds: Count | tuple[Seed, ...] = 2
     verdict: VerdictRule = VerdictRule()
 
     @field_validator("backbones")
@@ -212,13 +256,17 @@ class Comparison(Job):
     @field_validator("seeds")
     @classmethod
     def _check_seeds(cls, seeds: int | tuple[int, ...]) -> int | tuple[int, ...]:
+        if (seeds if isinstance(seeds, int) else len(seeds)) > MAX_SEEDS:
+            raise ValueError(f"a comparison has at most {MAX_SEEDS} seeds; use fewer")
         if isinstance(seeds, int):
-            if seeds > 1000:
-                raise ValueError("more than 1000 seeds; give a number of seeds or a list of them")
             return seeds
         if not seeds:
             raise ValueError("at least one seed is needed; write a number of seeds, such as 3, or a list of them")
         return _distinct(seeds)
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        return self.backbones
 
     @property
     def seed_list(self) -> tuple[int, ...]:
@@ -229,7 +277,7 @@ class Export(Strict):
     """Where a finetune writes its Hugging Face folder, and the MLflow registered model it becomes."""
 
     folder: str = Field(min_length=1)
-    register_as: str | None = Field(None, alias="register", pattern=NAME_PATTERN)
+    register_as: Name | None = Field(None, alias="register")
 
 
 class Finetune(Job):
@@ -239,13 +287,22 @@ class Finetune(Job):
     seed: Seed = 0
     export: Export | None = None
 
+    @property
+    def references(self) -> tuple[str, ...]:
+        return (self.backbone,)
+
+    @property
+    def seed_list(self) -> tuple[int, ...]:
+        return (self.seed,)
+
 
 def seconds(text: str) -> float:
     """'90s', '30m', '12h', '2d' in seconds. Raises ValueError for anything else."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
-    if not match or float(match[1]) <= 0:
-        raise ValueError("write a duration such as 90s, 30m, 12h or 2d")
-    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([smhd])", text, re.ASCII)
+    duration = float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]] if match else 0.0
+    if not 0 < duration <= LONGEST_TIMEOUT_S:
+        raise ValueError("write a duration such as 90s, 30m, 12h or 2d, at most 366d")
+    return duration
 
 
 def _distinct(items: tuple[Item, ...]) -> tuple[Item, ...]:

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from backbones.adaptation import apply_adaptation
-from backbones.contract import LLMBackbone
-from backbones.registry import build
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from backbones.adaptation import apply_adaptation
+from backbones.hf_causal import HFCausalLLMBackbone
+from backbones.registry import build
 from orchestrator.cell_job import CellJob
 from orchestrator.checkpoint import Checkpoint, find_latest, load_checkpoint, prune, save_checkpoint
 from orchestrator.data.feed import Feed, StepWork
@@ -28,23 +28,24 @@ from orchestrator.errors import CancelledError, DivergedError, TimedOutError
 from orchestrator.evaluation import evaluate
 from orchestrator.export import export_model
 from orchestrator.hardware import device_name, package_versions, peak_memory_gib
-from orchestrator.loss import summed_nats
+from orchestrator.loss import summed_nats, token_nats
 from orchestrator.measurement import ItemScores, bits_per_byte, measure, save_item_scores, write_measurement
 from orchestrator.optimizer import build_optimizer, decay_counts
 from orchestrator.plan import Cell
-from orchestrator.results import EvaluationPoint, StepMetrics
+from orchestrator.results import EvaluationPoint, StepMetrics, read_json, write_json
 from orchestrator.schedule import Seen, learning_rate, passed_a_mark, progress
 from orchestrator.sharding import COMPUTE_DTYPE, build_mesh, found_contract, shard
 from orchestrator.tracking.spool import SpoolWriter
 
 CONTINUE, STOP, TIMED_OUT = 0, 1, 2
+CONTRACT_FILE = "contract.json"
 
 
 @dataclass(frozen=True)
 class Trainee:
     """The sharded backbone, its optimizer and its data on this rank."""
 
-    backbone: LLMBackbone
+    backbone: HFCausalLLMBackbone
     layers: list[nn.Module]  # the sharded decoder layers
     optimizer: torch.optim.Optimizer
     feed: Feed
@@ -91,13 +92,13 @@ def train_cell(job: CellJob, device: torch.device) -> None:
     if position.seen.steps == 0:
         _evaluate(job, trainee, position, spool)
     scores: ItemScores | None = None
-    contract: dict[str, Any] = {}
+    contract: dict[str, Any] | None = None
     for work in itertools.islice(trainee.feed.steps(), position.seen.steps, None):
         before = _progress(job, position)
         if before >= 1:
             break
         position, outcome = _advance(job, trainee, work, position, spool)
-        contract = contract or _contract(job, trainee)
+        contract = contract or _record_contract(job, trainee, spool)
         trainee.optimizer.zero_grad()
         after = _progress(job, position)
         if passed_a_mark(before, after, job.cell.recipe.evaluate.every) or after >= 1:
@@ -187,7 +188,7 @@ def _advance(
     middle = (_progress(job, position) + _progress(job, after)) / 2
     rate = learning_rate(job.cell.recipe.optimizer, middle)
     started = time.perf_counter()
-    torch.manual_seed(hash((job.cell.seed, seen.steps, dist.get_rank())))
+    torch.manual_seed(_random_seed(job.cell.seed, seen.steps, dist.get_rank()))
     outcome = train_step(job.cell, trainee, work, rate, _order(job))
     elapsed = time.perf_counter() - started
     if spool is not None:
@@ -216,20 +217,30 @@ def _advance(
 
 
 def _evaluate(job: CellJob, trainee: Trainee, position: Position, spool: SpoolWriter | None) -> ItemScores:
-    scores = evaluate(
-        trainee.backbone,
-        trainee.validation,
-        trainee.scored,
-        sequence_length=job.cell.recipe.sequence_length,
-        rows=job.cell.micro_batch_size,
-        pad_token_id=trainee.pad_token_id,
-        device=trainee.device,
-    )
+    """Scores the held-out items. Raises DivergedError when the score is not finite, after it went to the spool."""
+    backbone = trainee.backbone
+    backbone.llm.eval()
+    with torch.no_grad():
+        scores = evaluate(
+            lambda batch: token_nats(backbone, batch, trainee.device),
+            trainee.validation,
+            trainee.scored,
+            sequence_length=job.cell.recipe.sequence_length,
+            rows=job.cell.micro_batch_size,
+            pad_token_id=trainee.pad_token_id,
+            device=trainee.device,
+        )
+    backbone.llm.train()
+    seen = position.seen
     if spool is not None:
-        seen = position.seen
         share, spent = _progress(job, position), position.train_time_s
         spool.evaluation(
             EvaluationPoint(seen.steps, share, seen.bytes, seen.tokens, spent, scores.bits_per_byte, scores.loss)
+        )
+    if not math.isfinite(scores.bits_per_byte):
+        raise DivergedError(
+            f"{job.cell.cell_id}: held-out bits per byte are {scores.bits_per_byte} after step {seen.steps}. "
+            "Lower recipe.optimizer.learning_rate or raise warmup."
         )
     return scores
 
@@ -269,7 +280,7 @@ def _finish(
     trainee: Trainee,
     position: Position,
     scores: ItemScores | None,
-    contract: dict[str, Any],
+    contract: dict[str, Any] | None,
     spool: SpoolWriter | None,
 ) -> None:
     """Exports where asked, and writes the measurement. An attempt that found the budget used up scores again."""
@@ -282,7 +293,8 @@ def _finish(
     if spool is None:
         return
     save_item_scores(job.folder, scores)
-    contract = contract or _contract(job, trainee)
+    if contract is None:  # this attempt made no step; there are no gradients to look at
+        contract = read_json(job.folder / CONTRACT_FILE)
     measurement = measure(
         job.folder,
         job.spool_folder,
@@ -298,6 +310,14 @@ def _finish(
     write_measurement(job.folder, measurement)
     spool.phase("finished", step=position.seen.steps)
     spool.close()
+
+
+def _record_contract(job: CellJob, trainee: Trainee, spool: SpoolWriter | None) -> dict[str, Any]:
+    """The contract as found after this attempt's first step, kept for an attempt that has no step left to make."""
+    contract = _contract(job, trainee)
+    if spool is not None:
+        write_json(job.folder / CONTRACT_FILE, contract)
+    return contract
 
 
 def _contract(job: CellJob, trainee: Trainee) -> dict[str, Any]:
@@ -350,6 +370,11 @@ def _progress(job: CellJob, position: Position) -> float:
 def _phase(spool: SpoolWriter | None, name: str, **details: Any) -> None:
     if spool is not None:
         spool.phase(name, **details)
+
+
+def _random_seed(*parts: int) -> int:
+    """One seed from several numbers; equal on every machine and Python."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
 
 
 def _chunks(rows: tuple[tuple[int, ...], ...], size: int) -> Iterator[tuple[tuple[int, ...], ...]]:

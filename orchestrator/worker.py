@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.cell_job import worker_file
 from orchestrator.errors import OrchestratorError
 from orchestrator.results import CellStatus, read_json, write_json
 from orchestrator.spec import Placement
@@ -21,9 +22,11 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "5")
 
 PROCESS_GROUP_TIMEOUT_S = 600
+START_FAILURES = 20  # Ray Train gives each try to start the workers a minute: so long an attempt waits for lost nodes
 # A rank that lost the connection to another one waits this long before it fails: Ray then sees who really died first.
 PATIENCE_S = 3.0
 WORKER_DIED, PEER_LOST, PREEMPTED = "WorkerDiedError", "PeerLostError", "PreemptedError"
+FAULTS_OF_THE_MACHINE = (WORKER_DIED, PEER_LOST, PREEMPTED)
 PEER_LOST_WORDS = ("gloo/transport", "remote process exited", "Connection reset by peer", "Connection closed by peer")
 STATUS_OF_ERROR = {
     "DivergedError": CellStatus.DIVERGED,
@@ -36,9 +39,9 @@ STATUS_OF_ERROR = {
 
 @dataclass(frozen=True)
 class Failure:
-    """Why an attempt ended early, as the first rank that failed saw it."""
+    """Why an attempt ended early: the first cause, not what the other ranks saw of it."""
 
-    kind: str  # name of the exception class
+    kind: str  # name of the exception class, or one of the three of FAULTS_OF_THE_MACHINE
     message: str
     rank: int | None
     time: float
@@ -46,7 +49,14 @@ class Failure:
 
     def repeats(self, other: "Failure") -> bool:
         """Whether a rank gave the very same account twice: a fault of the code or the data, not of the machine."""
-        return self.rank is not None and (self.kind, self.message) == (other.kind, other.message)
+        if self.kind in FAULTS_OF_THE_MACHINE or self.rank is None:
+            return False
+        return (self.kind, self.message) == (other.kind, other.message)
+
+    @property
+    def is_charged(self) -> bool:
+        """Whether it counts against policy.max_failures: a node that was taken away does not."""
+        return self.kind != PREEMPTED
 
     @property
     def status(self) -> CellStatus:
@@ -81,23 +91,79 @@ def run_attempt(job: Any, placement: Placement) -> Failure | None:
         run_config=RunConfig(
             name=f"{job.cell.cell_id}-{job.attempt:03d}-{int(time.time())}",
             storage_path=str(job.folder / "ray"),
-            failure_config=FailureConfig(max_failures=0),
+            failure_config=FailureConfig(
+                max_failures=0, max_preemption_failures=0, controller_failure_limit=START_FAILURES
+            ),
         ),
     )
     try:
         trainer.fit()
     except Exception as error:  # Ray Train wraps what workers raise; the workers' own account is in the cell's folder
-        return find_failure(job.folder, job.attempt) or Failure(
-            "WorkerDiedError", _first_line(error), None, time.time(), retriable=True
-        )
+        return find_first_cause(job.folder, job.attempt, placement.workers, error)
     return None
 
 
-def find_failure(folder: Path, attempt: int) -> Failure | None:
-    """The earliest failure that a rank of this attempt wrote down: later ones are its echoes."""
+def find_first_cause(folder: Path, attempt: int, workers: int, error: Exception) -> Failure:
+    """Why an attempt ended: the earliest fault that a rank wrote down itself, else a rank that died without a word.
+
+    `error` is what Ray Train raised. Ranks that only lost the connection to another one are heard last.
+    """
+    found: dict[int, Exception] = getattr(error, "worker_failures", {})
+    accounts = _accounts(folder, attempt)
+    heard = {account.rank for account in accounts}
+    # A rank that could not write its account, because the storage is what failed, still told Ray.
+    accounts += [_account(rank, one) for rank, one in found.items() if rank not in heard and not _is_death(one)]
+    own = [account for account in accounts if account.kind != PEER_LOST]
+    if own:
+        return min(own, key=lambda account: account.time)
+    echo = min(accounts, key=lambda account: account.time, default=None)
+    dead = sorted(rank for rank, one in found.items() if _is_death(one))
+    if not dead and echo is not None:
+        dead = sorted(set(range(workers)) - {account.rank for account in accounts})
+    if not dead:
+        return echo or Failure(WORKER_DIED, _start_failed(error), None, time.time(), retriable=True)
+    message = "; ".join(_obituary(folder, attempt, rank, found.get(rank)) for rank in dead)
+    if echo is not None:
+        message += f". Rank {echo.rank} noticed: {echo.message.splitlines()[0]}"
+    kind = PREEMPTED if any(_is_preempted(one) for one in found.values()) else WORKER_DIED
+    return Failure(kind, message, dead[0], time.time(), retriable=True)
+
+
+def _accounts(folder: Path, attempt: int) -> list[Failure]:
     files = (folder / "failures").glob(f"attempt-{attempt:03d}-rank-*.json")
-    failures = [Failure(**read_json(file)) for file in files]
-    return min(failures, key=lambda failure: failure.time, default=None)
+    return [Failure(**read_json(file)) for file in files]
+
+
+def _obituary(folder: Path, attempt: int, rank: int, error: Exception | None) -> str:
+    file = worker_file(folder, rank)
+    known = read_json(file) if file.exists() else {}
+    place = f" (pid {known['pid']} on {known['node']})" if known.get("attempt") == attempt else ""
+    cause = "killed, out of memory, or its node lost"
+    if error is not None and "low on memory" in str(error):  # the words of Ray's memory monitor
+        cause = "Ray killed it because its node ran low on memory; use fewer workers a node or a smaller micro batch"
+    return f"rank {rank}{place} died without a word: {cause}"
+
+
+def _is_death(error: Exception) -> bool:
+    """Whether Ray Train found the worker's process gone, as against an exception that the worker raised."""
+    return hasattr(error, "health_check_failure")
+
+
+def _is_preempted(error: Exception) -> bool:
+    """Whether Ray says that the process died because its node was taken away."""
+    return bool(getattr(getattr(error, "health_check_failure", None), "preempted", False))
+
+
+def _account(rank: int, error: BaseException) -> Failure:
+    """What a rank's unexpected exception says. The cause may lie elsewhere, so another attempt is worth it."""
+    frames = "".join(traceback.format_exception(error, limit=-4))
+    kind = PEER_LOST if _is_echo(error) else type(error).__name__
+    return Failure(kind, f"{type(error).__name__}: {error}\n{frames}", rank, time.time(), retriable=True)
+
+
+def _start_failed(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return f"the workers could not be started or were lost: {text.splitlines()[0][:300]}: {text.splitlines()[-1][:300]}"
 
 
 def _train_loop(config: dict[str, Any]) -> None:
@@ -115,17 +181,28 @@ def _train_loop(config: dict[str, Any]) -> None:
     try:
         train_cell(job, get_device())
     except torch.OutOfMemoryError as error:
-        _record(
-            job, rank, "OutOfMemoryError", f"{error}\nLower recipe.micro_batch_size, or raise placement.workers.", False
-        )
+        remedy = "Lower recipe.micro_batch_size, or raise placement.workers."
+        _record(job, Failure("OutOfMemoryError", f"{error}\n{remedy}", rank, time.time(), retriable=False))
         raise
     except OrchestratorError as error:
-        _record(job, rank, type(error).__name__, str(error), type(error).__name__ not in STATUS_OF_ERROR)
+        kind = type(error).__name__
+        _record(job, Failure(kind, str(error), rank, time.time(), retriable=kind not in STATUS_OF_ERROR))
         raise
     except BaseException as error:
-        message = f"{type(error).__name__}: {error}\n{traceback.format_exc(limit=-4)}"
-        _record(job, rank, type(error).__name__, message, True)
+        account = _account(rank, error)
+        _record(job, account)
+        if account.kind == PEER_LOST:
+            time.sleep(PATIENCE_S)
         raise
+
+
+def _is_echo(error: BaseException) -> bool:
+    """Whether a collective failed because another rank went away, which is not this rank's fault."""
+    from torch.distributed import DistNetworkError
+
+    if isinstance(error, DistNetworkError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in PEER_LOST_WORDS)
 
 
 def _write_process_id(job: Any, rank: int) -> None:
@@ -133,13 +210,8 @@ def _write_process_id(job: Any, rank: int) -> None:
     import ray
 
     node = ray.util.get_node_ip_address()
-    write_json(job.folder / "workers" / f"rank-{rank}.json", {"node": node, "pid": os.getpid(), "attempt": job.attempt})
+    write_json(worker_file(job.folder, rank), {"node": node, "pid": os.getpid(), "attempt": job.attempt})
 
 
-def _record(job: Any, rank: int, kind: str, message: str, retriable: bool) -> None:
-    failure = Failure(kind, message, rank, time.time(), retriable)
-    write_json(job.folder / "failures" / f"attempt-{job.attempt:03d}-rank-{rank}.json", asdict(failure))
-
-
-def _first_line(error: Exception) -> str:
-    return f"a worker died without a word (killed, or its node lost): {str(error).strip().splitlines()[0][:300]}"
+def _record(job: Any, failure: Failure) -> None:
+    write_json(job.folder / "failures" / f"attempt-{job.attempt:03d}-rank-{failure.rank}.json", asdict(failure))

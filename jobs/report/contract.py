@@ -14,9 +14,15 @@ EXPECTED = {
     "fsdp_units": "follows from the architecture",
     "decay_parameters": "follows from the architecture",
     "no_decay_parameters": "follows from the architecture",
+    "parameters": "follows from the architecture",
+    "trainable_parameters": "follows from the architecture",
+    "weights_digest": "each backbone has its own weights",
+    "revision": "each backbone has its own weights",
+    "attention.reason": "explains the kernel",
     "tokenizer_rows": "follows from the tokenizer",
-    "prompt_format": "each backbone is trained with the prompt it was made for",
-    "prompt_hash": "each backbone is trained with the prompt it was made for",
+    "prompt_format": "each backbone is trained with its own prompt",
+    "prompt_example": "each backbone is trained with its own prompt",
+    "prompt_hash": "each backbone is trained with its own prompt",
     "micro_batch_size": "the gradient is the same for every split of the global batch",
     "accumulation_steps": "the gradient is the same for every split of the global batch",
 }
@@ -71,4 +77,4 @@ def _fact(name: str, contracts: list[tuple[str, dict[str, Any]]]) -> ContractFac
         text = fact(contract[name]) if name in contract else ABSENT
         values.setdefault(backbone_id, {})[text] = None
     distinct = {backbone_id: tuple(found) for backbone_id, found in values.items()}
-    return ContractFact(name, distinct, EXPECTED.get(name.split(".")[0]))
+    return ContractFact(name, distinct, EXPECTED.get(name, EXPECTED.get(name.split(".")[0])))

@@ -7,6 +7,7 @@ from typing import Any
 
 NOT_AVAILABLE = "n/a"
 MINUS = "\N{MINUS SIGN}"
+ACRONYMS = {"bos": "BOS", "eos": "EOS", "fsdp": "FSDP", "python": "Python"}
 REVISION = re.compile(r"(@[0-9a-f]{7})[0-9a-f]{33}\b")
 
 
@@ -84,7 +85,7 @@ def duration(value: Any) -> str:
     """Seconds as `0.412 s`, `3 min 20 s` or `2 h 05 min`."""
     if not is_number(value):
         return NOT_AVAILABLE
-    if value < 60:
+    if value < 59.95:  # more would be written as 60.0
         return f"{significant(value)}\N{NO-BREAK SPACE}s"
     minutes, seconds = divmod(round(value), 60)
     if minutes < 60:
@@ -102,15 +103,15 @@ def fact(value: Any) -> str:
     if isinstance(value, int):
         return count(value)
     if isinstance(value, float):
-        return significant(value, 4)
+        return f"{value:.5g}" if math.isfinite(value) else NOT_AVAILABLE
     if isinstance(value, list | tuple):
         return ", ".join(fact(item) for item in value) or "none"
     return str(value)
 
 
 def words(key: str) -> str:
-    """A key of the document as words: `does_not_round_trip` is `does not round trip`."""
-    return key.replace("_", " ")
+    """A key as words: `missing_eos` is `missing EOS`, `tokenizer_rows.base` is `tokenizer rows: base`."""
+    return " ".join(ACRONYMS.get(word, word) for word in key.replace("_", " ").replace(".", ": ").split(" "))
 
 
 def short_id(backbone_id: str, limit: int = 44) -> str:

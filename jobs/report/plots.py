@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 WIDTH = 420  # points, which the page stretches to about 300 to 560 pixels: text stays readable on a phone
 HEIGHT = 250
 ROW = 34  # points per backbone in a dot plot
+LANE = 0.24  # half the height of a row's dots, in rows
 HEIGHT_OF_AXIS = 46
+LOSS_POINTS = 100  # per line; more is a thicket
 POINTS_PER_PLOT = 12_000
 
 STYLE = {
@@ -89,11 +91,13 @@ def evaluation_curves(cells: Iterable[Mapping[str, Any]], x: str, from_progress:
 
 
 def loss_curves(cells: Iterable[Mapping[str, Any]]) -> list[Curve]:
-    """Training loss of each run against the optimizer step."""
-    curves = [
-        _curve(cell["backbone_id"], [(step, loss) for step, loss in cell["loss_curve"] if loss is not None])
-        for cell in cells
-    ]
+    """Training loss of each run against the optimizer step, averaged over neighbouring points to `LOSS_POINTS`."""
+    curves = []
+    for cell in cells:
+        points = [(step, loss) for step, loss in cell["loss_curve"] if loss is not None]
+        width = max(1, -(-len(points) // LOSS_POINTS))
+        buckets = [points[start : start + width] for start in range(0, len(points), width)]
+        curves.append(_curve(cell["backbone_id"], [_centre(bucket) for bucket in buckets]))
     return [curve for curve in curves if curve.x]
 
 
@@ -139,9 +143,10 @@ def difference_plot(
     title = f"Difference to {short_id(best)}"
     label = f"{title}, with {level} interval: " + "; ".join(f"{row.backbone_id} {row.text}" for row in rows)
     with _axes(HEIGHT_OF_AXIS + ROW * len(rows)) as (figure, axes):
-        if half_width:
-            axes.axvspan(-half_width, half_width, color=BAND, linewidth=0)
-        axes.axvline(0, color=MUTED, linewidth=1)
+        for index in range(len(rows)):  # row by row, so that no name is crossed out
+            if half_width:
+                axes.broken_barh([(-half_width, 2 * half_width)], (index - LANE, 2 * LANE), color=BAND, linewidth=0)
+            axes.plot((0, 0), (index - LANE, index + LANE), color=MUTED, linewidth=1)
         _draw_rows(axes, rows, looks)
         axes.set_xlabel("difference in bits per byte (right is worse)")
         svg = inline_svg(figure, "difference", label)
@@ -162,13 +167,18 @@ def _difference(pair: Mapping[str, Any], best: str) -> Estimate | None:
     if best not in (pair["a"], pair["b"]) or pair["difference"] is None or None in (interval or [None]):
         return None
     low, high = interval
-    if pair["a"] == best:  # pairs hold the score of b minus that of a
-        return Estimate(pair["b"], pair["difference"], (low, high), (), signed(pair["difference"]))
-    return Estimate(pair["a"], -pair["difference"], (-high, -low), (), signed(-pair["difference"]))
+    other, mean, bar = pair["b"], pair["difference"], (low, high)  # the score of b minus that of a
+    if pair["b"] == best:
+        other, mean, bar = pair["a"], -mean, (-high, -low)
+    return Estimate(other, mean, bar, (), signed(mean))
 
 
 def _curve(backbone_id: str, points: Sequence[tuple[float, float]]) -> Curve:
     return Curve(backbone_id, [x for x, _ in points], [y for _, y in points])
+
+
+def _centre(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    return sum(x for x, _ in points) / len(points), sum(y for _, y in points) / len(points)
 
 
 def _thinned(values: Sequence[float], limit: int) -> list[float]:
@@ -189,7 +199,13 @@ def _axes(height: float) -> "Iterator[tuple[Figure, Axes]]":
 
 
 def _line_plot(
-    curves: list[Curve], looks: Mapping[str, Look], name: str, title: str, x_label: str, y_label: str, scale: float = 1.0
+    curves: list[Curve],
+    looks: Mapping[str, Look],
+    name: str,
+    title: str,
+    x_label: str,
+    y_label: str,
+    scale: float = 1.0,
 ) -> Markup:
     limit = max(20, POINTS_PER_PLOT // len(curves))
     seeds = max(sum(curve.backbone_id == other.backbone_id for other in curves) for curve in curves)
@@ -229,8 +245,10 @@ def _ends(curves: Iterable[Curve], looks: Mapping[str, Look]) -> str:
 
 def _draw_rows(axes: "Axes", rows: Sequence[Estimate], looks: Mapping[str, Look]) -> None:
     """Rows from the top, each with its name above its dots: long names then never squeeze the axis."""
+    across = axes.get_yaxis_transform()
     for index, row in enumerate(rows):
         look = looks[row.backbone_id]
+        axes.plot((0, 1), (index, index), color=LINE, linewidth=0.7, transform=across, zorder=0)
         if row.bar is not None:
             axes.plot(row.bar, (index, index), color=look.colour, linewidth=2, alpha=0.55)
         if row.values:
@@ -239,12 +257,10 @@ def _draw_rows(axes: "Axes", rows: Sequence[Estimate], looks: Mapping[str, Look]
             axes.plot(row.mean, index, "|", color=INK, markersize=11, markeredgewidth=1.4)
         else:
             axes.plot(row.mean, index, look.marker, color=look.colour, markersize=7, markeredgewidth=0)
-        across = axes.get_yaxis_transform()
-        axes.text(0, index - 0.3, short_id(row.backbone_id), ha="left", va="bottom", transform=across)
-        axes.text(1, index - 0.3, row.text, ha="right", va="bottom", transform=across, color=MUTED)
+        axes.text(0, index - LANE - 0.04, short_id(row.backbone_id), ha="left", va="bottom", transform=across)
+        axes.text(1, index - LANE - 0.04, row.text, ha="right", va="bottom", transform=across, color=MUTED)
     axes.set_ylim(len(rows) - 0.55, -0.75)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.tick_params(length=3)
     axes.locator_params(axis="x", nbins=5)
-    axes.grid(axis="x")

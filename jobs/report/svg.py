@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOUR = re.compile(r"#[0-9a-f]{6}\b")
-FONT = re.compile(r"font: ?([0-9.]+px)[^;]*")
+FONT_FAMILY = re.compile(r"font-family:[^;]*; ?")
 NUMBER = re.compile(r"-?\d+\.\d{3,}")
 REFERENCE = re.compile(r"#([\w.-]+)")
 
@@ -37,7 +37,7 @@ def inline_svg(figure: "Figure", name: str, label: str) -> Markup:
 
 
 def _drop_what_acts_on_the_whole_page(root: ElementTree.Element) -> None:
-    """A `<style>` inside an inline SVG would style the HTML around it; metadata holds URLs and the library's version."""
+    """A `<style>` inside an inline SVG would style the HTML around it; metadata holds URLs and versions."""
     for parent in list(root.iter()):
         for child in list(parent):
             if child.tag.endswith(("}style", "}metadata")):
@@ -53,7 +53,7 @@ def _localise(element: ElementTree.Element, name: str) -> None:
         if key == "id":
             value = f"{name}-{value}"
         elif key == "style":
-            value = FONT.sub(r"font-size: \1", COLOUR.sub(lambda found: PAGE_COLOURS.get(found[0], found[0]), value))
+            value = FONT_FAMILY.sub("", COLOUR.sub(lambda found: PAGE_COLOURS.get(found[0], found[0]), value))
         elif key in ("href", "clip-path"):
             value = REFERENCE.sub(rf"#{name}-\1", value)
         elif key in ("d", "x", "y", "transform"):

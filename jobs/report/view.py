@@ -39,7 +39,6 @@ DROPPED = {
     "does_not_round_trip": "some tokenizer does not give back the same text",
     "in_validation": "also in the held-out data",
 }
-OUTCOMES = {"winner": "Winner", "tie": "Tie", "undecided": "Undecided", "no verdict": "No verdict"}
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,11 @@ def report_view(document: Mapping[str, Any]) -> dict[str, Any]:
     cells: Sequence[Cell] = document["cells"]
     looked = looks(cell["backbone_id"] for cell in cells)
     backbones = {name: Backbone(name, look, _of(cells, name)) for name, look in looked.items()}
-    comparison, verdict, ranking = document["comparison"], document.get("verdict"), document.get("ranking") or []
+    comparison, verdict, ranking = (
+        document["comparison"],
+        document.get("verdict") or None,
+        document.get("ranking") or [],
+    )
     is_finetune = comparison["kind"] == "finetune"
     return {
         "comparison": comparison,
@@ -87,7 +90,6 @@ def report_view(document: Mapping[str, Any]) -> dict[str, Any]:
         "backbones": backbones,
         "is_finetune": is_finetune,
         "verdict": None if is_finetune else verdict,
-        "outcomes": OUTCOMES,
         "ranking": [] if is_finetune else ranking,
         "unranked": _unranked(backbones, ranking),
         "seeds": sorted({cell["seed"] for cell in cells}),
@@ -96,7 +98,7 @@ def report_view(document: Mapping[str, Any]) -> dict[str, Any]:
         "cost_headings": [heading for _, heading, _, _ in COSTS],
         "costs": _costs(list(backbones.values())),
         "dropped": _dropped(document["data"]),
-        "tokenizer_facts": _columns(document["data"]["backbones"]),
+        "tokenizer_facts": _columns(document["data"].get("backbones", {})),
         "contract": contract_facts(cells),
         "differences": contract_differences(cells),
         "contract_backbones": _with_contract(cells),
@@ -138,7 +140,7 @@ def _curve_plots(cells: Sequence[Cell], looked: Mapping[str, Look]) -> list[Plot
         caption = "Time in optimizer steps, without evaluation and checkpoints."
         plots.append(time_plot(curves, looked, "Quality against time", caption))
     if curves := loss_curves(cells):
-        caption = "Per token, so it may be compared between seeds of one backbone, not between tokenizers."
+        caption = "Neighbouring steps averaged. Per token: compare it between seeds, not between tokenizers."
         plots.append(loss_plot(curves, looked, "Training loss", caption))
     return plots
 
@@ -154,7 +156,8 @@ def _costs(backbones: Sequence[Backbone]) -> list[tuple[Backbone, list[Cost]]]:
 
 
 def _dropped(data: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    return [(DROPPED.get(reason, words(reason)), number) for reason, number in data["dropped"].items()]
+    """Empty when the job ended before its data was prepared."""
+    return [(DROPPED.get(reason, words(reason)), number) for reason, number in data.get("dropped", {}).items()]
 
 
 def _columns(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:

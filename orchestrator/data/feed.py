@@ -61,7 +61,7 @@ class Feed:
     def _rows(self) -> Iterator[tuple[int, ...]]:
         epoch = 0
         while True:
-            # All examples are shuffled and then the kept ones taken: what one candidate drops must not reorder the rest.
+            # All are shuffled and then the kept ones taken: what one candidate drops must not reorder the rest.
             shuffled = _generator(self.data_digest, self.seed, epoch).permutation(len(self.data))
             order = shuffled[np.isin(shuffled, self.kept)]
             if self.packing:

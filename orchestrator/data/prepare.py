@@ -21,7 +21,7 @@ from orchestrator.results import read_json, write_json
 if TYPE_CHECKING:
     from backbones.prompting.codec import Codec, Encoded
 
-FORMAT = 1  # raise it when the meaning of an array changes
+FORMAT = 2  # raise it when the meaning of an array changes
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def _encode(codec: "Codec", example: Example) -> "Encoded":
 
 
 def _round_trips(codec: "Codec", example: Example) -> bool:
-    """Whether the tokens hold every byte that bits per byte divides by; a prompt format may leave some out (<image>)."""
+    """Whether the tokens hold every byte that bits per byte divides by: some prompt formats leave `<image>` out."""
     answers = [turn.content for turn in example.turns if turn.role == "assistant"]
     clean = codec.prompt_builder("prismatic").clean
     return all(codec.round_trips(text) for text in answers or [example.text]) and all(

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,7 @@ Split = Literal["train", "validation"]
 
 @dataclass(frozen=True)
 class Dataset:
-    """Examples in file order. `digest` hashes their content and groups, not where they were found."""
+    """Examples in file order. `digest` hashes their content and which share a group, not where they were found."""
 
     reference: str
     examples: tuple[Example, ...]
@@ -28,8 +29,10 @@ class Dataset:
     @cached_property
     def digest(self) -> str:
         digest = hashlib.sha256()
+        numbers: dict[str, int] = {}  # a group's name may be that of a file
         for example in self.examples:
-            digest.update(f"{example.content_hash} {example.group}\n".encode())
+            number = numbers.setdefault(example.group, len(numbers))
+            digest.update(f"{example.content_hash} {number}\n".encode())
         return digest.hexdigest()[:32]
 
     @property
@@ -42,22 +45,24 @@ def load_dataset(source: SpecSource, split: Split, reference: str, data_format: 
     path = f"recipe.data.{split}"
     if reference.startswith("builtin:"):
         return _load_builtin(source, path, split, reference, data_format)
-    files = _find_files(source, path, reference, data_format)
     problems: list[SpecProblem] = []
     examples: list[Example] = []
-    for file in files:
-        for example in _read_file(file, data_format, problems.append):
-            examples.append(example)
-        if len(problems) > MAX_PROBLEMS:
+    files = _find_files(source, path, reference, data_format)
+    for item in (item for file in files for item in _read_file(file, data_format)):
+        if isinstance(item, Example):
+            examples.append(item)
+        else:
+            problems.append(item)
+        if len(problems) == MAX_PROBLEMS:
+            problems.append(
+                source.problem(path, f"'{path}' was read up to here: correct these {MAX_PROBLEMS} rows first")
+            )
             break
     if problems:
-        more = len(problems) - MAX_PROBLEMS
-        tail = [SpecProblem(str(files[0]), f"and {more} more bad rows", path)] if more > 0 else []
-        raise SpecError(tuple(problems[:MAX_PROBLEMS] + tail))
+        raise SpecError(tuple(problems))
     if not examples:
-        raise SpecError(
-            (source.problem(path, f"'{path}' is {reference!r}, which holds no rows; give a file with data"),)
-        )
+        message = f"'{path}' is '{reference}', which holds no rows; give a file with data"
+        raise SpecError((source.problem(path, message),))
     return Dataset(reference, tuple(examples))
 
 
@@ -77,9 +82,9 @@ def find_path(source: SpecSource, text: str) -> Path | None:
 
 def _load_builtin(source: SpecSource, path: str, split: Split, reference: str, data_format: str) -> Dataset:
     if reference != BUILTIN:
-        raise SpecError((source.problem(path, f"'{path}' is {reference!r}; the only built-in data is {BUILTIN}"),))
+        raise SpecError((source.problem(path, f"'{path}' is '{reference}'; the only built-in data is {BUILTIN}"),))
     if data_format != "messages":
-        message = f"'recipe.data.format' is {data_format!r}, but {BUILTIN} holds messages; set format: messages"
+        message = f"'recipe.data.format' is '{data_format}', but {BUILTIN} holds messages; set format: messages"
         raise SpecError((source.problem("recipe.data.format", message),))
     return Dataset(reference, tuple(stdlib_examples(split)))
 
@@ -89,42 +94,53 @@ def _find_files(source: SpecSource, path: str, reference: str, data_format: str)
     found = find_path(source, reference)
     if found is None:
         message = (
-            f"'{path}' is {reference!r}: no such file or folder beside the spec or in {Path.cwd()}; give the path of a "
+            f"'{path}' is '{reference}': no such file or folder beside the spec or in {Path.cwd()}; give the path of a "
             "JSONL file or of a folder with some (a hub dataset must first be saved as JSONL)"
         )
         raise SpecError((source.problem(path, message),))
     files = sorted(p for p in found.iterdir() if p.suffix in suffixes) if found.is_dir() else [found]
     if not files or files[0].suffix not in suffixes:
-        message = f"'{path}' is {reference!r}: no {' or '.join(suffixes)} file there; format {data_format} reads those"
+        message = f"'{path}' is '{reference}': no {' or '.join(suffixes)} file there; format {data_format} reads those"
         raise SpecError((source.problem(path, message),))
     return files
 
 
-def _read_file(file: Path, data_format: str, report: Callable[[SpecProblem], None]) -> Iterator[Example]:
-    if file.suffix == ".txt":
-        yield from _paragraphs(file)
-        return
-    parse = _PARSERS[data_format]
-    with open(file, encoding="utf-8", errors="strict") as stream:
-        for number, line in enumerate(stream, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise _RowError("", f"the row is a {type(row).__name__}; each line must be a JSON object")
-                yield parse(row, _group(row, file))
-            except json.JSONDecodeError as error:
-                report(SpecProblem(str(file), f"not valid JSON: {error.msg}; write one JSON object a line", "", number))
-            except _RowError as error:
-                report(SpecProblem(str(file), str(error), error.path, number))
+def _read_file(file: Path, data_format: str) -> Iterator[Example | SpecProblem]:
+    """The examples of a file, and a problem for each row that is none."""
+    try:
+        with open(file, encoding="utf-8-sig", errors="strict") as stream:
+            yield from _paragraphs(file, stream.read()) if file.suffix == ".txt" else _rows(file, stream, data_format)
+    except UnicodeDecodeError as error:
+        message = f"not UTF-8 text ({error.reason}, byte {error.object[error.start]:#04x}); save it as UTF-8"
+        yield SpecProblem(str(file), message)
+    except OSError as error:
+        yield SpecProblem(str(file), f"cannot be read: {error.strerror}; check what it is and its permissions")
 
 
-def _paragraphs(file: Path) -> Iterator[Example]:
+def _paragraphs(file: Path, text: str) -> Iterator[Example]:
     """A plain text file: blank lines separate its examples."""
-    for paragraph in file.read_text(encoding="utf-8").split("\n\n"):
+    for paragraph in text.split("\n\n"):
         if paragraph.strip():
             yield Example(group=file.name, text=paragraph.strip())
+
+
+def _rows(file: Path, lines: Iterable[str], data_format: str) -> Iterator[Example | SpecProblem]:
+    parse = _PARSERS[data_format]
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise _RowError(
+                    "", f"the row is {_shown(row)}; each line must be a JSON object such as {_SHAPES[data_format]}"
+                )
+            yield parse(row, _group(row, file))
+        except _RowError as error:
+            yield SpecProblem(str(file), str(error), error.path, number)
+        except (ValueError, RecursionError) as error:
+            reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+            yield SpecProblem(str(file), f"not valid JSON: {reason}; write one JSON object a line", "", number)
 
 
 class _RowError(ValueError):
@@ -134,25 +150,33 @@ class _RowError(ValueError):
 
 
 def _group(row: dict[str, Any], file: Path) -> str:
-    group = row.get("group", file.name)
-    if not isinstance(group, str):
-        raise _RowError("group", f"'group' is {group!r}; it must be text that names where the row comes from")
-    return group
+    return _text(row, "group", "group") if "group" in row else file.name
 
 
 def _text(row: dict[str, Any], key: str, path: str) -> str:
-    value = row.get(key)
+    if key not in row:
+        raise _RowError(path, f"'{path}' is missing; add it (keys here: {', '.join(row) or 'none'})")
+    value = row[key]
     if not isinstance(value, str) or not value.strip():
-        shown = "missing" if key not in row else json.dumps(value, ensure_ascii=False)[:60]
-        raise _RowError(path, f"'{path}' is {shown}; it must be text that is not empty (keys here: {', '.join(row)})")
+        raise _RowError(path, f"'{path}' is {_shown(value)}; it must be text that is not empty")
+    if re.search("[\ud800-\udfff]", value):
+        raise _RowError(path, f"'{path}' holds half of a surrogate pair, which is no text; remove the row or repair it")
     return value
 
 
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
 def _parse_messages(row: dict[str, Any], group: str) -> Example:
-    messages = row.get("messages")
+    if "messages" not in row:
+        other = next((name for name, key in _KEYS.items() if key in row), None)
+        hint = f"set recipe.data.format to {other}" if other else f"write {_SHAPES['messages']}"
+        raise _RowError("messages", f"'messages' is missing; {hint} (keys here: {', '.join(row) or 'none'})")
+    messages = row["messages"]
     if not isinstance(messages, list) or not messages:
-        found = ", ".join(row) or "none"
-        raise _RowError("messages", f"'messages' must be a list of {{role, content}} (keys here: {found})")
+        raise _RowError("messages", f"'messages' is {_shown(messages)}; write {_SHAPES['messages']}")
     turns = tuple(_turn(message, f"messages.{index}") for index, message in enumerate(messages))
     roles = [turn.role for turn in turns]
     dialogue = roles[1:] if roles[0] == "system" else roles
@@ -161,16 +185,20 @@ def _parse_messages(row: dict[str, Any], group: str) -> Example:
     expected = [("user", "assistant")[index % 2] for index in range(len(dialogue))]
     if dialogue != expected or dialogue[-1] != "assistant":
         order = ", ".join(roles)
-        raise _RowError("messages", f"'messages' has roles {order}; user and assistant must alternate, assistant last")
+        raise _RowError(
+            "messages",
+            f"'messages' has the roles {order}; after an optional system turn, user and assistant must alternate, "
+            "and the assistant must be last",
+        )
     return Example(group=group, turns=turns)
 
 
 def _turn(message: Any, path: str) -> Turn:
     if not isinstance(message, dict):
-        raise _RowError(path, f"'{path}' must be an object with role and content")
+        raise _RowError(path, f"'{path}' is {_shown(message)}; it must be an object with role and content")
     role = message.get("role")
     if role not in ("system", "user", "assistant"):
-        raise _RowError(f"{path}.role", f"'{path}.role' is {role!r}; use system, user or assistant")
+        raise _RowError(f"{path}.role", f"'{path}.role' is {_shown(role)}; use system, user or assistant")
     return Turn(cast(Role, role), _text(message, "content", f"{path}.content").strip())
 
 
@@ -184,6 +212,12 @@ def _parse_text(row: dict[str, Any], group: str) -> Example:
     return Example(group=group, text=_text(row, "text", "text"))
 
 
+_KEYS = {"prompt_completion": "prompt", "text": "text"}  # what tells that another format was meant
+_SHAPES = {
+    "messages": '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}',
+    "prompt_completion": '{"prompt": "...", "completion": "..."}',
+    "text": '{"text": "..."}',
+}
 _PARSERS: dict[str, Callable[[dict[str, Any], str], Example]] = {
     "messages": _parse_messages,
     "prompt_completion": _parse_prompt_completion,

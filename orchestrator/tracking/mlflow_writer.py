@@ -9,27 +9,32 @@ import logging
 import os
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from orchestrator.results import read_json, write_json
+from orchestrator.results import StepMetrics, read_json, write_json
 from orchestrator.tracking.spool import Entry, read_from
 
-# Our loop retries for as long as it takes; MLflow's own seven retries with backoff would only delay its answers.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+# Our loop retries for as long as it takes, and looks for what an unanswered request left behind before it repeats it.
+# MLflow's own retries do neither: seven with backoff delay every answer, and a repeated create_run creates two runs.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 ENTRIES_PER_BATCH = 50  # MLflow takes 1,000 metrics a request
 INTERVAL_S = 1.0
 LONGEST_WAIT_S = 10.0
+UNREACHABLE_LIMIT_S = 30.0  # how long `close` waits for a server that does not answer: a restart, not an outage
 EVALUATION_METRICS = ("val_bits_per_byte", "val_loss")
-PERMANENT_ERRORS = ("INVALID_PARAMETER_VALUE", "PERMISSION_DENIED", "UNAUTHENTICATED", "RESOURCE_DOES_NOT_EXIST")
+STREAMED_METRICS = (*(field.name for field in fields(StepMetrics) if field.name != "step"), *EVALUATION_METRICS)
+GONE = "RESOURCE_DOES_NOT_EXIST"
+PERMANENT_ERRORS = ("INVALID_PARAMETER_VALUE", "PERMISSION_DENIED", "UNAUTHENTICATED", GONE)
 
 
 @dataclass
@@ -44,6 +49,7 @@ class TrackedRun:
     parent: "TrackedRun | None" = None
     status: str = "RUNNING"  # MLflow RunStatus name
     summary: dict[str, float] = field(default_factory=dict)
+    summary_time_ms: int = 0  # of the facts behind the summary, not of its sending: a repeat must be identical
     artifacts: tuple[Path, ...] = ()
     registered_model: tuple[str, Path] | None = None  # name and folder of an exported model
     sent: "Sent" = field(default_factory=lambda: Sent())
@@ -52,7 +58,13 @@ class TrackedRun:
     @property
     def is_settled(self) -> bool:
         """Everything is acknowledged, or MLflow refused it for good."""
-        return self.problem is not None or (self.status == self.sent.status and self.status != "RUNNING")
+        return self.problem is not None or (self.status != "RUNNING" and self._is_sent)
+
+    @property
+    def _is_sent(self) -> bool:
+        sent = self.sent
+        known = self.status == sent.status and self.summary == sent.summary and not _changed(self.tags, sent.tags)
+        return known and (self.spool_folder is None or next(read_from(self.spool_folder, sent.offset), None) is None)
 
 
 @dataclass
@@ -60,10 +72,12 @@ class Sent:
     """What MLflow has acknowledged, as kept in the state file."""
 
     uri: str = ""
+    creation_id: str = ""  # a tag of the run, noted before the run is created: finds it when the answer was lost
     run_id: str | None = None
     params: bool = False
     tags: dict[str, str] = field(default_factory=dict)
     offset: int = 0
+    summary: dict[str, float] = field(default_factory=dict)
     status: str = ""
 
 
@@ -76,6 +90,7 @@ class MlflowWriter:
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._closing = threading.Event()
+        self._hurried = threading.Event()
         self._session: _Session | None = None
         self._thread = threading.Thread(target=self._loop, name="mlflow-writer", daemon=True)
         self.unreachable: str | None = None  # why the last attempt failed, while it does
@@ -101,15 +116,33 @@ class MlflowWriter:
         self._wake.set()
 
     def close(self, timeout_s: float) -> list[TrackedRun]:
-        """Waits until everything is acknowledged, at most `timeout_s`; returns the runs that are not settled."""
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline and self._thread.is_alive() and self._open_runs():
-            self._wake.set()
-            time.sleep(0.05)
+        """Waits until everything is acknowledged, at most `timeout_s`; returns the runs that are not settled.
+
+        Waits less for a server that does not answer, and not at all once `hurry` was called.
+        """
+        started = time.monotonic()
+
+        def time_left() -> float:
+            limit = timeout_s if self.unreachable is None else min(timeout_s, UNREACHABLE_LIMIT_S)
+            return 0.0 if self._hurried.is_set() else started + limit - time.monotonic()
+
+        self._wake.set()
+        while self._thread.is_alive() and self._open_runs() and time_left() > 0:
+            self._hurried.wait(0.05)
         self._closing.set()
         self._wake.set()
-        self._thread.join(timeout=max(1.0, deadline - time.monotonic()))
+        if self._thread.is_alive():
+            self._thread.join(timeout=1.0)  # it may be in the middle of a request; what that sends is sent again
         return self._open_runs()
+
+    def hurry(self) -> None:
+        """Makes `close` return at once."""
+        self._hurried.set()
+
+    @property
+    def is_hurried(self) -> bool:
+        """Whether `hurry` was called."""
+        return self._hurried.is_set()
 
     @property
     def problems(self) -> list[str]:
@@ -123,27 +156,30 @@ class MlflowWriter:
     def _loop(self) -> None:
         wait = INTERVAL_S
         while not self._closing.is_set():
+            self._wake.clear()
             try:
-                self._session = self._session or _Session(self._uri, self._experiment, self._artifact_folder)
                 for run in self._open_runs():
-                    self._bring_up_to_date(self._session, run)
+                    self._bring_up_to_date(run)
                 wait, self.unreachable = INTERVAL_S, None
+                self._wake.wait(wait)
             except Exception as error:  # the server's absence takes many shapes; all of them mean: try again later
                 self.unreachable = str(error).strip().splitlines()[0][:300] if str(error).strip() else repr(error)
                 wait = min(wait * 2, LONGEST_WAIT_S)
-            self._wake.wait(wait)
-            if self.unreachable is None:
-                self._wake.clear()
-            else:
                 self._closing.wait(wait)
 
-    def _bring_up_to_date(self, session: "_Session", run: TrackedRun) -> None:
+    def _bring_up_to_date(self, run: TrackedRun) -> None:
+        # Connects when there is something to send, so that a launch with nothing to do does not import MLflow.
+        session = self._session = self._session or _Session(self._uri, self._experiment, self._artifact_folder)
         try:
             session.bring_up_to_date(run)
         except session.exception as error:
-            if getattr(error, "error_code", "") not in PERMANENT_ERRORS:
+            code = getattr(error, "error_code", "")
+            if code == GONE and run.sent.run_id is not None and session.has_lost(run):
+                run.sent, self._session = Sent(uri=self._uri), None  # another database answers there now: start over
+            elif code in PERMANENT_ERRORS:
+                run.problem = str(error)
+            else:
                 raise
-            run.problem = str(error)
 
 
 class _Session:
@@ -165,42 +201,60 @@ class _Session:
 
     def bring_up_to_date(self, run: TrackedRun) -> None:
         """Creates the run if need be, then sends tags, parameters, new spool entries and the final status."""
-        if run.parent is not None and run.parent.sent.run_id is None:
-            return  # its turn comes after the parent's
+        if run.parent is not None and run.parent.sent.run_id is None:  # its turn comes after the parent's
+            run.problem = run.parent.problem
+            return
         with _remembered(run):
             status = run.status  # read first: whatever is set later has its spool entries sent later
             self._ensure_run(run)
             self._send_tags(run)
             self._send_entries(run)
-            if status != run.sent.status:
-                self._send_status(run, status)
+            if status == "RUNNING" != run.sent.status:
+                self._client.update_run(run.sent.run_id, status=status)
+                run.sent.status = status
+            elif status != "RUNNING" and (status != run.sent.status or run.summary != run.sent.summary):
+                self._send_outcome(run, status)
+
+    def has_lost(self, run: TrackedRun) -> bool:
+        """Whether the server no longer knows a run that was created there: its database is another one now."""
+        try:
+            self._client.get_run(run.sent.run_id)
+        except self.exception as error:
+            if getattr(error, "error_code", "") != GONE:
+                raise
+            return True
+        return False
 
     def _ensure_run(self, run: TrackedRun) -> None:
         from mlflow.entities import Param
 
         sent = run.sent
+        if not sent.creation_id:
+            sent.creation_id = uuid.uuid4().hex
+            write_json(run.state_file, asdict(sent))
         if sent.run_id is None:
-            identity = {key: run.tags[key] for key in ("comparison_id", "cell_id", "role")}
-            query = " and ".join(f"tags.{key} = '{value}'" for key, value in identity.items())
-            existing = self._client.search_runs([self._experiment_id], query, max_results=1)
-            if existing:
-                sent.run_id = existing[0].info.run_id
-            else:
-                parent = {"mlflow.parentRunId": run.parent.sent.run_id} if run.parent and run.parent.sent.run_id else {}
-                tags = {**run.tags, **parent}
-                created = self._client.create_run(self._experiment_id, tags=tags, run_name=run.name)
-                sent.run_id, sent.tags = created.info.run_id, dict(run.tags)
+            parent = {"mlflow.parentRunId": run.parent.sent.run_id} if run.parent and run.parent.sent.run_id else {}
+            tags = {**run.tags, **parent, "creation_id": sent.creation_id}
+            found = self._created(sent.creation_id)
+            created = found[0] if found else self._client.create_run(self._experiment_id, tags=tags, run_name=run.name)
+            sent.run_id, sent.tags = created.info.run_id, {}
         if not sent.params:
-            params = [Param(key, value[:6000]) for key, value in run.params.items()]
+            known = self._client.get_run(sent.run_id).data.params  # of an earlier try whose answer was lost
+            params = [Param(key, value[:6000]) for key, value in run.params.items() if key not in known]
             for group in _groups(params, 100):
                 self._client.log_batch(sent.run_id, params=group)
             sent.params = True
+
+    def _created(self, creation_id: str) -> list[Any]:
+        """The runs of one creation, oldest first: more than one only if a server answered too late."""
+        query = f"tags.creation_id = '{creation_id}'"
+        return list(self._client.search_runs([self._experiment_id], query, order_by=["attributes.start_time ASC"]))
 
     def _send_tags(self, run: TrackedRun) -> None:
         from mlflow.entities import RunTag
 
         assert run.sent.run_id is not None
-        new = {key: value for key, value in run.tags.items() if run.sent.tags.get(key) != value}
+        new = _changed(run.tags, run.sent.tags)
         if new:
             self._client.log_batch(run.sent.run_id, tags=[RunTag(key, value) for key, value in new.items()])
             run.sent.tags = {**run.sent.tags, **new}
@@ -216,23 +270,23 @@ class _Session:
                 self._client.log_batch(run.sent.run_id, metrics=metrics)
             run.sent.offset = group[-1][1]
 
-    def _send_status(self, run: TrackedRun, status: str) -> None:
+    def _send_outcome(self, run: TrackedRun, status: str) -> None:
         from mlflow.entities import Metric
 
-        run_id = run.sent.run_id
-        assert run_id is not None
-        if status == "RUNNING":
-            self._client.update_run(run_id, status="RUNNING")
-        else:
-            moment = int(self._client.get_run(run_id).info.start_time)  # fixed, so that a repeat is identical
-            if run.summary:
-                self._client.log_batch(run_id, metrics=[Metric(k, v, moment, 0) for k, v in run.summary.items()])
-            for artifact in run.artifacts:
-                self._client.log_artifact(run_id, str(artifact))
-            if run.registered_model is not None:
-                self._register(run_id, *run.registered_model)
-            self._client.set_terminated(run_id, status)
-        run.sent.status = status
+        sent, summary = run.sent, dict(run.summary)
+        assert sent.run_id is not None
+        for late in self._created(sent.creation_id):
+            if late.info.run_id != sent.run_id:
+                self._client.delete_run(late.info.run_id)
+        if summary:
+            metrics = [Metric(key, value, run.summary_time_ms, 0) for key, value in summary.items()]
+            self._client.log_batch(sent.run_id, metrics=metrics)
+        for artifact in run.artifacts:
+            self._client.log_artifact(sent.run_id, str(artifact))
+        if run.registered_model is not None:
+            self._register(sent.run_id, *run.registered_model)
+        self._client.set_terminated(sent.run_id, status)
+        sent.status, sent.summary = status, summary
 
     def _register(self, run_id: str, name: str, folder: Path) -> None:
         """A model version that points at the exported folder; a repeat finds the version of the same run."""
@@ -272,6 +326,10 @@ def _database_lock(uri: str) -> Iterator[None]:
     database.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{database}.lock"):
         yield
+
+
+def _changed(tags: dict[str, str], sent: dict[str, str]) -> dict[str, str]:
+    return {key: value for key, value in tags.copy().items() if sent.get(key) != value}
 
 
 def _groups(items: list[Any], size: int) -> Iterator[list[Any]]:

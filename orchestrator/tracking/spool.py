@@ -71,7 +71,9 @@ class SpoolWriter:
             self._seen.add(entry.key)
         line = (json.dumps(asdict(entry)) + "\n").encode()
         if os.write(self._descriptor, line) < len(line):  # the next line must not follow half of this one
-            raise OSError(errno.ENOSPC, "no room for a whole line; free some space, then run the same command", FILE_NAME)
+            raise OSError(
+                errno.ENOSPC, "no room for a whole line; free some space, then run the same command", FILE_NAME
+            )
 
 
 def read_spool(folder: Path) -> Iterator[Entry]:

@@ -43,7 +43,7 @@ class Job:
             process = subprocess.Popen(
                 [sys.executable, "-m", "jobs.cli", command, str(self.spec)],
                 cwd=ROOT,
-                env={**_clean_environment(), **self.environment},
+                env={**clean_environment(), **self.environment},
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
@@ -165,12 +165,17 @@ def write_job(folder: Path, **changes: Any) -> Job:
         "seeds": [0],
         "storage": str(folder / "storage"),
         "recipe": {
-            "data": {"train": "train.jsonl", "validation": "validation.jsonl", "format": "prompt_completion"},
+            "data": {
+                "train": "train.jsonl",
+                "validation": "validation.jsonl",
+                "format": "prompt_completion",
+                "parity": "per_backbone",
+            },
             "sequence_length": 128,
             "global_batch_size": 4,
             "micro_batch_size": 2,
             "packing": True,
-            "budget": {"kind": "steps", "amount": 40},
+            "budget": {"kind": "steps", "amount": 60},
             "optimizer": {"learning_rate": 3e-3, "warmup": 0.1},
             "activation_checkpointing": False,
             "evaluate": {"every": 0.25},
@@ -198,7 +203,7 @@ def wait_for(
     timeout_s: float = DEADLINE_S,
     alive: subprocess.Popen[str] | None = None,
 ) -> Found:
-    """Polls until `find` gives something true. Fails when time is up, or when the process that should cause it ended."""
+    """Polls until `find` gives something true. Fails when time is up or `alive` ended."""
     deadline = time.monotonic() + timeout_s
     while True:
         ended = alive is not None and alive.poll() is not None
@@ -281,6 +286,7 @@ def _row(number: int) -> dict[str, str]:
     return {"prompt": f"What is known about {number}?", "completion": answer}
 
 
-def _clean_environment() -> dict[str, str]:
+def clean_environment() -> dict[str, str]:
+    """Ours without what would point the product to another cluster, server or storage."""
     dropped = ("MLFLOW_", "RAY_", "BACKBONE_")
     return {key: value for key, value in os.environ.items() if not key.startswith(dropped)}

@@ -29,7 +29,12 @@ def server(tmp_path: Path) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    store = ["--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db", "--artifacts-destination", str(tmp_path / "files")]
+    store = [
+        "--backend-store-uri",
+        f"sqlite:///{tmp_path}/mlflow.db",
+        "--artifacts-destination",
+        str(tmp_path / "files"),
+    ]
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     with (tmp_path / "server.log").open("w") as log:
         process = subprocess.Popen([*command, *store], stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
@@ -43,7 +48,9 @@ def server(tmp_path: Path) -> Iterator[str]:
 
 def test_the_page_of_a_cell_shows_its_name_status_metrics_and_tags(server: str, tmp_path: Path) -> None:
     writer = MlflowWriter(server, "backbones", tmp_path / "artifacts")
-    parent = TrackedRun("page-0123456789", tmp_path / "parent.json", {**TAGS, "role": "comparison", "cell_id": "all"}, {})
+    parent = TrackedRun(
+        "page-0123456789", tmp_path / "parent.json", {**TAGS, "role": "comparison", "cell_id": "all"}, {}
+    )
     cell_id = "tiny-qwen-s0-abcdef0123"
     child = TrackedRun(
         cell_id,

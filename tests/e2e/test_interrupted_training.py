@@ -1,0 +1,186 @@
+"""A killed worker, a killed driver, a signal: the job resumes, and nobody can tell from its numbers."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+
+import pytest
+from product import (
+    CellFolder,
+    Job,
+    Launch,
+    assert_every_step_once,
+    histories,
+    ray_processes_of,
+    run_of,
+    sqlite_uri,
+    tracked_runs,
+    wait_for,
+)
+
+pytestmark = pytest.mark.e2e
+
+STEPS = 60
+Expected = Callable[[str], dict[str, list[tuple[int, float]]]]
+
+
+def reach_the_middle(job: Job, launch: Launch, cell: CellFolder | None = None) -> CellFolder:
+    """Waits until the cell has a checkpoint and a step that is not in it."""
+    cell = cell or job.cell("tiny-llama2")
+    kept = cell.wait_for_checkpoint(launch)
+    cell.wait_for_step(kept + 2, launch)
+    return cell
+
+
+def assert_like_undisturbed(job: Job, cell: CellFolder, expected: Expected) -> None:
+    cell_id = cell.path.name
+    assert_every_step_once(sqlite_uri(job), cell_id, STEPS)
+    assert histories(sqlite_uri(job), cell_id) == expected(cell_id)
+
+
+def resumed_at(cell: CellFolder, attempt: int) -> int:
+    (step,) = [phase["step"] for phase in cell.phases(attempt) if phase["phase"] == "resumed"]
+    return step
+
+
+def test_a_cell_whose_worker_is_killed_resumes_from_its_checkpoint_with_the_same_numbers(
+    new_job: Callable[..., Job], expected: Expected
+) -> None:
+    job = new_job()
+    launch = job.start()
+    cell = reach_the_middle(job, launch)
+    os.kill(cell.worker_pid(rank=1), signal.SIGKILL)
+
+    assert launch.wait() == 0, launch.output
+    assert resumed_at(cell, attempt=2) > 0
+    assert_like_undisturbed(job, cell, expected)
+    run = run_of(sqlite_uri(job), cell.path.name)
+    assert run.data.tags["attempt"] == "2"
+    assert {run.info.status for run in tracked_runs(sqlite_uri(job))} == {"FINISHED"}
+    (reported,) = job.report["cells"]
+    assert reported["attempts"] == 2
+    (why,) = reported["restarts"]
+    assert why.startswith("WorkerDiedError on rank 1: rank 1 (pid ")
+
+
+def test_a_killed_driver_leaves_no_process_and_the_same_command_finishes_the_job(
+    new_job: Callable[..., Job], expected: Expected
+) -> None:
+    job = new_job(backbones=["tiny-llama2", "tiny-mistral"])
+    launch = job.start()
+    first, second = job.cell("tiny-llama2"), job.cell("tiny-mistral")
+    reach_the_middle(job, launch, second)
+    assert (first.path / "result.json").exists()
+    assert ray_processes_of(launch.process.pid)
+    launch.process.kill()
+    launch.wait()
+    wait_for(lambda: not ray_processes_of(launch.process.pid), "end of the Ray session of the driver", timeout_s=15)
+
+    again = job.run()
+    assert again.process.returncode == 0, again.output
+    assert "2 cells, 1 already finished" in again.output
+    assert resumed_at(second, attempt=2) > 0
+    for cell in (first, second):
+        assert_like_undisturbed(job, cell, expected)
+    runs = tracked_runs(sqlite_uri(job))
+    assert sorted((run.data.tags["cell_id"], run.info.status, run.data.tags["attempt"]) for run in runs) == [
+        ("all", "FINISHED", "1"),
+        (first.path.name, "FINISHED", "1"),
+        (second.path.name, "FINISHED", "2"),
+    ]
+    assert [cell["restarts"] for cell in job.report["cells"]] == [[], ["the launch was interrupted"]]
+
+    ended = {run.info.run_id: run.info.end_time for run in runs}
+    started = time.monotonic()
+    third = job.run()
+    assert third.process.returncode == 0
+    assert time.monotonic() - started < 10  # a second or two on an idle machine; a launch that starts Ray takes longer
+    assert "starting Ray" not in third.output
+    assert {run.info.run_id: run.info.end_time for run in tracked_runs(sqlite_uri(job))} == ended
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_keeps_a_checkpoint_and_the_same_command_finishes_the_job(
+    new_job: Callable[..., Job], expected: Expected, number: signal.Signals
+) -> None:
+    job = new_job()
+    launch = job.start()
+    cell = reach_the_middle(job, launch)
+    if number == signal.SIGINT:
+        launch.interrupt_as_a_terminal()
+    else:
+        launch.process.send_signal(number)
+
+    assert launch.wait() == 128 + number, launch.output
+    stopped_at = cell.step
+    assert cell.checkpoint_step == stopped_at < STEPS
+    assert {run.info.status for run in tracked_runs(sqlite_uri(job))} == {"KILLED"}
+    assert not ray_processes_of(launch.process.pid)
+    assert f"a checkpoint was kept at step {stopped_at}" in launch.output
+
+    again = job.run()
+    assert again.process.returncode == 0, again.output
+    assert resumed_at(cell, attempt=2) == stopped_at
+    assert_like_undisturbed(job, cell, expected)
+    assert {run.info.status for run in tracked_runs(sqlite_uri(job))} == {"FINISHED"}
+
+
+def test_a_signal_before_anything_trains_ends_at_once_and_leaves_a_report(new_job: Callable[..., Job]) -> None:
+    job = new_job()
+    launch = job.start()
+    wait_for(lambda: "starting Ray" in launch.output, "the start of Ray", alive=launch.process)
+    launch.process.send_signal(signal.SIGTERM)
+
+    assert launch.wait(60) == 143, launch.output
+    assert [cell["status"] for cell in job.report["cells"]] == ["CANCELLED"]
+    wait_for(lambda: not ray_processes_of(launch.process.pid), "end of the Ray session", timeout_s=15)
+
+
+def test_a_job_whose_workers_hang_still_stops_when_told_to_twice(new_job: Callable[..., Job]) -> None:
+    job = new_job()
+    launch = job.start()
+    cell = reach_the_middle(job, launch)
+    os.kill(cell.worker_pid(rank=1), signal.SIGSTOP)
+    launch.process.send_signal(signal.SIGTERM)
+    wait_for(lambda: "interrupt again to stop at once" in launch.output, "an answer to the signal")
+    launch.process.send_signal(signal.SIGTERM)
+
+    assert launch.wait(10) == 143
+    wait_for(lambda: not ray_processes_of(launch.process.pid), "end of the Ray session", timeout_s=15)
+
+
+def test_the_second_of_two_launches_of_one_spec_says_so_and_changes_nothing(new_job: Callable[..., Job]) -> None:
+    job = new_job()
+    first = job.start()
+    cell = job.cell("tiny-llama2")
+    wait_for(lambda: cell.step >= 1, "the first step", alive=first.process)
+    second = job.run()
+
+    assert second.process.returncode == 1
+    assert f"{cell.path.name} is being trained by another process" in second.output
+    assert first.wait() == 0, first.output
+    assert_every_step_once(sqlite_uri(job), cell.path.name, STEPS)
+    assert {entry["attempt"] for entry in cell.spool()} == {1}
+    assert len(tracked_runs(sqlite_uri(job))) == 2
+
+
+def test_a_failure_that_every_attempt_meets_stops_the_cell_and_names_rank_and_cause(
+    new_job: Callable[..., Job],
+) -> None:
+    job = new_job()
+    launch = job.start()
+    wait_for(lambda: (job.storage / "prepared").exists() and job.cells(), "a cell", alive=launch.process)
+    preparation = wait_for(lambda: list(job.storage.glob("*/data/preparation.json")), "tokens", alive=launch.process)
+    assert preparation
+    for tokens in (job.storage / "prepared").glob("*"):
+        tokens.unlink()  # the workers open them a few seconds later
+
+    assert launch.wait() == 1, launch.output
+    (reported,) = job.report["cells"]
+    assert (reported["status"], reported["attempts"]) == ("FAILED", 2)
+    assert reported["failure"].startswith("the same failure twice in a row, so a third try would meet it too: ")
+    assert "No such file" in reported["failure"]
+    assert reported["restarts"][0].startswith("FileNotFoundError on rank ")
+    assert {run.info.status for run in tracked_runs(sqlite_uri(job))} == {"FAILED"}
+    assert "No such file" in run_of(sqlite_uri(job), reported["cell_id"]).data.tags["failure"]

@@ -1,0 +1,284 @@
+"""The MLflow writer against a real SQLite store: what arrives, how often, and what a lost note or answer does."""
+
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from orchestrator.results import EvaluationPoint, StepMetrics, read_json, write_json
+from orchestrator.tracking.mlflow_writer import STREAMED_METRICS, MlflowWriter, TrackedRun
+from orchestrator.tracking.spool import SpoolWriter
+
+STEPS = 130  # more than two batches of the writer
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database with its tables: creating them takes seconds, copying them does not."""
+    database = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{database}").search_experiments()
+    return database
+
+
+@pytest.fixture
+def uri(empty_store: Path, tmp_path: Path) -> str:
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    return f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Path:
+    folder = tmp_path / "spool"
+    write_steps(folder, 1, STEPS)
+    return folder
+
+
+def write_steps(folder: Path, first: int, last: int, loss: float = 1.0) -> None:
+    writer = SpoolWriter(folder, attempt=1)
+    for step in range(first, last + 1):
+        writer.step(
+            StepMetrics(step, loss / step, 0.5, 1e-3, 2.0, step, 9 * step, 40 * step, step / last, 0.1, 90.0, 1.0)
+        )
+    writer.evaluation(EvaluationPoint(last, 1.0, 40 * last, 9 * last, 0.1 * last, 2.25, 4.5))
+    writer.close()
+
+
+def tracked(tmp_path: Path, spool: Path | None = None, **changes: Any) -> tuple[TrackedRun, TrackedRun]:
+    """A parent and its child, as a new process would describe them."""
+    common = {"comparison_id": "job-1", "backbone_id": "tiny-llama2", "seed": "0", "attempt": "1"}
+    parent = TrackedRun(
+        "job-1", tmp_path / "parent.json", {**common, "role": "comparison", "cell_id": "all"}, {"p": "1"}
+    )
+    child = TrackedRun(
+        "cell-1",
+        tmp_path / "child.json",
+        {**common, "role": "cell", "cell_id": "cell-1"},
+        {"recipe.precision": "bf16", "seed": "0"},
+        spool_folder=spool,
+        parent=parent,
+        **changes,
+    )
+    return parent, child
+
+
+def send(uri: str, *runs: TrackedRun, status: str | None = "FINISHED", timeout_s: float = 60) -> MlflowWriter:
+    """One process's worth of tracking: start, track, finish, close."""
+    writer = MlflowWriter(uri, "backbones", Path(uri.removeprefix("sqlite:///")).parent / "artifacts")
+    for run in runs:
+        writer.track(run)
+    writer.start()
+    for run in runs:
+        if status is not None:
+            writer.finish(run, status)
+    assert writer.close(timeout_s) == []
+    return writer
+
+
+def points(uri: str, run: TrackedRun, key: str) -> list[tuple[int, float]]:
+    assert run.sent.run_id is not None
+    return sorted((m.step, m.value) for m in MlflowClient(uri).get_metric_history(run.sent.run_id, key))
+
+
+def stored_runs(uri: str) -> list[Any]:
+    client = MlflowClient(uri)
+    return list(client.search_runs([e.experiment_id for e in client.search_experiments()]))
+
+
+def test_every_step_and_evaluation_arrives_once(uri: str, spool: Path, tmp_path: Path) -> None:
+    parent, child = tracked(tmp_path, spool)
+    send(uri, parent, child)
+
+    assert points(uri, child, "loss") == [(step, 1.0 / step) for step in range(1, STEPS + 1)]
+    assert points(uri, child, "bytes_seen") == [(step, 40.0 * step) for step in range(1, STEPS + 1)]
+    assert points(uri, child, "val_bits_per_byte") == [(STEPS, 2.25)]
+    assert set(MlflowClient(uri).get_run(str(child.sent.run_id)).data.metrics) == set(STREAMED_METRICS)
+
+
+def test_rows_sent_again_after_a_lost_note_are_stored_once(uri: str, spool: Path, tmp_path: Path) -> None:
+    parent, child = tracked(tmp_path, spool)
+    send(uri, parent, child)
+    note = read_json(child.state_file)
+    # The process died after MLflow acknowledged everything, and before any of it was noted.
+    write_json(child.state_file, {**note, "offset": 0, "params": False, "tags": {}, "status": "", "summary": {}})
+
+    parent, child = tracked(tmp_path, spool)
+    send(uri, parent, child)
+
+    assert child.sent.run_id == note["run_id"]
+    assert points(uri, child, "loss") == [(step, 1.0 / step) for step in range(1, STEPS + 1)]
+    assert points(uri, child, "val_bits_per_byte") == [(STEPS, 2.25)]
+
+
+def test_a_run_whose_creation_was_not_noted_is_found_again(uri: str, spool: Path, tmp_path: Path) -> None:
+    parent, child = tracked(tmp_path, spool)
+    send(uri, parent, child)
+    note = read_json(child.state_file)
+    write_json(child.state_file, {"uri": uri, "creation_id": note["creation_id"]})
+
+    parent, child = tracked(tmp_path, spool)
+    send(uri, parent, child)
+
+    assert child.sent.run_id == note["run_id"]
+    assert len(stored_runs(uri)) == 2
+    assert len(points(uri, child, "loss")) == STEPS
+
+
+def test_a_run_that_a_late_answer_created_twice_is_left_once(uri: str, tmp_path: Path) -> None:
+    parent, child = tracked(tmp_path)
+    writer = MlflowWriter(uri, "backbones", tmp_path / "artifacts")
+    writer.track(parent)
+    writer.track(child)
+    writer.start()
+    wait_for_run_id(child)
+    client = MlflowClient(uri)
+    twin = client.create_run(
+        client.get_run(str(child.sent.run_id)).info.experiment_id, tags={"creation_id": child.sent.creation_id}
+    )
+    writer.finish(parent, "FINISHED")
+    writer.finish(child, "FINISHED")
+    assert writer.close(60) == []
+
+    assert {run.info.run_id for run in stored_runs(uri)} == {parent.sent.run_id, child.sent.run_id}
+    assert twin.info.run_id != child.sent.run_id
+
+
+def wait_for_run_id(run: TrackedRun) -> None:
+    deadline = time.monotonic() + 60
+    while run.sent.status != "RUNNING":
+        assert time.monotonic() < deadline, "the writer did not create the run"
+        time.sleep(0.01)
+
+
+def test_the_same_job_in_another_storage_gets_runs_of_its_own(uri: str, spool: Path, tmp_path: Path) -> None:
+    """Two people run one spec against one server: neither must write into the other's curves."""
+    mine, yours = tracked(tmp_path / "mine", spool), tracked(tmp_path / "yours", spool)
+    send(uri, *mine)
+    send(uri, *yours)
+
+    assert len(stored_runs(uri)) == 4
+    assert len(points(uri, mine[1], "loss")) == len(points(uri, yours[1], "loss")) == STEPS
+
+
+def test_values_that_are_not_finite_stay_visible(uri: str, tmp_path: Path) -> None:
+    write_steps(tmp_path / "spool", 1, 2, loss=float("nan"))
+    parent, child = tracked(tmp_path, tmp_path / "spool")
+    send(uri, parent, child, status="FAILED")
+    write_json(child.state_file, {**read_json(child.state_file), "offset": 0, "status": ""})
+    parent, child = tracked(tmp_path, tmp_path / "spool")
+    send(uri, parent, child, status="FAILED")
+
+    stored = points(uri, child, "loss")
+    assert [step for step, _ in stored] == [1, 2]
+    assert all(math.isnan(value) for _, value in stored)
+
+
+def test_every_run_says_what_it_is_and_children_name_their_parent(uri: str, spool: Path, tmp_path: Path) -> None:
+    parent, child = tracked(tmp_path, spool)
+    send(uri, parent, child)
+
+    runs = {run.data.tags["role"]: run for run in stored_runs(uri)}
+    assert set(runs) == {"comparison", "cell"}
+    for run in runs.values():
+        assert {"comparison_id", "cell_id", "backbone_id", "seed", "attempt"} <= set(run.data.tags)
+    assert runs["cell"].data.tags["mlflow.parentRunId"] == runs["comparison"].info.run_id
+    assert "mlflow.parentRunId" not in runs["comparison"].data.tags
+    assert runs["cell"].data.params == {"recipe.precision": "bf16", "seed": "0"}
+
+
+def test_a_resumed_cell_continues_its_run_and_its_status_follows(uri: str, tmp_path: Path) -> None:
+    folder = tmp_path / "spool"
+    write_steps(folder, 1, 10)
+    parent, child = tracked(tmp_path, folder)
+    send(uri, parent, child, status="KILLED")
+    run_id = child.sent.run_id
+    assert {run.info.status for run in stored_runs(uri)} == {"KILLED"}
+
+    write_steps(folder, 11, 20)
+    parent, child = tracked(tmp_path, folder)
+    child.tags["attempt"] = "2"
+    writer = MlflowWriter(uri, "backbones", tmp_path / "artifacts")
+    writer.track(parent)
+    writer.track(child)
+    writer.start()
+    wait_for_run_id(child)
+    assert {run.info.status for run in stored_runs(uri)} == {"RUNNING"}
+    writer.finish(parent, "FINISHED")
+    writer.finish(child, "FINISHED")
+    assert writer.close(60) == []
+
+    assert child.sent.run_id == run_id
+    assert [step for step, _ in points(uri, child, "loss")] == list(range(1, 21))
+    stored = MlflowClient(uri).get_run(str(run_id))
+    assert (stored.info.status, stored.data.tags["attempt"]) == ("FINISHED", "2")
+
+
+def test_a_finished_run_is_left_alone_and_mlflow_is_not_even_asked(uri: str, spool: Path, tmp_path: Path) -> None:
+    parent, child = tracked(tmp_path, spool, summary={"mfu": 0.5}, summary_time_ms=1000)
+    send(uri, parent, child)
+    Path(uri.removeprefix("sqlite:///")).unlink()  # asking it would fail, or make a new one
+
+    parent, child = tracked(tmp_path, spool, summary={"mfu": 0.5}, summary_time_ms=1000)
+    for run in (parent, child):
+        run.status = "FINISHED"
+    send(uri, parent, child, timeout_s=5)
+
+    assert not Path(uri.removeprefix("sqlite:///")).exists()
+
+
+def test_a_changed_summary_shows_its_newest_value(uri: str, tmp_path: Path) -> None:
+    """The ranking of a comparison that went on: MLflow shows the largest of values with one step and one time."""
+    for value, moment in ((2.5, 1000), (2.0, 2000)):
+        parent, _ = tracked(tmp_path)
+        parent.summary, parent.summary_time_ms = {"val_bits_per_byte/a": value}, moment
+        send(uri, parent)
+
+    assert MlflowClient(uri).get_run(str(parent.sent.run_id)).data.metrics == {"val_bits_per_byte/a": 2.0}
+
+
+def test_a_job_that_goes_on_with_another_database_sends_everything_anew(
+    uri: str, empty_store: Path, spool: Path, tmp_path: Path
+) -> None:
+    parent, child = tracked(tmp_path, spool)
+    send(uri, parent, child, status="KILLED")
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+
+    parent, child = tracked(tmp_path, spool)
+    send(uri, parent, child)
+
+    assert {run.info.status for run in stored_runs(uri)} == {"FINISHED"}
+    assert len(points(uri, child, "loss")) == STEPS
+    assert MlflowClient(uri).get_run(str(child.sent.run_id)).data.tags["mlflow.parentRunId"] == parent.sent.run_id
+
+
+@pytest.fixture
+def closed_port() -> Iterator[str]:
+    import socket
+
+    with socket.socket() as taken:  # bound and not listening: connections are refused, and nobody else gets the port
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}"
+
+
+def test_an_absent_server_costs_neither_data_nor_much_time(
+    closed_port: str, uri: str, spool: Path, tmp_path: Path
+) -> None:
+    parent, child = tracked(tmp_path, spool)
+    writer = MlflowWriter(closed_port, "backbones", tmp_path / "artifacts")
+    for run in (parent, child):
+        writer.track(run)
+        writer.finish(run, "FINISHED")
+    writer.start()
+    started = time.monotonic()
+    unsent = writer.close(timeout_s=8)
+
+    assert time.monotonic() - started < 20
+    assert unsent == [parent, child]
+    assert writer.unreachable is not None
+    parent, child = tracked(tmp_path, spool)
+    send(uri, parent, child)
+    assert len(points(uri, child, "loss")) == STEPS

@@ -1,0 +1,112 @@
+"""Tokenizing a dataset once: what is kept of each example, what is counted, and what is not done twice."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from backbones.prompting import Codec, PurePromptBuilder
+from backbones.registry import get_spec, load_codec
+from orchestrator.data.examples import Example, Turn
+from orchestrator.data.prepare import load_tokenized, prepare, tokenize
+from orchestrator.data.sources import Dataset
+
+TINY = ("tiny-llama2", "tiny-mistral", "tiny-qwen")
+CONVERSATION = Example(
+    "g",
+    (
+        Turn("user", "What is 2 + 2?"),
+        Turn("assistant", "It is 4."),
+        Turn("user", "And 你好?"),
+        Turn("assistant", "naïve 😀"),
+    ),
+)
+TEXT = Example("g", text="A text of its own, with 😀 and </s> in it.")
+TRAIN = Dataset("train", (CONVERSATION, TEXT))
+VALIDATION = Dataset("validation", (Example("g", text="held out"),))
+
+
+def codec_of(backbone_id: str) -> Codec:
+    return load_codec(get_spec(backbone_id), max_length=128)
+
+
+@pytest.mark.parametrize("backbone_id", TINY)
+def test_the_learned_tokens_are_the_answers_and_their_ends(backbone_id: str) -> None:
+    codec = codec_of(backbone_id)
+    data = tokenize(codec, TRAIN.examples)
+    assert len(data) == 2
+    for index, expected in enumerate((("It is 4.", "naïve 😀"), (TEXT.text,))):
+        ids, is_target, is_scored = data.example(index)
+        scored = codec.tokenizer.decode(ids[is_scored], skip_special_tokens=False)
+        assert scored == "".join(expected)
+        ends = [
+            token for token in ids[is_target & ~is_scored] if token in (codec.eos_token_id, codec.text_eos_token_id)
+        ]
+        assert len(ends) == len(expected)
+        assert data.learnable_bytes[index] == sum(len(text.encode()) for text in expected)
+        assert data.targets[index] == is_target.sum()
+    assert data.round_trips.tolist() == [True, True]
+    assert data.lengths.sum() == len(data.input_ids)
+
+
+def test_arrays_that_are_there_are_not_made_again(tmp_path: Path) -> None:
+    codec = codec_of("tiny-llama2")
+    first = prepare("tiny-llama2", codec, TRAIN, VALIDATION, tmp_path)
+    made = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+
+    second = prepare("tiny-llama2", codec, TRAIN, VALIDATION, tmp_path)
+
+    assert second == first
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()} == made
+    assert Path(first.train_file).parent == Path(first.validation_file).parent == tmp_path
+
+
+def test_what_is_read_back_is_what_was_tokenized(tmp_path: Path) -> None:
+    codec = codec_of("tiny-qwen")
+    prepared = prepare("tiny-qwen", codec, TRAIN, VALIDATION, tmp_path)
+    ours, theirs = load_tokenized(prepared.train_file), tokenize(codec, TRAIN.examples)
+    for name in ("input_ids", "is_target", "is_scored", "offsets", "learnable_bytes", "round_trips"):
+        assert np.array_equal(getattr(ours, name), getattr(theirs, name)), name
+    assert len(load_tokenized(prepared.validation_file)) == 1
+
+
+def test_files_are_named_by_tokenizer_prompt_format_and_data(tmp_path: Path) -> None:
+    llama = codec_of("tiny-llama2")
+    other_format = Codec(
+        llama.tokenizer, type("Asking", (PurePromptBuilder,), {"wrap_human": lambda _, m: f"Q: {m}\nA: "})
+    )
+    other_data = Dataset("train", (TEXT,))
+    made = [
+        prepare("tiny-llama2", llama, TRAIN, VALIDATION, tmp_path),
+        prepare("tiny-llama2", other_format, TRAIN, VALIDATION, tmp_path),
+        prepare("tiny-qwen", codec_of("tiny-qwen"), TRAIN, VALIDATION, tmp_path),
+        prepare("tiny-llama2", llama, other_data, VALIDATION, tmp_path),
+    ]
+    assert len({one.train_file for one in made}) == 4
+    assert made[0].validation_file == made[3].validation_file
+
+
+@pytest.mark.parametrize("backbone_id", TINY)
+def test_every_answer_and_every_text_ends_and_none_has_two_starts(backbone_id: str, tmp_path: Path) -> None:
+    prepared = prepare(backbone_id, codec_of(backbone_id), TRAIN, VALIDATION, tmp_path)
+    assert (prepared.doubled_bos, prepared.missing_eos) == (0, 0)
+
+
+def test_doubled_starts_are_counted(tmp_path: Path) -> None:
+    twice = type("Twice", (PurePromptBuilder,), {"wrap_first_human": lambda _, m: f"<s><s>In: {m}\nOut: "})
+    codec = Codec(codec_of("tiny-llama2").tokenizer, twice)
+    assert prepare("tiny-llama2", codec, TRAIN, VALIDATION, tmp_path).doubled_bos == 1
+
+
+def test_tokens_per_byte_count_the_text_alone(tmp_path: Path) -> None:
+    byte_by_byte = prepare("tiny-mistral", codec_of("tiny-mistral"), TRAIN, VALIDATION, tmp_path)
+    pairs = prepare("tiny-qwen", codec_of("tiny-qwen"), TRAIN, VALIDATION, tmp_path)
+    assert byte_by_byte.tokens_per_byte == 1.0
+    assert 0 < pairs.tokens_per_byte < 1.0
+
+
+def test_an_answer_that_the_prompt_format_shortens_does_not_round_trip() -> None:
+    answer = "Look: <image> is a tag."
+    example = Example("g", (Turn("user", "What?"), Turn("assistant", answer)))
+    kept = {backbone_id: tokenize(codec_of(backbone_id), [example]).round_trips[0] for backbone_id in TINY}
+    assert kept == {"tiny-llama2": False, "tiny-mistral": False, "tiny-qwen": True}
