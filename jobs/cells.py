@@ -116,6 +116,7 @@ class CellRunner:
             self.report(cell, CellStatus.RUNNING, attempt)
             failure = self._attempt(cell, attempt)
             if failure is None:
+                history.finish()
                 return self._end(cell, history, CellStatus.SUCCEEDED, None)
             history.end(failure)
             failures += failure.is_charged
@@ -176,6 +177,11 @@ class _History:
         self.count += 1
         self._save()
         return self.count
+
+    def finish(self) -> None:
+        """Another attempt can follow only to export once more, or to train again what was deleted."""
+        self.reasons.append("it finished")
+        self._save()
 
     def end(self, failure: Failure) -> None:
         rank = "" if failure.rank is None else f" on rank {failure.rank}"

@@ -22,8 +22,10 @@ from orchestrator.tracking.spool import read_spool
 CURVE_POINTS = 200
 
 
-def build_document(plan: Plan, results: Sequence[CellResult], parity: dict[str, Any], command: str) -> dict[str, Any]:
-    """Everything the report shows, as plain data."""
+def build_document(
+    plan: Plan, results: Sequence[CellResult], parity: dict[str, Any], command: str, export: Path | None
+) -> dict[str, Any]:
+    """Everything the report shows, as plain data. `export` is the folder of a finished export."""
     verdict = _judge(plan, results) if isinstance(plan.job, Comparison) else {}
     measured = [result for result in results if result.measurement is not None]
     first = measured[0].measurement if measured else None
@@ -37,7 +39,7 @@ def build_document(plan: Plan, results: Sequence[CellResult], parity: dict[str, 
             "spec_yaml": plan.source.text,
             "command": command,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "export": str(export.folder) if (export := getattr(plan.job, "export", None)) else None,
+            "export": None if export is None else str(export),
         },
         "environment": {
             "python": platform.python_version(),

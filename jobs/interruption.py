@@ -8,46 +8,60 @@ from types import FrameType
 
 from rich.console import Console
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 class Interruption:
     """The first signal that arrived, and what is to be done about it at this point of a launch."""
 
     def __init__(self, console: Console):
         self._console = console
-        self._stop: Callable[[], None] | None = None
+        self._answer: Callable[[], None] | None = None
         self.number: int | None = None
 
     @contextmanager
-    def handled_by(self, stop: Callable[[], None], sentence: str) -> Iterator[None]:
-        """Inside, a signal calls `stop` and says so; outside, it raises KeyboardInterrupt, since nothing is at work."""
+    def answered_by(self, answer: Callable[[], None], sentence: str, *, also_earlier: bool = True) -> Iterator[None]:
+        """Inside, a signal prints the sentence and calls `answer`; so does one that arrived earlier, if asked for."""
 
-        def say_and_stop() -> None:
+        def say_and_answer() -> None:
             self._console.print(sentence, highlight=False)
-            stop()
+            answer()
 
-        self._stop = say_and_stop
+        self._answer = say_and_answer
+        self.install()
         try:
+            if also_earlier and self.number is not None:
+                say_and_answer()
             yield
         finally:
-            self._stop = None
+            self._answer = None
 
-    def receive(self, number: int, frame: FrameType | None) -> None:
-        """The signal handler."""
+    def install(self) -> None:
+        """Makes this object the handler; `ray.init` puts its own in the place of what it finds."""
+        for number in SIGNALS:
+            signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.number is not None:
             os._exit(128 + number)
         self.number = number
-        if self._stop is None:
-            raise KeyboardInterrupt
-        self._stop()
+        if self._answer is not None:
+            self._answer()
 
 
 @contextmanager
 def interruption(console: Console) -> Iterator[Interruption]:
     """Handles SIGINT and SIGTERM while it is open."""
+    previous = {number: signal.getsignal(number) for number in SIGNALS}
     received = Interruption(console)
-    previous = {number: signal.signal(number, received.receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    received.install()
     try:
         yield received
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def interrupt() -> None:
+    """The answer while nothing is at work that would have to stop first."""
+    raise KeyboardInterrupt

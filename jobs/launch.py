@@ -15,7 +15,7 @@ from rich.console import Console
 from jobs.cells import CellRunner, cancelled_result, find_final_result, infeasible_result, lock_cells
 from jobs.cluster import IN_RAY_JOB, connect
 from jobs.document import build_document
-from jobs.interruption import Interruption, interruption
+from jobs.interruption import Interruption, interrupt, interruption
 from jobs.preparation import Preparation, find_preparation, prepare_data
 from jobs.progress import Progress
 from jobs.report.html import render_report
@@ -64,7 +64,7 @@ def launch(plan: Plan, console: Console) -> Outcome:
             raise
         everything = {**finished, **infeasible, **{result.cell_id: result for result in results}}
         ordered = [everything[cell.cell_id] for cell in plan.cells]
-        with received.handled_by(tracking.hurry, "leaving the rest of the upload to the next launch"):
+        with received.answered_by(tracking.hurry, "leaving the upload to the next launch", also_earlier=False):
             return _conclude(plan, console, ordered, tracking, received.number)
 
 
@@ -104,7 +104,9 @@ def _find_finished(plan: Plan, cell: Cell) -> CellResult | None:
     """The stored result of a cell with nothing left to do: trained and, where asked, exported."""
     result = find_final_result(plan.cell_folder(cell))
     request = export_request(plan)
-    if result is None or (request is not None and find_export(request.folder) != cell.cell_id):
+    if result is None:
+        return None
+    if result.status is CellStatus.SUCCEEDED and request is not None and find_export(request.folder) != cell.cell_id:
         return None
     return replace(result, folder=str(plan.cell_folder(cell)))
 
@@ -114,17 +116,23 @@ def export_request(plan: Plan) -> ExportRequest | None:
     if not isinstance(plan.job, Finetune) or plan.job.export is None:
         return None
     base = plan.folder if IN_RAY_JOB in os.environ else Path.cwd()
-    facts = {"spec": plan.job.model_dump(mode="json", by_alias=True), "train_hash": plan.train.digest}
-    return ExportRequest(base / Path(plan.job.export.folder).expanduser(), facts)
+    spec = plan.job.model_dump(mode="json", by_alias=True)
+    return ExportRequest((base / Path(plan.job.export.folder).expanduser()).resolve(), spec)
+
+
+def _finished_export(plan: Plan) -> Path | None:
+    """The export folder once it holds this plan's model."""
+    request = export_request(plan)
+    return request.folder if request is not None and find_export(request.folder) == plan.cells[0].cell_id else None
 
 
 def _announce(plan: Plan, console: Console, finished: dict[str, CellResult], open_cells: list[Cell]) -> None:
     done = f", {len(finished)} already finished" if finished else ""
-    console.print(
-        f"{plan.job_id}: {len(plan.cells)} cells{done}; results in {plan.folder}", highlight=False, soft_wrap=True
-    )
+    cells = "1 cell" if len(plan.cells) == 1 else f"{len(plan.cells)} cells"
+    console.print(f"{plan.job_id}: {cells}{done}; results in {plan.folder}", highlight=False, soft_wrap=True)
     if not open_cells:
-        console.print("nothing to run: every cell is finished (delete its folder under cells/ to run it anew)")
+        hint = "delete its folder under cells/ to run it anew"
+        console.print(f"nothing to run: every cell is finished ({hint})", highlight=False, soft_wrap=True)
 
 
 def _run(
@@ -138,8 +146,10 @@ def _run(
 
     try:
         connect(plan.job.placement)
-        console.print(f"tokenizing {len(plan.train.examples)} training examples for {len(plan.backbones)} backbones")
-        preparation = prepare_data(plan)
+        with received.answered_by(interrupt, "stopping"):
+            backbones = "1 backbone" if len(plan.backbones) == 1 else f"{len(plan.backbones)} backbones"
+            console.print(f"tokenizing {len(plan.train.examples)} training examples for {backbones}")
+            preparation = prepare_data(plan)
         progress = Progress(console, [(cell, plan.cell_folder(cell)) for cell in cells])
 
         def report(cell: Cell, status: CellStatus, attempt: int) -> None:
@@ -148,7 +158,7 @@ def _run(
 
         deadline = time.time() + plan.job.policy.timeout_s
         runner = CellRunner(_job_maker(plan, preparation, deadline), plan.job.policy.max_failures, report)
-        with received.handled_by(runner.stop, STOPPING), progress.running():
+        with received.answered_by(runner.stop, STOPPING), progress.running():
             return runner.run(cells)
     except KeyboardInterrupt:  # a signal before anything trained
         return [cancelled_result(cell, plan.cell_folder(cell)) for cell in cells]
@@ -185,7 +195,7 @@ def _conclude(
     limit = UPLOAD_LIMIT_INTERRUPTED_S if interrupted else UPLOAD_LIMIT_S
     run_ids = tracking.run_ids(limit)
     results = [replace(result, mlflow_run_id=run_ids[result.cell_id]) for result in results]
-    document = build_document(plan, results, _parity_facts(plan), command_line())
+    document = build_document(plan, results, _parity_facts(plan), command_line(), _finished_export(plan))
     html, facts = plan.folder / "report.html", plan.folder / "report.json"
     write_json(facts, document)
     html.write_text(render_report(document), encoding="utf-8")

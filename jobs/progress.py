@@ -54,6 +54,8 @@ class CellView:
                 self.val_bits_per_byte = fields["val_bits_per_byte"]
             else:
                 self.phase = fields["phase"]
+                if self.phase == "resumed":
+                    self.step = fields["step"]
                 if self.phase in ("resumed", "rejected") and entry.attempt == self.attempt:
                     notices.append(f"resumed at step {fields['step']}" if "step" in fields else fields["reason"])
         return notices

@@ -13,10 +13,10 @@ EXPORT_MANIFEST = "training_manifest.json"
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """Where to write the trained model, and the facts that go into the folder's manifest."""
+    """Where to write the trained model, and the spec that asked for it."""
 
     folder: Path
-    facts: dict[str, Any]
+    spec: dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -289,7 +289,7 @@ def _finish(
     peak = torch.tensor(peak_memory_gib(trainee.device), device=trainee.device)
     dist.all_reduce(peak, dist.ReduceOp.MAX)
     if job.export is not None:
-        export_model(trainee.backbone, job.export, job.cell.cell_id)
+        export_model(trainee.backbone, job, scores)
     if spool is None:
         return
     save_item_scores(job.folder, scores)

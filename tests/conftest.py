@@ -1,8 +1,20 @@
 """What tests of several packages share."""
 
-from collections.abc import Iterator
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
+
+KIT = Path(__file__).parents[1].parent / "shared" / "kit"
+OURS = ("MLFLOW_", "RAY_", "BACKBONE_", "HF_")  # what would point the product to another cluster, server or storage
+COMMAND_LIMIT_S = 300
+
+Backbone = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +25,38 @@ def local_ray() -> Iterator[None]:
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def kit() -> Path:
+    """Real tokenizers, small pretrained models and real data; tests that need them are skipped where they are absent."""
+    if not KIT.is_dir():
+        pytest.skip(f"the kit of real tokenizers and models is not at {KIT}")
+    return KIT
+
+
+@pytest.fixture(scope="session")
+def run_backbone() -> Backbone:
+    """`run_backbone(folder, "finetune", "spec.yaml")` is what a user types in that folder; stdout and stderr are one."""
+
+    def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
+        command = [sys.executable, "-m", "jobs.cli", *arguments]
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env={**environment, "HF_HUB_OFFLINE": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            output, _ = process.communicate(timeout=COMMAND_LIMIT_S)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        return subprocess.CompletedProcess(command, process.returncode, output)
+
+    return run

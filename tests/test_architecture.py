@@ -79,7 +79,7 @@ Modules = dict[str, Module]
 
 def load_modules(root: Path) -> Modules:
     files = sorted(path.relative_to(root) for package in PACKAGES for path in (root / package).rglob("*.py"))
-    return {name: module for name, module in (parse(str(path), (root / path).read_text("utf-8")) for path in files)}
+    return dict(parse(str(path), (root / path).read_text("utf-8")) for path in files)
 
 
 def parse(path: str, source: str) -> tuple[str, Module]:

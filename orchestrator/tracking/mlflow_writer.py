@@ -18,6 +18,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from orchestrator.cell_job import EXPORT_MANIFEST
 from orchestrator.results import StepMetrics, read_json, write_json
 from orchestrator.tracking.spool import Entry, read_from
 
@@ -61,10 +62,19 @@ class TrackedRun:
         return self.problem is not None or (self.status != "RUNNING" and self._is_sent)
 
     @property
+    def lacks_model(self) -> bool:
+        """Whether its exported folder is still to be registered."""
+        return self.registered_model is not None and [str(part) for part in self.registered_model] != self.sent.model
+
+    @property
     def _is_sent(self) -> bool:
         sent = self.sent
         known = self.status == sent.status and self.summary == sent.summary and not _changed(self.tags, sent.tags)
-        return known and (self.spool_folder is None or next(read_from(self.spool_folder, sent.offset), None) is None)
+        return (
+            known
+            and not self.lacks_model
+            and (self.spool_folder is None or next(read_from(self.spool_folder, sent.offset), None) is None)
+        )
 
 
 @dataclass
@@ -78,6 +88,7 @@ class Sent:
     tags: dict[str, str] = field(default_factory=dict)
     offset: int = 0
     summary: dict[str, float] = field(default_factory=dict)
+    model: list[str] = field(default_factory=list)  # name and folder of the registered model
     status: str = ""
 
 
@@ -197,6 +208,7 @@ class _Session:
             self._client = MlflowClient(tracking_uri=uri)
             found = self._client.get_experiment_by_name(experiment)
             local = artifact_folder.as_uri() if uri.startswith("sqlite:") else None
+            self._is_server = uri.startswith(("http:", "https:"))
             self._experiment_id = found.experiment_id if found else self._client.create_experiment(experiment, local)
 
     def bring_up_to_date(self, run: TrackedRun) -> None:
@@ -214,6 +226,8 @@ class _Session:
                 run.sent.status = status
             elif status != "RUNNING" and (status != run.sent.status or run.summary != run.sent.summary):
                 self._send_outcome(run, status)
+            if status != "RUNNING" and run.lacks_model:
+                self._register(run)
 
     def has_lost(self, run: TrackedRun) -> bool:
         """Whether the server no longer knows a run that was created there: its database is another one now."""
@@ -283,17 +297,28 @@ class _Session:
             self._client.log_batch(sent.run_id, metrics=metrics)
         for artifact in run.artifacts:
             self._client.log_artifact(sent.run_id, str(artifact))
-        if run.registered_model is not None:
-            self._register(sent.run_id, *run.registered_model)
         self._client.set_terminated(sent.run_id, status)
         sent.status, sent.summary = status, summary
 
-    def _register(self, run_id: str, name: str, folder: Path) -> None:
-        """A model version that points at the exported folder; a repeat finds the version of the same run."""
+    def _register(self, run: TrackedRun) -> None:
+        """A model version that points at the exported folder; a repeat finds the version of the same run and folder.
+
+        A server refuses a folder as the source of a version: there the source is the run's copy of the manifest, and
+        the version's tag `folder` says where the model is.
+        """
+        assert run.registered_model is not None
+        assert run.sent.run_id is not None
+        (name, folder), run_id = run.registered_model, run.sent.run_id
         if not self._client.search_registered_models(f"name = '{name}'"):
             self._client.create_registered_model(name)
-        if not self._client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'"):
-            self._client.create_model_version(name, source=folder.as_uri(), run_id=run_id)
+        versions = self._client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+        if not any(version.tags.get("folder") == str(folder) for version in versions):
+            source = folder.as_uri()
+            if self._is_server:
+                self._client.log_artifact(run_id, str(folder / EXPORT_MANIFEST), "export")
+                source = f"runs:/{run_id}/export"
+            self._client.create_model_version(name, source=source, run_id=run_id, tags={"folder": str(folder)})
+        run.sent.model = [name, str(folder)]
 
 
 def _metrics(entry: Entry) -> list[Any]:

@@ -1,19 +1,10 @@
-"""Real tokenizers and small models; tests that need them are skipped where they are absent."""
+"""Real tokenizers."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
-
-KIT = Path(__file__).parents[2].parent / "shared" / "kit"
-
-
-@pytest.fixture(scope="session")
-def kit() -> Path:
-    if not KIT.is_dir():
-        pytest.skip(f"the kit of real tokenizers and models is not at {KIT}")
-    return KIT
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -254,18 +255,21 @@ def assert_every_step_once(uri: str, cell_id: str, steps: int) -> None:
     assert evaluated[-1] == steps
 
 
-def ray_processes_of(driver_pid: int) -> list[int]:
-    """Pids of the processes of the Ray session that a driver started; Ray names the session after its pid."""
-    ours = []
-    for pid, text in _processes():
-        if f"_{driver_pid}/" in text or f"_{driver_pid} " in text:
-            ours.append(pid)
-    return ours
+def ray_processes_of(driver_pid: int) -> dict[int, str]:
+    """Pid and name of the processes of the Ray session that a driver started; Ray names the session after its pid."""
+    session = re.compile(rf"session_[0-9_-]+_{driver_pid}\b")
+    return {pid: name for pid, name, traces in _processes() if session.search(traces)}
 
 
-def _processes() -> Iterator[tuple[int, str]]:
-    """Pid and command line with environment of every process that can be read. Ray workers rename themselves, so the
-    session is found in their environment or open files."""
+def working_processes_of(driver_pid: int) -> dict[int, str]:
+    """The same without Ray's two agents, which need a minute to believe that the rest of a killed Ray is gone."""
+    agents = ("ray::DashboardA", "ray::RuntimeEnv")
+    return {pid: name for pid, name in ray_processes_of(driver_pid).items() if not name.startswith(agents)}
+
+
+def _processes() -> Iterator[tuple[int, str, str]]:
+    """Pid, name, and what may name the Ray session: command line, environment, open files. Ray's workers rename
+    themselves, which overwrites their command line."""
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
@@ -274,9 +278,10 @@ def _processes() -> Iterator[tuple[int, str]]:
                 continue
             words = (entry / "cmdline").read_bytes() + b"\0" + (entry / "environ").read_bytes()
             links = [os.readlink(link) for link in (entry / "fd").iterdir()]
+            name = (entry / "comm").read_text().strip()
         except OSError:
             continue
-        yield int(entry.name), words.replace(b"\0", b" ").decode(errors="replace") + " " + " ".join(links) + " "
+        yield int(entry.name), name, "\n".join([words.replace(b"\0", b"\n").decode(errors="replace"), *links])
 
 
 def _row(number: int) -> dict[str, str]:

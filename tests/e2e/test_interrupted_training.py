@@ -17,6 +17,7 @@ from product import (
     sqlite_uri,
     tracked_runs,
     wait_for,
+    working_processes_of,
 )
 
 pytestmark = pytest.mark.e2e
@@ -75,7 +76,7 @@ def test_a_killed_driver_leaves_no_process_and_the_same_command_finishes_the_job
     assert ray_processes_of(launch.process.pid)
     launch.process.kill()
     launch.wait()
-    wait_for(lambda: not ray_processes_of(launch.process.pid), "end of the Ray session of the driver", timeout_s=15)
+    wait_for(lambda: not working_processes_of(launch.process.pid), "end of the workers", timeout_s=15)
 
     again = job.run()
     assert again.process.returncode == 0, again.output
@@ -98,6 +99,7 @@ def test_a_killed_driver_leaves_no_process_and_the_same_command_finishes_the_job
     assert time.monotonic() - started < 10  # a second or two on an idle machine; a launch that starts Ray takes longer
     assert "starting Ray" not in third.output
     assert {run.info.run_id: run.info.end_time for run in tracked_runs(sqlite_uri(job))} == ended
+    wait_for(lambda: not ray_processes_of(launch.process.pid), "end of the killed driver's Ray", timeout_s=90)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -137,17 +139,36 @@ def test_a_signal_before_anything_trains_ends_at_once_and_leaves_a_report(new_jo
     wait_for(lambda: not ray_processes_of(launch.process.pid), "end of the Ray session", timeout_s=15)
 
 
-def test_a_job_whose_workers_hang_still_stops_when_told_to_twice(new_job: Callable[..., Job]) -> None:
+def test_a_job_whose_worker_hangs_still_stops_when_told_to_twice(new_job: Callable[..., Job]) -> None:
     job = new_job()
     launch = job.start()
     cell = reach_the_middle(job, launch)
     os.kill(cell.worker_pid(rank=1), signal.SIGSTOP)
     launch.process.send_signal(signal.SIGTERM)
-    wait_for(lambda: "interrupt again to stop at once" in launch.output, "an answer to the signal")
+    wait_for(lambda: "interrupt again to stop at once" in launch.output, "an answer", alive=launch.process)
     launch.process.send_signal(signal.SIGTERM)
 
     assert launch.wait(10) == 143
-    wait_for(lambda: not ray_processes_of(launch.process.pid), "end of the Ray session", timeout_s=15)
+    wait_for(lambda: not working_processes_of(launch.process.pid), "end of the workers", timeout_s=15)
+
+
+def test_an_attempt_whose_workers_never_come_stops_in_bounded_time(new_job: Callable[..., Job]) -> None:
+    job = new_job()
+    launch = job.start()
+
+    def find_controller() -> list[int]:
+        names = working_processes_of(launch.process.pid).items()
+        return [pid for pid, name in names if name.startswith("ray::TrainContr")]
+
+    (controller,) = wait_for(find_controller, "Ray Train's controller", alive=launch.process)
+    os.kill(controller, signal.SIGSTOP)  # as if it waited for nodes
+    assert not (job.cell().path / "workers").exists()
+    launch.process.send_signal(signal.SIGTERM)
+
+    assert launch.wait(90) == 143, launch.output
+    (reported,) = job.report["cells"]
+    assert (reported["status"], reported["attempts"]) == ("CANCELLED", 1)
+    wait_for(lambda: not working_processes_of(launch.process.pid), "end of the workers", timeout_s=15)
 
 
 def test_the_second_of_two_launches_of_one_spec_says_so_and_changes_nothing(new_job: Callable[..., Job]) -> None:

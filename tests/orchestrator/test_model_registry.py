@@ -1,0 +1,139 @@
+"""An exported model as a version in MLflow's model registry: in a SQLite store and behind a real server."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from orchestrator.tracking.mlflow_writer import MlflowWriter, TrackedRun
+
+NAME = "assistant"
+
+
+@dataclass
+class Launches:
+    """What several launches of one finetune send, each with a writer of its own."""
+
+    uri: str
+    folder: Path
+    runs: list[TrackedRun] = field(default_factory=list)
+
+    def send(self, model: tuple[str, Path] | None) -> TrackedRun:
+        tags = {"comparison_id": "job-1", "role": "finetune", "cell_id": "cell-1", "attempt": "1"}
+        run = TrackedRun("cell-1", self.folder / "cell.json", tags, {"p": "1"}, registered_model=model)
+        writer = MlflowWriter(self.uri, "backbones", self.folder / "artifacts")
+        writer.track(run)
+        writer.finish(run, "FINISHED")
+        writer.start()
+        assert writer.close(60) == [], writer.unreachable or writer.problems
+        assert writer.problems == []
+        self.runs.append(run)
+        return run
+
+    def versions(self) -> list[Any]:
+        found = MlflowClient(tracking_uri=self.uri).search_model_versions(f"name = '{NAME}'")
+        return sorted(found, key=lambda version: int(version.version))
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> Path:
+    return export_folder(tmp_path / "exported")
+
+
+def export_folder(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "training_manifest.json").write_text('{"cell_id": "cell-1"}')
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture
+def launches(tmp_path: Path) -> Launches:
+    return Launches(f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path)
+
+
+def test_a_registered_model_points_at_the_folder_and_is_registered_once(launches: Launches, exported: Path) -> None:
+    run = launches.send((NAME, exported))
+    launches.send((NAME, exported))
+
+    (version,) = launches.versions()
+    assert version.source == exported.as_uri()
+    assert version.run_id == run.sent.run_id
+    assert version.tags == {"folder": str(exported)}
+
+
+def test_a_name_given_after_the_run_was_finished_is_registered_too(launches: Launches, exported: Path) -> None:
+    launches.send(None)
+    launches.send((NAME, exported))
+
+    assert [version.source for version in launches.versions()] == [exported.as_uri()]
+
+
+def test_an_export_to_another_folder_is_another_version_of_the_same_run(
+    launches: Launches, exported: Path, tmp_path: Path
+) -> None:
+    other = export_folder(tmp_path / "other")
+    launches.send((NAME, exported))
+    launches.send((NAME, other))
+
+    assert [version.source for version in launches.versions()] == [exported.as_uri(), other.as_uri()]
+    assert len({version.run_id for version in launches.versions()}) == 1
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db"]
+    command += ["--artifacts-destination", str(tmp_path / "files")]
+    with open(tmp_path / "server.log", "w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        _wait_until_it_answers(f"http://127.0.0.1:{port}/health", process)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _wait_until_it_answers(address: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "the MLflow server ended before it answered"
+        try:
+            with urllib.request.urlopen(address, timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)  # polling a process that offers no other sign
+    raise AssertionError(f"{address} did not answer in 180 s")
+
+
+@pytest.mark.e2e
+def test_a_server_which_refuses_folders_as_sources_gets_a_version_too(
+    server: str, tmp_path: Path, exported: Path
+) -> None:
+    launches = Launches(server, tmp_path)
+    run = launches.send((NAME, exported))
+    launches.send((NAME, exported))
+
+    (version,) = launches.versions()
+    assert version.tags == {"folder": str(exported)}
+    assert version.source == f"runs:/{run.sent.run_id}/export"
+    client = MlflowClient(tracking_uri=server)
+    assert run.sent.run_id is not None
+    assert client.get_run(run.sent.run_id).info.status == "FINISHED"
+    (manifest,) = client.list_artifacts(run.sent.run_id, "export")
+    assert manifest.path == "export/training_manifest.json"
