@@ -29,7 +29,7 @@ def local_ray() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def kit() -> Path:
-    """Real tokenizers, small pretrained models and real data; tests that need them are skipped where they are absent."""
+    """Real tokenizers, small pretrained models, real data; tests that need them are skipped without."""
     if not KIT.is_dir():
         pytest.skip(f"the kit of real tokenizers and models is not at {KIT}")
     return KIT
@@ -37,7 +37,7 @@ def kit() -> Path:
 
 @pytest.fixture(scope="session")
 def run_backbone() -> Backbone:
-    """`run_backbone(folder, "finetune", "spec.yaml")` is what a user types in that folder; stdout and stderr are one."""
+    """`run_backbone(folder, "finetune", "spec.yaml")` is what a user types there; stdout and stderr are one."""
 
     def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         environment = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}

@@ -118,4 +118,5 @@ def test_a_job_without_storage_is_refused_before_it_starts_anything(
 
     assert submission.wait() != 0
     assert "exit code 2" in submission.output
-    assert "set 'storage' in the spec or BACKBONE_STORAGE" in " ".join(submission.output.split())
+    assert "BACKBONE_STORAGE on the cluster" in submission.output
+    assert not list(job.folder.glob("**/cells"))
