@@ -209,6 +209,7 @@ def _advance(
             )
         )
     if not (math.isfinite(outcome.loss) and math.isfinite(outcome.grad_norm)):
+        dist.barrier()  # rank 0 has written the point: the first rank to fail has the others killed
         raise DivergedError(
             f"{job.cell.cell_id}: loss {outcome.loss} and gradient norm {outcome.grad_norm} at step {seen.steps}; "
             "the update was not made. Lower recipe.optimizer.learning_rate or raise warmup."
@@ -238,6 +239,7 @@ def _evaluate(job: CellJob, trainee: Trainee, position: Position, spool: SpoolWr
             EvaluationPoint(seen.steps, share, seen.bytes, seen.tokens, spent, scores.bits_per_byte, scores.loss)
         )
     if not math.isfinite(scores.bits_per_byte):
+        dist.barrier()  # rank 0 has written the point: the first rank to fail has the others killed
         raise DivergedError(
             f"{job.cell.cell_id}: held-out bits per byte are {scores.bits_per_byte} after step {seen.steps}. "
             "Lower recipe.optimizer.learning_rate or raise warmup."

@@ -102,27 +102,6 @@ def test_the_registered_model_points_at_the_export(finetuned: Path) -> None:
     assert versions[0].run_id == the_cell(finetuned)["mlflow_run_id"]
 
 
-def test_a_finished_finetune_launches_nothing_but_a_new_export_folder_is_filled_without_training(
-    finetuned: Path,
-) -> None:
-    cell = Path(the_cell(finetuned)["folder"])
-    again = run("finetune", finetuned / "finetune.yaml")
-    assert again.returncode == 0, again.stdout + again.stderr
-    assert "nothing to run" in again.stdout
-    steps = (cell / "spool" / "steps.jsonl").read_text().count('"kind": "step"')
-
-    elsewhere = finetuned / "elsewhere.yaml"
-    other = finetuned / "another-export"
-    text = (finetuned / "finetune.yaml").read_text().replace(str(finetuned / "export"), str(other))
-    elsewhere.write_text(text)
-    exported = run("finetune", elsewhere)
-    assert exported.returncode == 0, exported.stdout + exported.stderr
-    assert (cell / "spool" / "steps.jsonl").read_text().count('"kind": "step"') == steps
-    first, second = (AutoModelForCausalLM.from_pretrained(folder) for folder in (finetuned / "export", other))
-    weights = second.state_dict()
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in first.state_dict().items())
-
-
 def test_real_english_is_far_cheaper_for_the_pretrained_model_than_for_a_random_one(tmp_path: Path) -> None:
     random = tmp_path / "random"
     shutil.copytree(MODEL, random)
