@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from orchestrator.results import read_json, write_json
 from orchestrator.tracking.mlflow_writer import MlflowWriter, TrackedRun
 
 NAME = "assistant"
@@ -71,6 +72,14 @@ def test_a_registered_model_points_at_the_folder_and_is_registered_once(launches
     assert version.source == exported.as_uri()
     assert version.run_id == run.sent.run_id
     assert version.tags == {"folder": str(exported)}
+
+
+def test_a_version_whose_acknowledgement_was_lost_is_not_made_twice(launches: Launches, exported: Path) -> None:
+    run = launches.send((NAME, exported))
+    write_json(run.state_file, {**read_json(run.state_file), "model": []})
+    launches.send((NAME, exported))
+
+    assert len(launches.versions()) == 1
 
 
 def test_a_name_given_after_the_run_was_finished_is_registered_too(launches: Launches, exported: Path) -> None:

@@ -7,7 +7,7 @@ no FSDP, one example at a time without padding or packing, eager attention, its 
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -110,6 +110,15 @@ def assert_trained_like_the_plain_loop(job: CellJob, plain: tuple[list[float], l
     assert curve(job, "grad_norm") == pytest.approx(norms, rel=1e-4)
     measured = [entry.fields["val_bits_per_byte"] for entry in entries(job, "evaluation")]
     assert measured == pytest.approx(scores, abs=TOLERANCE)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other make tiny models several times slower on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 # --- Under Ray Train --------------------------------------------------------------------------------------------------
