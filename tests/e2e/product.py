@@ -2,8 +2,10 @@
 
 import json
 import os
+import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -295,3 +297,16 @@ def clean_environment() -> dict[str, str]:
     """Ours without what would point the product to another cluster, server or storage."""
     dropped = ("MLFLOW_", "RAY_", "BACKBONE_")
     return {key: value for key, value in os.environ.items() if not key.startswith(dropped)}
+
+
+def free_port() -> int:
+    """A port that stays free until a server takes it, however late.
+
+    Below the range from which the kernel hands out ports, and above Ray's workers': a Ray that starts or lingers
+    meanwhile does not land on it.
+    """
+    for port in random.sample(range(20_000, 32_000), 100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("100 ports tried, none of them free")

@@ -1,8 +1,8 @@
 """An MLflow server that is stopped, killed, late or never there: training does not notice, and no point is lost."""
 
+import http.client
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,7 +14,16 @@ from pathlib import Path
 from statistics import median
 
 import pytest
-from product import DETERMINISTIC, Job, assert_every_step_once, clean_environment, histories, tracked_runs, wait_for
+from product import (
+    DETERMINISTIC,
+    Job,
+    assert_every_step_once,
+    clean_environment,
+    free_port,
+    histories,
+    tracked_runs,
+    wait_for,
+)
 
 pytestmark = pytest.mark.e2e
 
@@ -27,9 +36,7 @@ class Server:
 
     def __init__(self, folder: Path):
         self._folder = folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
+        self._port = free_port()
         self.uri = f"http://127.0.0.1:{self._port}"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -62,7 +69,7 @@ class Server:
         try:
             with urllib.request.urlopen(f"{self.uri}/health", timeout=5):
                 return True
-        except (urllib.error.URLError, OSError):
+        except (urllib.error.URLError, http.client.HTTPException, OSError):
             return False
 
 

@@ -1,7 +1,6 @@
 """What a person sees on MLflow's own page of a cell, in a real browser against a real server."""
 
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from product import free_port
 
 from orchestrator.results import EvaluationPoint, StepMetrics
 from orchestrator.tracking.mlflow_writer import MlflowWriter, TrackedRun
@@ -26,9 +26,7 @@ pytestmark = [
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     store = [
         "--backend-store-uri",
         f"sqlite:///{tmp_path}/mlflow.db",
