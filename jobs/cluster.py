@@ -6,11 +6,10 @@ import subprocess
 from dataclasses import dataclass
 
 from orchestrator.errors import ResourcesError
+from orchestrator.preflight import IN_RAY_JOB
 from orchestrator.spec import Placement
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-
-IN_RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from jobs.cells import CellRunner, cancelled_result, find_final_result, infeasible_result, lock_cells
-from jobs.cluster import IN_RAY_JOB, connect
+from jobs.cluster import connect
 from jobs.document import build_document
 from jobs.interruption import Interruption, interrupt, interruption
 from jobs.preparation import Preparation, find_preparation, prepare_data
@@ -22,6 +22,7 @@ from jobs.report.html import render_report
 from jobs.tracking import Tracking
 from orchestrator.cell_job import CellJob, ExportRequest, find_export
 from orchestrator.plan import Cell, Plan
+from orchestrator.preflight import IN_RAY_JOB
 from orchestrator.results import CellResult, CellStatus, write_json
 from orchestrator.spec import Finetune
 from orchestrator.tracking.mlflow_writer import TrackedRun

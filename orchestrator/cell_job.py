@@ -6,9 +6,8 @@ from typing import Any
 
 from orchestrator.data.prepare import Prepared
 from orchestrator.plan import Cell
+from orchestrator.preflight import EXPORT_MANIFEST
 from orchestrator.results import read_json
-
-EXPORT_MANIFEST = "training_manifest.json"
 
 
 @dataclass(frozen=True)

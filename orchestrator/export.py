@@ -11,10 +11,11 @@ from safetensors import SafetensorError
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from backbones.hf_causal import HFCausalLLMBackbone
-from orchestrator.cell_job import EXPORT_MANIFEST, CellJob
+from orchestrator.cell_job import CellJob
 from orchestrator.errors import ExportError
 from orchestrator.hardware import package_versions
 from orchestrator.measurement import ItemScores
+from orchestrator.preflight import EXPORT_MANIFEST, UNFINISHED
 
 # What an earlier export may have left that this one does not write: weights in another number of files would be read
 # instead of ours, and so would a chat template.
@@ -68,7 +69,7 @@ def _manifest(backbone: HFCausalLLMBackbone, job: CellJob, scores: ItemScores) -
 def _write(
     backbone: HFCausalLLMBackbone, folder: Path, manifest: dict[str, Any], state: dict[str, Any], context_length: int
 ) -> None:
-    staged, config = folder / "unfinished", folder / "config.json"
+    staged, config = folder / UNFINISHED, folder / "config.json"
     folder.mkdir(parents=True, exist_ok=True)
     config.unlink(missing_ok=True)
     shutil.rmtree(staged, ignore_errors=True)  # of an export that was interrupted

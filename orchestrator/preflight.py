@@ -17,7 +17,7 @@ from orchestrator.spec import Data, Job
 from orchestrator.yaml_source import SpecSource
 
 IN_RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-EXPORT_MANIFEST, UNFINISHED = "training_manifest.json", "unfinished"  # as orchestrator.export writes them
+EXPORT_MANIFEST, UNFINISHED = "training_manifest.json", "unfinished"  # in an export folder
 SHARED_FOLDER = "a folder that every node shares (NFS, EFS, Lustre, or a mounted bucket)"
 
 Problems = list[SpecProblem]

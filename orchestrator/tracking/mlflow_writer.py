@@ -18,7 +18,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from orchestrator.cell_job import EXPORT_MANIFEST
+from orchestrator.preflight import EXPORT_MANIFEST
 from orchestrator.results import StepMetrics, read_json, write_json
 from orchestrator.tracking.spool import Entry, read_from
 

@@ -3,14 +3,11 @@
 import shutil
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from product import free_port
+from product import free_port, wait_until_it_answers
 
 from orchestrator.results import EvaluationPoint, StepMetrics
 from orchestrator.tracking.mlflow_writer import MlflowWriter, TrackedRun
@@ -37,7 +34,7 @@ def server(tmp_path: Path) -> Iterator[str]:
     with (tmp_path / "server.log").open("w") as log:
         process = subprocess.Popen([*command, *store], stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     try:
-        _wait_until_it_answers(f"http://127.0.0.1:{port}/health", process)
+        wait_until_it_answers(f"http://127.0.0.1:{port}/health", process)
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
@@ -88,15 +85,3 @@ def _page(address: str, profile: Path) -> str:
     assert CHROMIUM is not None
     command = [CHROMIUM, "--headless", *quiet, "--virtual-time-budget=60000", "--dump-dom", address]
     return subprocess.run(command, capture_output=True, text=True, timeout=180, check=True).stdout
-
-
-def _wait_until_it_answers(address: str, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 180
-    while time.monotonic() < deadline:
-        assert process.poll() is None, "the MLflow server ended before it answered"
-        try:
-            with urllib.request.urlopen(address, timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.2)  # polling a process that offers no other sign
-    raise AssertionError(f"{address} did not answer in 180 s")

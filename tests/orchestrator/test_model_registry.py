@@ -2,12 +2,8 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +11,7 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from product import free_port, wait_until_it_answers
 
 from orchestrator.results import read_json, write_json
 from orchestrator.tracking.mlflow_writer import MlflowWriter, TrackedRun
@@ -102,32 +99,18 @@ def test_an_export_to_another_folder_is_another_version_of_the_same_run(
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db"]
     command += ["--artifacts-destination", str(tmp_path / "files")]
     with open(tmp_path / "server.log", "w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     try:
-        _wait_until_it_answers(f"http://127.0.0.1:{port}/health", process)
+        wait_until_it_answers(f"http://127.0.0.1:{port}/health", process)
         yield f"http://127.0.0.1:{port}"
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-
-
-def _wait_until_it_answers(address: str, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 180
-    while time.monotonic() < deadline:
-        assert process.poll() is None, "the MLflow server ended before it answered"
-        try:
-            with urllib.request.urlopen(address, timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.2)  # polling a process that offers no other sign
-    raise AssertionError(f"{address} did not answer in 180 s")
 
 
 @pytest.mark.e2e
