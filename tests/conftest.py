@@ -16,6 +16,10 @@ COMMAND_LIMIT_S = 300
 
 Backbone = Callable[..., subprocess.CompletedProcess[str]]
 
+# A shell without job control starts its background commands with SIGINT ignored, and they pass that on to what they
+# start: without this line no command under test could be interrupted where the suite itself runs in the background.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
