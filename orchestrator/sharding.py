@@ -9,8 +9,12 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from backbones.adaptation import apply_adaptation
 from backbones.contract import LLMBackbone
+from backbones.hf_causal import HFCausalLLMBackbone
+from backbones.registry import build
 from orchestrator.errors import ShardingError
+from orchestrator.spec import Recipe
 
 COMPUTE_DTYPE = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -21,6 +25,23 @@ def build_mesh(device: torch.device, replicas: int) -> DeviceMesh:
     if replicas == 1:
         return init_device_mesh(device.type, (world,), mesh_dim_names=("shard",))
     return init_device_mesh(device.type, (replicas, world // replicas), mesh_dim_names=("replicate", "shard"))
+
+
+def build_sharded(
+    reference: str, recipe: Recipe, device: torch.device, *, seed: int, replicas: int = 1
+) -> tuple[HFCausalLLMBackbone, list[nn.Module]]:
+    """Builds, adapts and shards a backbone as `recipe` says; returns it with its sharded decoder layers. Collective."""
+    backbone = build(
+        reference,
+        max_length=recipe.sequence_length,
+        seed=seed,
+        attention=recipe.attention,
+        compute_dtype=COMPUTE_DTYPE[recipe.precision],
+    )
+    apply_adaptation(backbone, recipe.adaptation.kind)
+    if recipe.activation_checkpointing:
+        backbone.enable_gradient_checkpointing()
+    return backbone, shard(backbone, build_mesh(device, replicas), recipe.precision)
 
 
 def shard(backbone: LLMBackbone, mesh: DeviceMesh, precision: str) -> list[nn.Module]:

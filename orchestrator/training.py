@@ -16,9 +16,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from backbones.adaptation import apply_adaptation
 from backbones.hf_causal import HFCausalLLMBackbone
-from backbones.registry import build
 from orchestrator.cell_job import CellJob
 from orchestrator.checkpoint import Checkpoint, find_latest, load_checkpoint, prune, save_checkpoint
 from orchestrator.data.feed import Feed, StepWork
@@ -34,7 +32,7 @@ from orchestrator.optimizer import build_optimizer, decay_counts
 from orchestrator.plan import Cell
 from orchestrator.results import EvaluationPoint, StepMetrics, read_json, write_json
 from orchestrator.schedule import Seen, learning_rate, passed_a_mark, progress
-from orchestrator.sharding import COMPUTE_DTYPE, build_mesh, found_contract, shard
+from orchestrator.sharding import build_sharded, found_contract
 from orchestrator.tracking.spool import SpoolWriter
 
 CONTINUE, STOP, TIMED_OUT = 0, 1, 2
@@ -115,17 +113,9 @@ def build_trainee(job: CellJob, device: torch.device) -> Trainee:
     """Builds, adapts and shards the backbone, and opens its data."""
     started = time.perf_counter()
     cell, recipe = job.cell, job.cell.recipe
-    backbone = build(
-        cell.backbone.reference,
-        max_length=recipe.sequence_length,
-        seed=cell.seed,
-        attention=recipe.attention,
-        compute_dtype=COMPUTE_DTYPE[recipe.precision],
+    backbone, layers = build_sharded(
+        cell.backbone.reference, recipe, device, seed=cell.seed, replicas=cell.placement.replicas
     )
-    apply_adaptation(backbone, recipe.adaptation.kind)
-    if recipe.activation_checkpointing:
-        backbone.enable_gradient_checkpointing()
-    layers = shard(backbone, build_mesh(device, cell.placement.replicas), recipe.precision)
     backbone.llm.train()
     kept, scored = load_selection(job.selection_file)
     feed = Feed(
