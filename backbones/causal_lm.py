@@ -1,16 +1,17 @@
 """`CausalLMBackbone`: a backbone made from its spec alone, and the class names of OpenVLA's three families."""
 
 from functools import cached_property
+from typing import Any
 
 import transformers
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from backbones.hf_causal import HFCausalLLMBackbone
 from backbones.prompting import Codec, PromptBuilder
 from backbones.reference import InvalidReferenceError
 from backbones.registry import get_spec
-from backbones.spec import BackboneSpec
+from backbones.spec import BackboneSpec, ConfigValue
 from backbones.tokenizer import ensure_pad, make_codec
 
 
@@ -33,7 +34,7 @@ class CausalLMBackbone(HFCausalLLMBackbone):
         super().__init__(
             llm_backbone_id,
             llm_family=spec.family,
-            llm_cls=_find_class(spec),
+            llm_cls=find_class(spec),
             hf_hub_path=spec.source,
             llm_max_length=llm_max_length,
             hf_token=hf_token,
@@ -65,7 +66,33 @@ class PhiLLMBackbone(CausalLMBackbone):
     """Phi-2 under the name that OpenVLA imports."""
 
 
-def _find_class(spec: BackboneSpec) -> type[PreTrainedModel]:
+def make_config(spec: BackboneSpec) -> PreTrainedConfig:
+    """The config of a model with the spec's sizes, without token ids: those are its tokenizer's to say."""
+    sizes = spec.architecture
+    return find_class(spec).config_class(
+        hidden_size=sizes.hidden_size,
+        intermediate_size=sizes.intermediate_size,
+        num_hidden_layers=sizes.num_layers,
+        num_attention_heads=sizes.num_heads,
+        num_key_value_heads=sizes.num_kv_heads,
+        head_dim=sizes.head_dim,
+        vocab_size=sizes.vocab_size,
+        tie_word_embeddings=sizes.tied_embeddings,
+        max_position_embeddings=spec.context_length,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+        architectures=[spec.llm_cls],
+        **{key: _thaw(value) for key, value in spec.config},
+    )
+
+
+def _thaw(value: ConfigValue) -> Any:
+    return {key: _thaw(inner) for key, inner in value} if isinstance(value, tuple) else value
+
+
+def find_class(spec: BackboneSpec) -> type[PreTrainedModel]:
+    """The spec's class of transformers. Raises InvalidReferenceError where this version has none of that name."""
     known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
     names = {name for entry in known for name in ([entry] if isinstance(entry, str) else entry)}
     if spec.llm_cls not in names:

@@ -1,13 +1,18 @@
 """What is known about a backbone before anything is loaded. No torch, no transformers."""
 
 import hashlib
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from backbones.prompting.formats import PromptVariant
 
+# What a config.json holds, in a form that can be hashed and compared: an object is a tuple of (key, value).
+ConfigValue = bool | int | float | str | None | tuple[tuple[str, "ConfigValue"], ...]
+
 _BUILTIN = "builtin:"
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _BUILTIN_FOLDER = Path(__file__).parent / "families" / "tiny_tokenizers"
 _IDENTITY_FILES = (
     "config.json",
@@ -48,13 +53,19 @@ class BackboneSpec:
     licence: str
     llm_cls: str  # class in transformers
     architecture: Architecture
-    revision: str | None = None  # 40 hex digits; None is the hub's main branch, or a folder
+    revision: str | None = None  # 40 hex digits; None is a folder, or the hub's main branch: see `is_pinned`
     prompt_variant: PromptVariant = "standard"
     pad_token: str | None = None  # None: keep a PAD that is neither EOS nor BOS, else add "<PAD>"
     requires_bos: bool = False  # the tokenizer must put BOS in front of a text by default
     decoder_layer_cls: str | None = None  # None: the class of the decoder layers that are found
     backbone_cls: str = "backbones.causal_lm:CausalLMBackbone"  # module:class
     gated: bool = False
+    config: tuple[tuple[str, ConfigValue], ...] = ()  # what else a model of these sizes needs in its config.json
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether the weights cannot change under the id: a commit of the hub, or a folder whose bytes are hashed."""
+        return self.folder is not None or bool(_COMMIT.fullmatch(self.revision or ""))
 
     @property
     def folder(self) -> Path | None:

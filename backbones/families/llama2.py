@@ -1,7 +1,8 @@
 """Llama-2 and Vicuna v1.5, the ids that OpenVLA and Prismatic ship.
 
 Sizes: arXiv:2307.09288 and the models' config.json. `-fixed` ids differ from their namesakes in the prompt only: they
-use Meta's `<<SYS>>` tag, which the shipped ids write as `<<SYS>`.
+use Meta's `<<SYS>>` tag, which the shipped ids write as `<<SYS>`. PAD is added as 32000, which makes 32064 rows of
+32000. Vicuna is not pinned: the commits known here hold pickled weights, which are never loaded.
 """
 
 from dataclasses import replace
@@ -14,6 +15,7 @@ _7B = BackboneSpec(
     backbone_id="llama2-7b-pure",
     family="llama2",
     hf_hub_path="meta-llama/Llama-2-7b-hf",
+    revision="01c7f73d771dfac7d292323805ebc428287df4f9",
     parameters=6_738_415_616,
     prompt_builder="PurePromptBuilder",
     prompt_variant="legacy",
@@ -40,6 +42,7 @@ _13B = replace(
     _7B,
     backbone_id="llama2-13b-pure",
     hf_hub_path="meta-llama/Llama-2-13b-hf",
+    revision="5c31dfb671ce7cfe2d7bb7c04375e44c55e815b1",
     parameters=13_015_864_320,
     architecture=Architecture(
         hidden_size=5120,
@@ -54,17 +57,27 @@ _13B = replace(
 )
 
 
-def _chat(base: BackboneSpec, backbone_id: str, hf_hub_path: str) -> BackboneSpec:
-    return replace(base, backbone_id=backbone_id, hf_hub_path=hf_hub_path, prompt_builder="LLaMa2ChatPromptBuilder")
+_7B_CHAT = replace(
+    _7B,
+    backbone_id="llama2-7b-chat",
+    hf_hub_path="meta-llama/Llama-2-7b-chat-hf",
+    revision="f5db02db724555f92da89c216ac04704f23d4590",
+    prompt_builder="LLaMa2ChatPromptBuilder",
+)
+_13B_CHAT = replace(
+    _13B,
+    backbone_id="llama2-13b-chat",
+    hf_hub_path="meta-llama/Llama-2-13b-chat-hf",
+    revision="a2cb7a712bb6e5e736ca7f8cd98167f81a0b5bd8",
+    prompt_builder="LLaMa2ChatPromptBuilder",
+)
 
 
 def _vicuna(base: BackboneSpec, backbone_id: str, hf_hub_path: str) -> BackboneSpec:
     builder = "VicunaV15ChatPromptBuilder"
-    return replace(base, backbone_id=backbone_id, hf_hub_path=hf_hub_path, prompt_builder=builder, gated=False)
+    vicuna = replace(base, backbone_id=backbone_id, hf_hub_path=hf_hub_path, prompt_builder=builder)
+    return replace(vicuna, revision=None, gated=False)
 
-
-_7B_CHAT = _chat(_7B, "llama2-7b-chat", "meta-llama/Llama-2-7b-chat-hf")
-_13B_CHAT = _chat(_13B, "llama2-13b-chat", "meta-llama/Llama-2-13b-chat-hf")
 
 register(_7B)
 register(_13B)

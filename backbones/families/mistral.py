@@ -1,4 +1,8 @@
-"""Mistral 7B v0.1, the ids that OpenVLA and Prismatic ship. Sizes: arXiv:2310.06825 and the models' config.json."""
+"""Mistral 7B v0.1 to v0.3 and Mistral Nemo 12B. The v0.1 ids are those that OpenVLA and Prismatic ship.
+
+Sizes: arXiv:2310.06825 and the models' config.json. Only v0.1 sees a window of 4096 tokens. The tokenizers add BOS and
+have no PAD: one is added. There is no v0.2 base model on the hub.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -10,6 +14,7 @@ _PURE = BackboneSpec(
     backbone_id="mistral-v0.1-7b-pure",
     family="mistral",
     hf_hub_path="mistralai/Mistral-7B-v0.1",
+    revision="27d67f1b5f57dc0953326b2601d68371d40ea8da",
     parameters=7_241_732_096,
     prompt_builder="PurePromptBuilder",
     prompt_variant="legacy",
@@ -30,6 +35,7 @@ _PURE = BackboneSpec(
         vocab_size=32000,
         tied_embeddings=False,
     ),
+    config=(("sliding_window", 4096),),
     gated=True,
 )
 
@@ -39,9 +45,43 @@ register(
         _PURE,
         backbone_id="mistral-v0.1-7b-instruct",
         hf_hub_path="mistralai/Mistral-7B-Instruct-v0.1",
+        revision="ec5deb64f2c6e6fa90c1abf74a91d5c93a9669ca",
         prompt_builder="MistralInstructPromptBuilder",
     )
 )
+
+_V2 = _PURE.architecture
+_V3 = replace(_V2, vocab_size=32768)
+_NEMO = replace(_V2, hidden_size=5120, num_layers=40, vocab_size=131072)
+
+_MODELS = [
+    ("v0.2-7b-instruct", _V2, "7B-Instruct-v0.2", "63a8b081895390a26e140280378bc85ec8bce07a"),
+    ("v0.3-7b", _V3, "7B-v0.3", "caa1feb0e54d415e2df31207e5f4e273e33509b1"),
+    ("v0.3-7b-instruct", _V3, "7B-Instruct-v0.3", "c170c708c41dac9275d15a8fff4eca08d52bab71"),
+    ("nemo-12b", _NEMO, "Nemo-Base-2407", "d613c787305d2300f41ad94abaec338411fbbecf"),
+    ("nemo-12b-instruct", _NEMO, "Nemo-Instruct-2407", "04d8a90549d23fc6bd7f642064003592df51e9b3"),
+]
+_PARAMETERS = {_V2: 7_241_732_096, _V3: 7_248_023_552, _NEMO: 12_247_782_400}
+
+for _name, _sizes, _hub, _revision in _MODELS:
+    register(
+        BackboneSpec(
+            backbone_id=f"mistral-{_name}",
+            family="mistral",
+            hf_hub_path=f"mistralai/Mistral-{_hub}",
+            revision=_revision,
+            parameters=_PARAMETERS[_sizes],
+            prompt_builder="ChatTemplatePromptBuilder" if _name.endswith("-instruct") else "PurePromptBuilder",
+            context_length=131072 if _sizes is _NEMO else 32768,
+            licence="apache-2.0",
+            gated=True,
+            requires_bos=True,
+            llm_cls="MistralForCausalLM",
+            decoder_layer_cls="MistralDecoderLayer",
+            architecture=_sizes,
+            config=(("sliding_window", None),),
+        )
+    )
 
 
 def __getattr__(name: str) -> Any:

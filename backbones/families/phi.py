@@ -14,6 +14,7 @@ _PHI_2 = BackboneSpec(
     backbone_id="phi-2-3b",
     family="phi",
     hf_hub_path="microsoft/phi-2",
+    revision="ef382358ec9e382308935a992d908de099b64c23",
     parameters=2_779_683_840,
     prompt_builder="PhiPromptBuilder",
     prompt_variant="legacy",
@@ -34,6 +35,7 @@ _PHI_2 = BackboneSpec(
         vocab_size=51200,
         tied_embeddings=False,
     ),
+    config=(("partial_rotary_factor", 0.4),),
 )
 
 register(_PHI_2)
