@@ -68,7 +68,7 @@ def _small(spec: BackboneSpec, rows: int) -> BackboneSpec:
     smaller = {
         "n_inner": 128,
         "query_pre_attn_scalar": head_dim,
-        "sliding_window": _WINDOW,
+        "sliding_window": 16,
         "no_rope_layer_interval": 2,
     }
     return replace(
