@@ -24,12 +24,17 @@ class LoadedTokenizer:
 
 @dataclass(frozen=True)
 class TokenizerRows:
-    """Rows of the embedding: the tokenizer's own tokens, those added for PAD, unused ones, and all of them."""
+    """Rows of the embedding: up to the tokenizer's own largest id, added for PAD, beyond every id, and all of them."""
 
     base: int
     added: int
     padded: int
     total: int
+
+    @property
+    def effective_vocab_size(self) -> int:
+        """One more than the largest id of a token: rows from here on only pad the matrix."""
+        return self.base + self.added
 
 
 def read_tokenizer(
@@ -77,7 +82,11 @@ def ensure_pad(spec: BackboneSpec, tokenizer: "PreTrainedTokenizerBase") -> int:
 def make_codec(spec: BackboneSpec, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> Codec:
     """The codec of a spec's prompt format over a tokenizer that has its PAD."""
     builder = prompt_builder_class(spec.prompt_builder, spec.prompt_variant, tokenizer)
-    return Codec(tokenizer, builder, variant=spec.prompt_variant, max_length=max_length)
+    codec = Codec(tokenizer, builder, variant=spec.prompt_variant, max_length=max_length)
+    if codec.pad_token_id == codec.eos_token_id:
+        message = f"{spec.backbone_id}: PAD {tokenizer.pad_token!r} also ends an answer; set another pad_token"
+        raise ValueError(message)
+    return codec
 
 
 def count_rows(tokenizer: "PreTrainedTokenizerBase", *, added: int, current: int, may_shrink: bool) -> TokenizerRows:
@@ -89,4 +98,13 @@ def count_rows(tokenizer: "PreTrainedTokenizerBase", *, added: int, current: int
     needed = max(tokenizer.get_vocab().values()) + 1
     rows = len(tokenizer) if may_shrink else max(needed, current)
     total = -(-rows // _ROW_MULTIPLE) * _ROW_MULTIPLE
-    return TokenizerRows(len(tokenizer) - added, added, total - len(tokenizer), total)
+    return TokenizerRows(needed - added, added, total - needed, total)
+
+
+def unused_ids(tokenizer: "PreTrainedTokenizerBase", rows: int) -> list[int]:
+    """The rows of an embedding that no token has, whoever padded it: for generation's `suppress_tokens`.
+
+    Nothing trains their logits down (Qwen ships 267 of them beside 151669 tokens), so sampling could draw one, which
+    decodes to nothing.
+    """
+    return sorted(set(range(rows)) - set(tokenizer.get_vocab().values()))
