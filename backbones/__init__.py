@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from backbones.attention import AttentionChoice, AttentionUnavailableError, resolve_attention
     from backbones.causal_lm import CausalLMBackbone, LLaMa2LLMBackbone, MistralLLMBackbone, PhiLLMBackbone
     from backbones.contract import LLMBackbone
-    from backbones.hf_causal import HFCausalLLMBackbone, WeightsError
+    from backbones.hf_causal import HFCausalLLMBackbone
+    from backbones.loading import WeightsError
     from backbones.prompting import Codec, CodecError, Encoded, PromptBuilder
 
 _LAZY = {
@@ -54,7 +55,7 @@ _LAZY = {
     "MistralLLMBackbone": "causal_lm",
     "PhiLLMBackbone": "causal_lm",
     "PromptBuilder": "prompting",
-    "WeightsError": "hf_causal",
+    "WeightsError": "loading",
     "apply_adaptation": "adaptation",
     "resolve_attention": "attention",
 }

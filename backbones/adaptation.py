@@ -1,25 +1,45 @@
-"""Which parameters of a backbone learn."""
+"""Which parameters of a backbone learn, and the adapters that learn in their place."""
 
+import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from backbones.contract import LLMBackbone
+    from torch import nn
+    from transformers import PreTrainedModel
 
-ADAPTATIONS = ("full", "last_layer", "bias_only")
+    from backbones.hf_causal import HFCausalLLMBackbone
+
+ADAPTATIONS = ("full", "last_layer", "bias_only", "lora")
 
 
-def apply_adaptation(backbone: "LLMBackbone", kind: str) -> int:
-    """Sets `requires_grad` of every parameter for full | last_layer | bias_only; returns how many numbers learn.
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters: W x + alpha / rank * B A x (arXiv:2106.09685).
 
-    last_layer: the input embedding, the last decoder layer and the output head. Raises ValueError for another kind,
-    and where nothing would learn.
+    `target_modules` are last names of modules, such as q_proj; None: every matrix of the decoder layers.
     """
-    if kind == "lora":
-        raise ValueError(f"lora is not available in this version; choose one of {', '.join(ADAPTATIONS)}")
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    target_modules: tuple[str, ...] | None = None
+
+
+def apply_adaptation(backbone: "HFCausalLLMBackbone", kind: str, lora: Lora | None = None) -> int:
+    """Sets `requires_grad` of every parameter for full | last_layer | bias_only | lora; returns how many numbers learn.
+
+    last_layer: the input embedding, the last decoder layer and the output head. lora: adapters alone, whose values
+    `init_adapters` sets. Raises ValueError for another kind, for target modules that do not exist, and where nothing
+    would learn.
+    """
     if kind not in ADAPTATIONS:
         raise ValueError(f"unknown adaptation {kind!r}; choose one of {', '.join(ADAPTATIONS)}")
+    if kind == "lora":
+        _add_adapters(backbone, lora or Lora())
     for name, parameter in backbone.named_parameters():
-        parameter.requires_grad_(kind == "full" or (kind == "bias_only" and name.endswith(".bias")))
+        learns = {"full": True, "last_layer": False, "bias_only": name.endswith(".bias"), "lora": is_adapter(name)}
+        parameter.requires_grad_(learns[kind])
     if kind == "last_layer":
         for module in backbone.last_layer_finetune_modules:
             module.requires_grad_(True)
@@ -27,3 +47,76 @@ def apply_adaptation(backbone: "LLMBackbone", kind: str) -> int:
     if trainable == 0:
         raise ValueError(f"adaptation {kind}: nothing of {backbone.identifier} would learn; choose full or last_layer")
     return trainable
+
+
+def lora_targets(backbone: "HFCausalLLMBackbone") -> tuple[str, ...]:
+    """The last names of all matrices in the decoder layers: what lora adapts unless told otherwise."""
+    matrices = {name.rpartition(".")[2] for layer in backbone.decoder_layers for name in _matrices(layer)}
+    return tuple(sorted(matrices))
+
+
+def init_adapters(llm: "PreTrainedModel", seed: int) -> None:
+    """A as peft draws it (Kaiming uniform), B zero: the adapted model starts as the model.
+
+    Every rank draws the whole of A, which is small, from `seed`, and keeps its rows.
+    """
+    import torch
+
+    from backbones.loading import local_rows
+
+    generator = torch.Generator("cpu").manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in llm.named_parameters():
+            if not is_adapter(name):
+                continue
+            full = torch.zeros(parameter.shape, device="cpu")
+            if ".lora_A." in name:
+                torch.nn.init.kaiming_uniform_(full, a=math.sqrt(5), generator=generator)
+            local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+            local.copy_(local_rows(full, parameter))
+
+
+def is_adapter(name: str) -> bool:
+    """Whether this parameter was added by peft."""
+    return ".lora_" in name
+
+
+def base_name(name: str) -> str:
+    """A parameter's name without what peft puts in front of a weight that it adapts."""
+    return name.replace(".base_layer.", ".")
+
+
+def _add_adapters(backbone: "HFCausalLLMBackbone", lora: Lora) -> None:
+    from peft import LoraConfig, TaskType
+
+    known = lora_targets(backbone)
+    unknown = sorted(set(lora.target_modules or ()) - set(known))
+    if unknown:
+        raise ValueError(
+            f"lora: {backbone.identifier} has no {', '.join(unknown)} in its decoder layers; choose target_modules "
+            f"among {', '.join(known)}"
+        )
+    config = LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.target_modules or known),
+        fan_in_fan_out=_stores_transposed(backbone),
+        bias="none",
+    )
+    backbone.llm.add_adapter(config)
+
+
+def _matrices(layer: "nn.Module") -> list[str]:
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    return [name for name, module in layer.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+
+
+def _stores_transposed(backbone: "HFCausalLLMBackbone") -> bool:
+    """GPT-2 keeps its matrices as (in, out)."""
+    from transformers.pytorch_utils import Conv1D
+
+    return any(isinstance(module, Conv1D) for module in backbone.decoder_layers.modules())

@@ -7,19 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from torch import nn
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
-from transformers import AutoConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from backbones.attention import AttentionChoice, resolve_attention
 from backbones.contract import LLMBackbone
+from backbones.loading import (
+    WeightsError,
+    embedding_parameters,
+    fetch_checkpoint,
+    fill,
+    raise_unless_whole,
+    stores_other_names,
+)
 from backbones.prompting.codec import adds_bos
 from backbones.tokenizer import LoadedTokenizer, TokenizerRows, count_rows, read_tokenizer
-
-
-class WeightsError(RuntimeError):
-    """The weights do not fill the model, or the model is not of the class that the weights were made for."""
 
 
 class HFCausalLLMBackbone(LLMBackbone, ABC):
@@ -27,13 +32,15 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
 
     A subclass then adds its PAD token and calls `resize_embeddings`. Class attributes are its switches: `revision`
     pins the hub, `requires_bos` is False for tokenizers that add no BOS by themselves, `decoder_layer_cls` is the
-    expected name of the decoder layer's class. Raises WeightsError for missing or left-over weights.
+    expected name of the decoder layer's class. Constructed inside `with torch.device("meta")`, it is laid out without
+    its weights: shard it, then call `load_weights`. Raises WeightsError for missing or left-over weights.
     """
 
     revision: str | None = None
     requires_bos: bool = True
     decoder_layer_cls: str | None = None
     tokenizer_rows: TokenizerRows
+    weights_read: str  # how the weights came in, for the record
 
     def __init__(
         self,
@@ -51,6 +58,8 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
         self.llm_max_length = llm_max_length
         self.inference_mode = inference_mode
         self.attention = self._choose_attention(llm_cls, use_flash_attention_2)
+        self._folder: Path | None = None  # of weights that are still to be read
+        self._fresh_rows: dict[str, torch.Tensor] = {}
         self.llm = self.load_llm(llm_cls, hf_hub_path, hf_token)
         self._set_greedy_decoding()
         self.llm.config.use_cache = inference_mode
@@ -68,12 +77,29 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
         _check_class(self.identifier, llm_cls, config)
         common = {"dtype": torch.float32, "attn_implementation": self.attention.kernel}
         if self.inference_mode:
+            self.weights_read = "none: random, for a checkpoint to fill"
             return llm_cls._from_config(config, **common)
-        llm, info = llm_cls.from_pretrained(
-            hf_hub_path, config=config, use_safetensors=True, output_loading_info=True, **common, **options
-        )
-        _check_weights(self.identifier, info)
+        if torch.get_default_device().type == "meta":
+            with torch.device("cpu"), init_empty_weights():  # buffers are real: no checkpoint holds them
+                llm = llm_cls._from_config(config, **common)
+            if not stores_other_names(llm):
+                self._folder = fetch_checkpoint(hf_hub_path, revision=self.revision, hf_token=hf_token)
+                llm.generation_config = _generation_config(llm, self._folder)
+                self.weights_read = "each rank its own rows"
+                return llm
+        with torch.device("cpu"):
+            llm, info = llm_cls.from_pretrained(
+                hf_hub_path, config=config, use_safetensors=True, output_loading_info=True, **common, **options
+            )
+        kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
+        raise_unless_whole(self.identifier, *(info[kind] for kind in kinds))
+        self.weights_read = "each rank the whole checkpoint"
         return llm
+
+    def load_weights(self, device: torch.device) -> None:
+        """Fills a sharded backbone that was laid out on meta; each rank reads its own rows. Raises WeightsError."""
+        if self._folder is not None:
+            fill(self.llm, self._folder, device, self._fresh_rows)
 
     def resize_embeddings(self, *, added: int, may_shrink: bool) -> None:
         """Makes the embedding fit the tokenizer, PAD included, and tells the model which id PAD is.
@@ -89,6 +115,24 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
         self.tokenizer_rows = count_rows(self.tokenizer, added=added, current=current, may_shrink=may_shrink)
         if self.tokenizer_rows.total != current:
             self.llm.resize_token_embeddings(self.tokenizer_rows.total, mean_resizing=False)
+            self._fill_fresh_rows(current)
+
+    def _fill_fresh_rows(self, first: int) -> None:
+        """Draws the rows from `first` on; those of a model that is laid out on meta are kept until it is filled.
+
+        From torch's seed, not from where its generator stands: both ways to load a model give the same rows.
+        """
+        generator = torch.Generator("cpu").manual_seed(torch.initial_seed())
+        std = getattr(self.llm.config, "initializer_range", 0.02)
+        for name, parameter in embedding_parameters(self.llm).items():
+            shape = (max(len(parameter) - first, 0), *parameter.shape[1:])
+            fresh = torch.zeros(shape, device="cpu")
+            if parameter.ndim > 1:
+                fresh.normal_(0.0, std, generator=generator)
+            if parameter.is_meta:
+                self._fresh_rows[name] = fresh
+            else:
+                parameter.data[first:] = fresh
 
     @property
     def effective_vocab_size(self) -> int:
@@ -198,12 +242,8 @@ def _check_class(identifier: str, llm_cls: type[PreTrainedModel], config: PreTra
         )
 
 
-def _check_weights(identifier: str, info: dict[str, Any]) -> None:
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        keys = sorted(map(str, info[kind]))
-        if keys:
-            shown = ", ".join(keys[:5]) + (", ..." if len(keys) > 5 else "")
-            raise WeightsError(
-                f"{identifier}: {len(keys)} {kind.replace('_', ' ')} in the weights: {shown}. "
-                "The file is damaged, or belongs to another class or version of transformers."
-            )
+def _generation_config(llm: PreTrainedModel, folder: Path) -> GenerationConfig | None:
+    """What `from_pretrained` would have set: the folder's own file, or the model's defaults."""
+    if not (folder / "generation_config.json").is_file():
+        return llm.generation_config
+    return GenerationConfig.from_pretrained(folder, local_files_only=True)

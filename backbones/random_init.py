@@ -1,5 +1,7 @@
 """`RandomInitBackbone`: a model that exists as sizes and a seed, with a tokenizer that ships with this package."""
 
+from contextlib import nullcontext
+
 import torch
 from transformers import PreTrainedModel
 
@@ -27,7 +29,9 @@ class RandomInitBackbone(CausalLMBackbone):
             pad_token_id=None,
             architectures=[llm_cls.__name__],
         )
-        return llm_cls._from_config(config, dtype=torch.float32, attn_implementation=self.attention.kernel)
+        self.weights_read = "none: drawn from the seed"
+        with nullcontext() if self.inference_mode else torch.device("cpu"):  # no file would fill it later
+            return llm_cls._from_config(config, dtype=torch.float32, attn_implementation=self.attention.kernel)
 
     def resize_embeddings(self, *, added: int, may_shrink: bool) -> None:
         """As for every backbone; and the config gets the tokenizer's BOS and EOS, so that generation stops."""

@@ -5,6 +5,7 @@ Only `build` and `load_codec` import torch or transformers.
 
 import importlib
 import pkgutil
+from contextlib import nullcontext
 from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import entry_points
@@ -79,13 +80,15 @@ def build(
     attention: str = "auto",
     compute_dtype: "torch.dtype | None" = None,
     seed: int = 0,
+    empty: bool = False,
 ) -> "HFCausalLLMBackbone":
     """A built backbone: fp32 weights, tokenizer, PAD and embedding rows in place.
 
-    `inference_mode` gives the structure with random weights, for a checkpoint to fill. `seed` decides every random
-    weight (PAD rows, tiny backbones) and leaves torch's global generator as it was. `compute_dtype` is what attention
-    will run in (None: half precision). Raises what `get_spec` raises,
-    AttentionUnavailableError, and WeightsError when weights are missing or left over.
+    `empty` leaves pretrained weights on the meta device until `load_weights`, which follows sharding. `inference_mode`
+    gives the structure with random weights, for a checkpoint to fill. `seed` decides every random weight (PAD rows,
+    tiny backbones) and leaves torch's global generator as it was. `compute_dtype` is what attention will run in (None:
+    half precision). Raises what `get_spec` raises, AttentionUnavailableError, and WeightsError when weights are missing
+    or left over.
     """
     import torch
 
@@ -95,7 +98,8 @@ def build(
     if attention != "auto":
         resolve_attention(attention, dtype=compute_dtype)  # before gigabytes are read
     backbone_cls = getattr(*_locate(spec.backbone_cls))
-    with torch.random.fork_rng(devices=[]), hub_errors(spec.backbone_id, spec.source):
+    place = torch.device("meta") if empty else nullcontext()
+    with torch.random.fork_rng(devices=[]), hub_errors(spec.backbone_id, spec.source), place:
         torch.default_generator.manual_seed(seed)
         backbone: HFCausalLLMBackbone = backbone_cls(
             backbone_id, llm_max_length=max_length, hf_token=hf_token, inference_mode=inference_mode

@@ -18,11 +18,13 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import xxhash
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 from backbones.contract import LLMBackbone
 from orchestrator.errors import CheckpointError
 
+# What does not learn comes from where the backbone came from; storing it again would make an adapter's checkpoint huge.
+LEARNED = StateDictOptions(ignore_frozen_params=True, strict=False)
 MANIFEST = "manifest.json"
 FORMAT = 1
 
@@ -50,7 +52,7 @@ def save_checkpoint(
     """
     folder = root / f"step-{step:08d}-attempt-{attempt:03d}"
     with _named_remedy(folder):
-        model_state, optimizer_state = get_state_dict(backbone.llm, optimizer)
+        model_state, optimizer_state = get_state_dict(backbone.llm, optimizer, options=LEARNED)
         state = {"model": model_state, "optimizer": optimizer_state}
         dcp.state_dict_saver.save(state, checkpoint_id=folder)
         rank = dist.get_rank()
@@ -70,10 +72,16 @@ def load_checkpoint(checkpoint: Checkpoint, backbone: LLMBackbone, optimizer: to
 
     DCP's `.metadata` is a pickle: it is read only after `find_latest` has matched its digest with our manifest.
     """
-    model_state, optimizer_state = get_state_dict(backbone.llm, optimizer)
+    model_state, optimizer_state = get_state_dict(backbone.llm, optimizer, options=LEARNED)
     state: dict[str, Any] = {"model": model_state, "optimizer": optimizer_state}
     dcp.state_dict_loader.load(state, checkpoint_id=checkpoint.folder)
-    set_state_dict(backbone.llm, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    set_state_dict(
+        backbone.llm,
+        optimizer,
+        model_state_dict=state["model"],
+        optim_state_dict=state["optimizer"],
+        options=LEARNED,
+    )
 
 
 def find_latest(root: Path) -> tuple[Checkpoint | None, list[str]]:

@@ -9,7 +9,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from backbones.adaptation import apply_adaptation
+from backbones.adaptation import apply_adaptation, init_adapters
 from backbones.contract import LLMBackbone
 from backbones.hf_causal import HFCausalLLMBackbone
 from backbones.registry import build
@@ -30,18 +30,28 @@ def build_mesh(device: torch.device, replicas: int) -> DeviceMesh:
 def build_sharded(
     reference: str, recipe: Recipe, device: torch.device, *, seed: int, replicas: int = 1
 ) -> tuple[HFCausalLLMBackbone, list[nn.Module]]:
-    """Builds, adapts and shards a backbone as `recipe` says; returns it with its sharded decoder layers. Collective."""
+    """Builds, adapts and shards a backbone as `recipe` says; returns it with its sharded decoder layers. Collective.
+
+    It is laid out without weights and filled once it is sharded: each rank reads its own rows.
+    """
     backbone = build(
         reference,
+        empty=True,
         max_length=recipe.sequence_length,
         seed=seed,
         attention=recipe.attention,
         compute_dtype=COMPUTE_DTYPE[recipe.precision],
     )
-    apply_adaptation(backbone, recipe.adaptation.kind)
+    try:
+        apply_adaptation(backbone, recipe.adaptation.kind, recipe.adaptation.lora)
+    except ValueError as error:
+        raise ShardingError(str(error)) from error
     if recipe.activation_checkpointing:
         backbone.enable_gradient_checkpointing()
-    return backbone, shard(backbone, build_mesh(device, replicas), recipe.precision)
+    layers = shard(backbone, build_mesh(device, replicas), recipe.precision)
+    backbone.load_weights(device)
+    init_adapters(backbone.llm, seed)
+    return backbone, layers
 
 
 def shard(backbone: LLMBackbone, mesh: DeviceMesh, precision: str) -> list[nn.Module]:

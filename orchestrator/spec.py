@@ -8,6 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from backbones.adaptation import Lora
+
 MAX_SEEDS = 1000
 LONGEST_TIMEOUT_S = 366 * 86400
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
@@ -86,27 +88,36 @@ class Optimizer(Strict):
 
 
 class Adaptation(Strict):
-    """Which parameters learn."""
+    """Which parameters learn. What lora leaves open: rank 16, alpha twice the rank, no dropout, every matrix."""
 
     kind: Literal["full", "last_layer", "bias_only", "lora"] = "full"
-    rank: Count | None = None
-    alpha: float | None = None
-    dropout: float | None = None
-    target_modules: tuple[str, ...] | None = None
-
-    @field_validator("kind")
-    @classmethod
-    def _check_kind(cls, kind: str) -> str:
-        if kind == "lora":
-            raise ValueError("this version cannot train adapters; use full, last_layer or bias_only")
-        return kind
+    rank: Annotated[int, Field(ge=1, le=4096)] | None = None
+    alpha: Annotated[float, Field(gt=0, le=65536)] | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    target_modules: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
 
     @field_validator("rank", "alpha", "dropout", "target_modules")
     @classmethod
     def _check_lora_only(cls, value: Any, info: ValidationInfo) -> Any:
-        if value is not None and "kind" in info.data:
+        if value is not None and info.data.get("kind", "lora") != "lora":
             raise ValueError("it belongs to kind lora only; remove it")
         return value
+
+    @property
+    def lora(self) -> Lora | None:
+        """The adapters' settings with every default in place; None for the other kinds."""
+        if self.kind != "lora":
+            return None
+        rank = self.rank or Lora.rank
+        return Lora(rank, self.alpha or 2.0 * rank, self.dropout or 0.0, self.target_modules)
+
+    @property
+    def summary(self) -> str:
+        """In words, for records and reports."""
+        if self.lora is None:
+            return self.kind
+        modules = ", ".join(self.lora.target_modules or ("every matrix",))
+        return f"lora: rank {self.lora.rank}, alpha {self.lora.alpha:g}, dropout {self.lora.dropout:g}, {modules}"
 
 
 class Evaluate(Strict):

@@ -321,7 +321,8 @@ def _contract(job: CellJob, trainee: Trainee) -> dict[str, Any]:
         "activation_checkpointing": all(
             bool(getattr(layer, "gradient_checkpointing", False)) for layer in trainee.layers
         ),
-        "adaptation": cell.recipe.adaptation.kind,
+        "adaptation": cell.recipe.adaptation.summary,
+        "weights_read": backbone.weights_read,
         "attention": asdict(backbone.attention),
         "tokenizer_rows": asdict(backbone.tokenizer_rows),
         "prompt_format": cell.backbone.prompt_builder,

@@ -66,7 +66,7 @@ def test_last_layer_trains_embedding_last_layer_and_head_only() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "reason"),
-    [("bias_only", "nothing of tiny-llama2 would learn"), ("lora", "not available in this version"), ("x", "unknown")],
+    [("bias_only", "nothing of tiny-llama2 would learn"), ("x", "unknown")],
 )
 def test_an_adaptation_that_would_do_nothing_is_refused(kind: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):

@@ -228,11 +228,11 @@ KEYS = [
         at="steps",
     ),
     key(
-        "lora",
+        "a lora rank of nothing",
         FULL,
-        "recipe:\n  adaptation: {kind: lora, rank: 8}\n",
-        "'recipe.adaptation.kind' is \"lora\"",
-        "use full, last_layer or bias_only",
+        "recipe:\n  adaptation: {kind: lora, rank: 0}\n",
+        "'recipe.adaptation.rank' is 0",
+        "at least 1",
     ),
     key(
         "a rank without lora",

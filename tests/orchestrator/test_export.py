@@ -14,6 +14,7 @@ from gang import RankError, run_ranks
 from small_jobs import make_job
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from orchestrator import export
 from orchestrator.cell_job import CellJob, ExportRequest, find_export
 from orchestrator.export import export_model
 from orchestrator.measurement import ItemScores
@@ -65,6 +66,63 @@ def test_sharded_logits_are_those_of_stock_transformers_and_so_are_the_exports(
     # Beside a Qwen2 config AutoTokenizer misreads a tokenizer that is not Qwen2's, in the source as in the export.
     reader: Any = PreTrainedTokenizerFast if name == "qwen2" else AutoTokenizer
     assert reader.from_pretrained(tmp_path / "export", local_files_only=True)(TEXT).input_ids == input_ids
+
+
+def export_trained_adapters(job: CellJob, input_ids: list[int]) -> np.ndarray:
+    """Adapters with values as if they had learned something."""
+    trainee = build_trainee(job, torch.device("cpu"))
+    for name, parameter in trainee.backbone.llm.named_parameters():
+        if ".lora_B." in name:
+            torch.nn.init.constant_(parameter.to_local(), 0.05)  # type: ignore[attr-defined]
+    with torch.no_grad():
+        logits: torch.Tensor = trainee.backbone.llm.eval()(torch.tensor([input_ids]), use_cache=False).logits
+    one = np.ones(1, np.int64)
+    export_model(trainee.backbone, job, ItemScores(one, np.log(2.0) * one, one, one))
+    return logits[0].numpy()
+
+
+def test_adapters_are_exported_merged_and_alone(kit: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    source = kit / "models" / "stories260K-llama"
+    job = make_job(
+        tmp_path, f"hf:{source}", workers=2, sequence_length=128, adaptation={"kind": "lora", "rank": 4, "alpha": 16.0}
+    )
+    job = replace(job, export=ExportRequest(tmp_path / "export", {"name": "small"}))
+    input_ids = PreTrainedTokenizerFast.from_pretrained(source)(TEXT).input_ids
+
+    adapted = run_ranks(2, export_trained_adapters, job, input_ids)[0]
+
+    stock = logits_in_plain_transformers(source, input_ids)
+    rows = stock.shape[1]
+    assert np.abs(adapted[:, :rows] - stock).max() > 0.1, "the adapters do something"
+    merged = logits_in_plain_transformers(tmp_path / "export", input_ids)
+    np.testing.assert_allclose(merged, adapted, rtol=0, atol=1e-4)
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, local_files_only=True)
+    alone = PeftModel.from_pretrained(model, tmp_path / "export" / "adapter").eval()
+    with torch.no_grad():
+        logits = alone(torch.tensor([input_ids])).logits[0].numpy()
+    np.testing.assert_allclose(logits, adapted[:, :rows], rtol=0, atol=1e-4)
+    manifest = json.loads((tmp_path / "export" / "training_manifest.json").read_text())
+    assert manifest["adaptation"].startswith("lora: rank 4, alpha 16")
+
+
+def test_weights_beyond_one_file_are_split_and_indexed(kit: Path, tmp_path: Path) -> None:
+    source = kit / "models" / "stories260K-mistral"
+    input_ids = PreTrainedTokenizerFast.from_pretrained(source)(TEXT).input_ids
+    job = small_export(tmp_path, f"hf:{source}", workers=1)
+
+    logits = run_ranks(1, export_in_small_files, job, input_ids)[0]
+
+    folder = folder_of(job)
+    assert len(list(folder.glob("model-*-of-*.safetensors"))) > 3
+    assert not (folder / "model.safetensors").exists()
+    np.testing.assert_allclose(logits_in_plain_transformers(folder, input_ids), logits, rtol=0, atol=1e-5)
+
+
+def export_in_small_files(job: CellJob, input_ids: list[int]) -> np.ndarray:
+    export.FILE_BYTES = 300_000
+    return export_on_a_rank(job, input_ids)
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ no FSDP, one example at a time without padding or packing, eager attention, its 
 
 import json
 import math
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,11 +17,12 @@ import pytest
 import torch
 from gang import RankError, run_ranks
 from small_jobs import curve, entries, make_job
+from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Shard
 from torch.nn import functional
 
-from backbones.adaptation import apply_adaptation
+from backbones.adaptation import apply_adaptation, init_adapters
 from backbones.registry import build
 from orchestrator.cell_job import CellJob
 from orchestrator.data.feed import Feed
@@ -47,7 +49,8 @@ def plain_curve(job: CellJob) -> tuple[list[float], list[float], list[float]]:
     """Losses and gradient norms of the steps, and held-out bits per byte before and after."""
     recipe = job.cell.recipe
     backbone = build(job.cell.backbone.reference, max_length=256, seed=job.cell.seed, attention="eager")
-    apply_adaptation(backbone, recipe.adaptation.kind)
+    apply_adaptation(backbone, recipe.adaptation.kind, recipe.adaptation.lora)
+    init_adapters(backbone.llm, job.cell.seed)
     llm = backbone.llm.train()
     learning = {name: weight for name, weight in llm.named_parameters() if weight.requires_grad}
     matrices = [weight for name, weight in learning.items() if weight.ndim > 1]
@@ -311,6 +314,51 @@ def test_the_last_layer_alone_learns_like_in_a_plain_loop(backbone: str, tmp_pat
     contract = find_measurement(job.folder).contract  # type: ignore[union-attr]
     assert 0 < contract["trainable_parameters"] < contract["parameters"]
     assert contract["fsdp_units"] == job.cell.backbone.architecture.num_layers + 1
+
+
+def test_adapters_alone_learn_like_in_a_plain_loop(kit: Path, tmp_path: Path) -> None:
+    source = f"hf:{kit / 'models' / 'stories260K-phi3'}"
+    job = small(tmp_path, source, adaptation={"kind": "lora", "rank": 3, "alpha": 12.0})
+
+    run_ranks(2, train, job)
+
+    assert_trained_like_the_plain_loop(job, plain_curve(job))
+    contract = find_measurement(job.folder).contract  # type: ignore[union-attr]
+    dims = job.cell.backbone.architecture
+    width, kv, wide = dims.hidden_size, dims.num_kv_heads * dims.head_dim, dims.intermediate_size
+    shapes = [(width, width + 2 * kv), (width, width), (width, 2 * wide), (wide, width)]  # qkv, o, gate and up, down
+    assert contract["trainable_parameters"] == 3 * sum(map(sum, shapes)) * dims.num_layers
+    assert contract["adaptation"] == "lora: rank 3, alpha 12, dropout 0, every matrix"
+    assert contract["fsdp_units"] == dims.num_layers + 1
+
+
+@pytest.mark.parametrize("adaptation", [{"kind": "lora", "rank": 4, "dropout": 0.2}, {"kind": "last_layer"}])
+def test_a_checkpoint_holds_what_learns_and_resumes_exactly(adaptation: dict[str, Any], tmp_path: Path) -> None:
+    whole = small(tmp_path / "whole", adaptation=adaptation, checkpoint={"every": 0.5, "keep": 5})
+    run_ranks(2, train, whole)
+    parts = small(tmp_path / "parts", adaptation=adaptation, checkpoint={"every": 0.5, "keep": 5})
+    shutil.copytree(whole.folder, parts.folder)
+    for folder in parts.checkpoint_root.glob("step-00000020-*"):
+        shutil.rmtree(folder)
+
+    run_ranks(2, train, replace(parts, attempt=2))
+
+    assert curve(parts)[10:] == curve(whole)[10:]
+    folder = next(parts.checkpoint_root.glob("step-00000010-*"))
+    stored = FileSystemReader(folder).read_metadata().state_dict_metadata
+    weights = {name: one for name, one in stored.items() if name.startswith("model.")}
+    contract = find_measurement(parts.folder).contract  # type: ignore[union-attr]
+    tied = stored.get("model.lm_head.weight")  # stored under both of its names, once
+    twice = math.prod(tied.size) if tied is not None else 0  # type: ignore[union-attr]
+    assert sum(math.prod(one.size) for one in weights.values()) - twice == contract["trainable_parameters"]  # type: ignore[union-attr]
+    assert contract["trainable_parameters"] < contract["parameters"]
+
+
+def test_adapters_for_modules_that_do_not_exist_are_refused_with_what_exists(tmp_path: Path) -> None:
+    job = small(tmp_path, "tiny-qwen", adaptation={"kind": "lora", "target_modules": ["q_proj", "query"]})
+
+    with pytest.raises(RankError, match=r"ShardingError: lora: tiny-qwen has no query .* down_proj, gate_proj, k_proj"):
+        run_ranks(1, train, job)
 
 
 @pytest.mark.e2e

@@ -1,0 +1,180 @@
+"""Weights of a sharded model: every rank reads its own rows from the safetensors files, and nothing else.
+
+A model is laid out with its parameters on the meta device (buffers are real, so nothing that a checkpoint does not
+hold can stay uninitialised), sharded, and then filled here. No rank ever holds the whole model, and no tensor is read
+twice on a rank.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+
+from backbones.adaptation import base_name, is_adapter
+
+_CHUNK_BYTES = 8 << 20  # what is read at a time, before it is cast into place
+_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+
+
+class WeightsError(RuntimeError):
+    """The weights do not fill the model, or the model is not of the class that the weights were made for."""
+
+
+def fetch_checkpoint(source: str, *, revision: str | None, hf_token: str | None) -> Path:
+    """The folder of a model: itself, or the hub's snapshot in the local cache, which is downloaded where it is missing.
+
+    Fetches safetensors, tokenizer and config only. Raises what huggingface_hub raises.
+    """
+    if Path(source).is_absolute():
+        return Path(source)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(source, revision=revision, token=hf_token, allow_patterns=_FILES))
+
+
+def stores_other_names(llm: PreTrainedModel) -> bool:
+    """Whether transformers has to fuse or rename stored tensors for this class (mixture-of-experts models, mostly)."""
+    return bool(get_model_conversion_mapping(llm, add_legacy=False))
+
+
+def fill(llm: PreTrainedModel, folder: Path, device: torch.device, fresh_rows: Mapping[str, torch.Tensor]) -> None:
+    """Gives every meta parameter of `llm` its storage on `device` and this rank's rows of the stored tensor.
+
+    `fresh_rows` holds, by parameter name, the rows that the checkpoint lacks (PAD). Adapter parameters get storage
+    only. Raises WeightsError for missing, left-over and mismatched tensors, before anything is read, and ValueError for
+    a model that is not sharded: nothing would hold its tied weights together.
+    """
+    if not all(isinstance(parameter, DTensor) for parameter in llm.parameters()):
+        raise ValueError("shard the model before its weights are loaded")
+    with ExitStack() as stack:
+        stored = {name: file for file in _open_all(folder, stack) for name in file.keys()}  # noqa: SIM118
+        reads = _match(llm, set(stored), folder)
+        _check_shapes(llm, {target: stored[name].get_slice(name).get_shape() for target, name in reads}, folder)
+        llm._apply(lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor.to(device))
+        tensors = {**dict(llm.named_parameters(remove_duplicate=False)), **dict(llm.named_buffers())}
+        filled: dict[int, str] = {}
+        for target, name in reads:
+            local, first = _local_rows(tensors[target])
+            rows = stored[name].get_slice(name)
+            if id(tensors[target]) in filled:
+                _check_tied(local, first, rows, name, filled[id(tensors[target])])
+                continue
+            filled[id(tensors[target])] = name
+            _copy(local, first, rows, fresh_rows.get(target))
+
+
+def raise_unless_whole(folder: str, missing: Any, unexpected: Any, mismatched: Any) -> None:
+    """Raises WeightsError when any of the three collections of tensor names is not empty."""
+    for kind, names in (("missing", missing), ("unexpected", unexpected), ("mismatched", mismatched)):
+        keys = sorted(map(str, names))
+        if keys:
+            shown = ", ".join(keys[:5]) + (", ..." if len(keys) > 5 else "")
+            raise WeightsError(
+                f"{folder}: {len(keys)} {kind} keys in the weights: {shown}. "
+                "The file is damaged, or belongs to another class or version of transformers."
+            )
+
+
+def local_rows(full: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """The rows of `full` that this rank holds of `parameter`."""
+    local, first = _local_rows(parameter)
+    return full[first : first + len(local)] if local.ndim else full
+
+
+def _open_all(folder: Path, stack: ExitStack) -> Iterator[Any]:
+    for path in sorted(folder.glob("*.safetensors")):
+        yield stack.enter_context(safe_open(path, framework="pt"))
+
+
+def _match(llm: PreTrainedModel, stored: set[str], folder: Path) -> list[tuple[str, str]]:
+    """(name in the model, stored name) of all tensors that are read; tied names of one parameter follow each other."""
+    # Persistent buffers are stored too; of tied parameters any name will do.
+    groups: dict[int, list[str]] = {}
+    buffers = set(dict(llm.named_buffers()))
+    for name, tensor in llm.state_dict(keep_vars=True).items():
+        if not is_adapter(name):
+            groups.setdefault(id(tensor), []).append(name)
+    names = {base_name(name): name for group in groups.values() for name in group}
+    prefix = f"{llm.base_model_prefix}."
+    found: dict[str, str] = {}
+    unexpected: set[str] = set()
+    for name in stored:
+        target = name if name in names else prefix + name  # weights of the model without its head have no prefix
+        if target in names:
+            found[names[target]] = name
+        else:
+            unexpected.add(name)
+    missing = {group[0] for group in groups.values() if not any(name in found for name in group)}
+    info = SimpleNamespace(missing_keys=missing - buffers, unexpected_keys=unexpected)
+    llm._adjust_missing_and_unexpected_keys(info)  # the exceptions that the class itself declares
+    raise_unless_whole(str(folder), info.missing_keys, info.unexpected_keys, ())
+    return [(name, found[name]) for group in groups.values() for name in group if name in found]
+
+
+def _check_shapes(llm: PreTrainedModel, shapes: Mapping[str, list[int]], folder: Path) -> None:
+    """The embedding and the head may have other rows than the checkpoint; all else must be equal."""
+    resizable = {id(tensor) for tensor in embedding_parameters(llm).values()}
+    state = llm.state_dict(keep_vars=True)
+    wrong = [
+        f"{name} (stored {tuple(shape)}, model {tuple(state[name].shape)})"
+        for name, shape in shapes.items()
+        if list(state[name].shape[1:] if id(state[name]) in resizable else state[name].shape)
+        != list(shape[1:] if id(state[name]) in resizable else shape)
+    ]
+    raise_unless_whole(str(folder), (), (), wrong)
+
+
+def embedding_parameters(llm: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """By name, the parameters with one row for each token: the input embedding and, untied, the head and its bias."""
+    modules = [llm.get_input_embeddings(), llm.get_output_embeddings()]
+    wanted = {id(parameter) for module in modules if module is not None for parameter in module.parameters()}
+    return {name: parameter for name, parameter in llm.named_parameters() if id(parameter) in wanted}
+
+
+def _local_rows(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """This rank's part of a tensor, and the number of its first row. FSDP shards rows."""
+    if not isinstance(tensor, DTensor):
+        return tensor.detach(), 0
+    shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    assert tuple(shape[1:]) == tuple(tensor.shape[1:]), "parameters are sharded by rows"
+    return tensor.to_local().detach(), int(offset[0])
+
+
+def _copy(local: torch.Tensor, first: int, stored: Any, fresh: torch.Tensor | None) -> None:
+    """Fills rows `first ...` of a tensor from its stored rows, and those beyond them from `fresh`."""
+    shape = stored.get_shape()
+    if not shape:
+        local.copy_(stored[...])
+        return
+    known = max(min(shape[0] - first, len(local)), 0)
+    for start, stop in _chunks(known, local):
+        local[start:stop].copy_(stored[first + start : first + stop])
+    if known < len(local):
+        assert fresh is not None, "rows that no checkpoint holds were drawn when the embedding was resized"
+        from_row = first + known - shape[0]
+        local[known:].copy_(fresh[from_row : from_row + len(local) - known])
+
+
+def _check_tied(local: torch.Tensor, first: int, stored: Any, name: str, other: str) -> None:
+    """Two stored tensors for one parameter must be equal, else the config ties what was trained apart."""
+    for start, stop in _chunks(max(min(stored.get_shape()[0] - first, len(local)), 0), local):
+        if not torch.equal(local[start:stop], stored[first + start : first + stop].to(local)):
+            raise WeightsError(
+                f"the config ties {name} to {other}, but the stored weights differ; set tie_word_embeddings to false "
+                "in config.json"
+            )
+
+
+def _chunks(rows: int, local: torch.Tensor) -> Iterator[tuple[int, int]]:
+    """[start, stop) of rows that are read at a time."""
+    step = max(_CHUNK_BYTES // max(local[:1].numel() * local.element_size(), 1), 1)
+    return ((start, min(start + step, rows)) for start in range(0, rows, step))
