@@ -80,8 +80,14 @@ def ensure_pad(spec: BackboneSpec, tokenizer: "PreTrainedTokenizerBase") -> int:
 
 
 def make_codec(spec: BackboneSpec, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> Codec:
-    """The codec of a spec's prompt format over a tokenizer that has its PAD."""
-    builder = prompt_builder_class(spec.prompt_builder, spec.prompt_variant, tokenizer)
+    """The codec of a spec's prompt format over a tokenizer that has its PAD.
+
+    Raises ValueError for a prompt format that does not exist or that this tokenizer does not have.
+    """
+    try:
+        builder = prompt_builder_class(spec.prompt_builder, spec.prompt_variant, tokenizer)
+    except ValueError as error:
+        raise ValueError(f"No PromptBuilder defined for LLM Backbone `{spec.backbone_id}`: {error}") from error
     codec = Codec(tokenizer, builder, variant=spec.prompt_variant, max_length=max_length)
     if codec.pad_token_id == codec.eos_token_id:
         message = f"{spec.backbone_id}: PAD {tokenizer.pad_token!r} also ends an answer; set another pad_token"

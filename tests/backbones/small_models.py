@@ -31,15 +31,16 @@ _HEADS, _HIDDEN = 4, 64
 _TOKENIZER_FILES = ("tokenizer*.json", "special_tokens_map.json", "chat_template.jinja")
 
 
-def make_small_folder(spec: BackboneSpec, folder: Path, tokenizer_folder: Path) -> Path:
+def make_small_folder(spec: BackboneSpec, folder: Path, tokenizer_folder: Path, *, rows: int | None = None) -> Path:
     """A folder with a three-layer random model of the spec's class, saved by transformers, beside that tokenizer.
 
     It keeps what makes the family: tied or not, grouped queries, a head size of its own, and the spec's `config`, with
     windows of 16 tokens and at least one layer of every kind. Every parameter is away from its initial value, norms and
-    biases too, so one that is not loaded shows. The same call writes the same bytes.
+    biases too, so one that is not loaded shows. The embedding has the rows that the tokenizer needs, or `rows` of them.
+    The same call writes the same bytes.
     """
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_folder, local_files_only=True)
-    config = make_config(_small(spec, rows=max(tokenizer.get_vocab().values()) + 1))
+    config = make_config(_small(spec, rows or max(tokenizer.get_vocab().values()) + 1))
     config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
     if spec.family == "gemma3":
         config.layer_types = ["sliding_attention", "sliding_attention", "full_attention"]

@@ -57,14 +57,24 @@ GOLDEN = {
 WITH_SYSTEM = (LLaMa2ChatPromptBuilder, VicunaV15ChatPromptBuilder)
 
 
-@pytest.mark.parametrize("family", ["prismatic", "openvla"])
+SYSTEMS = {"prismatic": None, "openvla": None, "its own system prompt": " You drive a robot arm. "}
+
+
+def golden(builder_class: type[PromptBuilder], system_prompt: str | None) -> list[str]:
+    """Four pieces of TURNS and the prompt of one turn "Q"; three of the builders ignore a system prompt."""
+    own = (system_prompt or "").strip()
+    return [text.replace(SYS_L, own).replace(SYS_V, own) if own else text for text in GOLDEN[builder_class]]
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
 @pytest.mark.parametrize("builder_class", GOLDEN)
-def test_pieces_and_prompts_have_the_bytes_of_upstream(builder_class: type[PromptBuilder], family: str) -> None:
-    *pieces, one_turn_prompt = GOLDEN[builder_class]
-    builder = builder_class(family)
+def test_pieces_and_prompts_have_the_bytes_of_upstream(builder_class: type[PromptBuilder], system: str) -> None:
+    family, own = ("other", SYSTEMS[system]) if SYSTEMS[system] else (system, None)
+    *pieces, one_turn_prompt = golden(builder_class, own)
+    builder = builder_class(family, own)
     assert [builder.add_turn(role, message) for role, message in TURNS] == pieces
     assert builder.get_prompt() == "".join(pieces).rstrip()
-    asked = builder_class(family)
+    asked = builder_class(family, own)
     asked.add_turn("human", "Q")
     assert asked.get_prompt() == one_turn_prompt
 
