@@ -25,6 +25,10 @@ app = typer.Typer(
 )
 Spec = Annotated[Path, typer.Argument(metavar="SPEC", help="The YAML spec; `backbone schema` prints what it may hold.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Plugins = Annotated[
+    list[str] | None,
+    typer.Option("--plugin", metavar="MODULE", help="A module that registers backbones; may be given several times."),
+]
 SkipInfeasible = Annotated[bool, typer.Option(help="Report cells that cannot fit instead of refusing the whole job.")]
 
 out = Console(soft_wrap=False)
@@ -48,8 +52,9 @@ def run_command(command: str) -> None:
 
 
 @app.command("list")
-def list_backbones(as_json: AsJson = False) -> None:
+def list_backbones(as_json: AsJson = False, plugin: Plugins = None) -> None:
     """Lists the registered backbones."""
+    _load_plugins(plugin)
     from backbones.registry import backbone_ids, get_spec
 
     specs = [get_spec(backbone_id) for backbone_id in backbone_ids()]
@@ -74,8 +79,9 @@ def list_backbones(as_json: AsJson = False) -> None:
 
 
 @app.command()
-def plan(spec: Spec, as_json: AsJson = False) -> None:
+def plan(spec: Spec, as_json: AsJson = False, plugin: Plugins = None) -> None:
     """Shows the cells of a spec, their batches and their predicted memory. Starts nothing."""
+    _load_plugins(plugin)
     from orchestrator.plan import load_plan
 
     planned = load_plan(spec)
@@ -88,19 +94,53 @@ def plan(spec: Spec, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def compare(spec: Spec, skip_infeasible: SkipInfeasible = False) -> None:
+def compare(
+    spec: Spec,
+    skip_infeasible: SkipInfeasible = False,
+    certificate: Annotated[
+        bool, typer.Option("--certificate/--no-certificate", help="Train only backbones whose certificate passes.")
+    ] = True,
+    plugin: Plugins = None,
+) -> None:
     """Trains every backbone under one recipe, and says which wins and how sure that is."""
+    plugins = _load_plugins(plugin)
     from orchestrator.plan import load_comparison
 
-    _launch(load_comparison(spec), skip_infeasible)
+    _launch(replace(load_comparison(spec), plugins=plugins), skip_infeasible, certificate)
 
 
 @app.command()
-def finetune(spec: Spec, skip_infeasible: SkipInfeasible = False) -> None:
+def finetune(spec: Spec, skip_infeasible: SkipInfeasible = False, plugin: Plugins = None) -> None:
     """Trains one backbone with the same engine, and exports it."""
+    plugins = _load_plugins(plugin)
     from orchestrator.plan import load_finetune
 
-    _launch(load_finetune(spec), skip_infeasible)
+    _launch(replace(load_finetune(spec), plugins=plugins), skip_infeasible, certificate=False)
+
+
+@app.command()
+def certify(
+    backbone: Annotated[str, typer.Argument(metavar="ID", help="A registered id, or an hf: reference.")],
+    attention: Annotated[str, typer.Option(help="The attention kernel that training would use.")] = "auto",
+    adaptation: Annotated[str, typer.Option(help="full, last_layer, bias_only or lora.")] = "full",
+    workers: Annotated[int, typer.Option(min=1, help="Ray Train workers to shard over.")] = 2,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Give each worker a GPU.")] = False,
+    storage: Annotated[Path | None, typer.Option(help="Where to keep it; else BACKBONE_STORAGE, else ./runs.")] = None,
+    plugin: Plugins = None,
+) -> None:
+    """Proves that a backbone is integrated rightly: weights, parity, packing, prompt, tokens, rows, learning."""
+    plugins = _load_plugins(plugin)
+    from backbones.registry import get_spec
+    from jobs.certify import certify as run_certification
+    from jobs.certify import make_placement, make_recipe
+
+    recipe, placement = make_recipe(attention, adaptation), make_placement(workers, gpu)
+    try:
+        spec = get_spec(backbone)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    root = (storage or Path(os.environ.get("BACKBONE_STORAGE", "runs"))).expanduser().absolute()
+    run_certification(spec, recipe, placement, root, plugins, out).require()
 
 
 @app.command()
@@ -135,7 +175,17 @@ def schema(
     print(json.dumps(models[kind].model_json_schema(), indent=2))
 
 
-def _launch(planned: "Plan", skip_infeasible: bool) -> None:
+def _load_plugins(modules: list[str] | None) -> tuple[str, ...]:
+    """Imports modules that register backbones; returns their names, for the workers to import them too."""
+    if modules:
+        from backbones import registry
+
+        for module in modules:
+            registry.load_plugin(module)
+    return tuple(modules or ())
+
+
+def _launch(planned: "Plan", skip_infeasible: bool, certificate: bool) -> None:
     """Refuses what cannot run here before torch and Ray are imported, then launches."""
     from jobs.cluster import find_missing_hardware
 
@@ -149,7 +199,7 @@ def _launch(planned: "Plan", skip_infeasible: bool) -> None:
         raise SpecError(tuple(problems))
     from jobs.launch import launch
 
-    outcome = launch(planned, out)
+    outcome = launch(planned, out, certificate)
     _print_ranking(outcome.document)
     raise typer.Exit(outcome.exit_code)
 

@@ -13,6 +13,7 @@ import numpy as np
 from jobs.paired_tests import CellScores
 from jobs.verdict import judge
 from orchestrator.cell_job import spool_folder
+from orchestrator.certificate.record import find_cell_certificate
 from orchestrator.measurement import ItemScores, load_item_scores
 from orchestrator.plan import Plan
 from orchestrator.results import CellResult, CellStatus
@@ -49,6 +50,7 @@ def build_document(
             "load_average": os.getloadavg()[0],
         },
         "data": _data_facts(plan, parity),
+        "certificates": _certificates(results) if isinstance(plan.job, Comparison) else {},
         "cells": [_cell_facts(result) for result in results],
         "ranking": verdict.pop("ranking", []),
         "verdict": verdict,
@@ -101,6 +103,14 @@ def _data_facts(plan: Plan, parity: dict[str, Any]) -> dict[str, Any]:
         "parity": plan.job.recipe.data.parity,
         **parity,
     }
+
+
+def _certificates(results: Sequence[CellResult]) -> dict[str, Any]:
+    """By backbone, the certificate that its cells ran under; None where one of them ran without."""
+    ran = [result for result in results if result.status in (CellStatus.SUCCEEDED, CellStatus.UNCERTIFIED)]
+    held = [(result.backbone_id, find_cell_certificate(Path(result.folder))) for result in ran]
+    without = {backbone_id for backbone_id, certificate in held if certificate is None}
+    return {backbone_id: None if backbone_id in without else certificate for backbone_id, certificate in held}
 
 
 def _cell_facts(result: CellResult) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import os
 import shlex
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,7 +22,10 @@ from jobs.progress import Progress
 from jobs.report.html import render_report
 from jobs.tracking import Tracking
 from orchestrator.cell_job import CellJob, ExportRequest, find_export
-from orchestrator.plan import Cell, Plan
+from orchestrator.certificate.record import FOLDER as CERTIFICATES
+from orchestrator.certificate.record import CertificateRequest
+from orchestrator.memory import find_device_gib
+from orchestrator.plan import Cell, Plan, backbone_identity, backbone_slug
 from orchestrator.preflight import IN_RAY_JOB
 from orchestrator.results import CellResult, CellStatus, write_json
 from orchestrator.spec import Finetune
@@ -41,9 +45,10 @@ class Outcome:
     exit_code: int
 
 
-def launch(plan: Plan, console: Console) -> Outcome:
+def launch(plan: Plan, console: Console, certify: bool) -> Outcome:
     """Runs whatever of the plan is not finished yet, and writes the report. Blocks until all cells are terminal.
 
+    With `certify`, a cell trains only under its backbone's certificate, which its own workers make where none is kept.
     Infeasible cells are reported, not run. Raises AlreadyRunningError, ResourcesError.
     """
     infeasible = _infeasible(plan)
@@ -59,7 +64,7 @@ def launch(plan: Plan, console: Console) -> Outcome:
         if open_cells:
             tracking.start()
         try:
-            results = _run(plan, console, open_cells, tracking, received)
+            results = _run(plan, console, open_cells, tracking, received, certify)
         except BaseException:
             tracking.abort(UPLOAD_LIMIT_INTERRUPTED_S)
             raise
@@ -137,7 +142,7 @@ def _announce(plan: Plan, console: Console, finished: dict[str, CellResult], ope
 
 
 def _run(
-    plan: Plan, console: Console, cells: list[Cell], tracking: Tracking, received: Interruption
+    plan: Plan, console: Console, cells: list[Cell], tracking: Tracking, received: Interruption, certify: bool
 ) -> list[CellResult]:
     """Runs the open cells and returns their results."""
     if not cells and find_preparation(plan) is not None:
@@ -158,7 +163,7 @@ def _run(
             progress.report(cell, status, attempt)
 
         deadline = time.time() + plan.job.policy.timeout_s
-        runner = CellRunner(_job_maker(plan, preparation, deadline), plan.job.policy.max_failures, report)
+        runner = CellRunner(_job_maker(plan, preparation, deadline, certify), plan.job.policy.max_failures, report)
         with received.answered_by(runner.stop, STOPPING), progress.running():
             return runner.run(cells)
     except KeyboardInterrupt:  # a signal before anything trained
@@ -167,7 +172,8 @@ def _run(
         ray.shutdown()
 
 
-def _job_maker(plan: Plan, preparation: Preparation, deadline: float) -> Any:
+def _job_maker(plan: Plan, preparation: Preparation, deadline: float, certify: bool) -> Any:
+    launch_id = uuid.uuid4().hex
     flops = {cell.cell_id: forecast.flops_per_token for cell, forecast in zip(plan.cells, plan.forecasts, strict=True)}
 
     def make_job(cell: Cell, attempt: int) -> CellJob:
@@ -181,9 +187,23 @@ def _job_maker(plan: Plan, preparation: Preparation, deadline: float) -> Any:
             flops_per_token=flops[cell.cell_id],
             deadline=deadline,
             export=export_request(plan),
+            certificate=_certificate_request(plan, cell, launch_id) if certify else None,
+            plugins=plan.plugins,
         )
 
     return make_job
+
+
+def _certificate_request(plan: Plan, cell: Cell, launch_id: str) -> CertificateRequest:
+    return CertificateRequest(
+        backbone=cell.backbone,
+        recipe=cell.recipe,
+        replicas=cell.placement.replicas,
+        folder=plan.storage / CERTIFICATES,
+        launch=launch_id,
+        plugins=plan.plugins,
+        device_gib=find_device_gib(cell.placement),
+    )
 
 
 def _conclude(
@@ -200,12 +220,24 @@ def _conclude(
     html, facts = plan.folder / "report.html", plan.folder / "report.json"
     write_json(facts, document)
     html.write_text(render_report(document), encoding="utf-8")
+    certificates = _write_certificates(plan, document)
     code = _exit_code(results, interrupted)
     status = "FINISHED" if code == 0 else "FAILED" if code == 1 else "KILLED"
-    tracking.finish_parent(document, results, (html, facts), status)
+    tracking.finish_parent(document, results, (html, facts, *certificates), status)
     unsent = tracking.close(limit)
     _say_what_is_left(plan, console, results, document, unsent, tracking)
     return Outcome(document, html, code)
+
+
+def _write_certificates(plan: Plan, document: dict[str, Any]) -> list[Path]:
+    """Each candidate's certificate as a file of its own, beside the report and for MLflow."""
+    files = []
+    for spec in plan.backbones:
+        certificate = document["certificates"].get(spec.backbone_id)
+        if certificate is not None:
+            files.append(plan.folder / f"certificate-{backbone_slug(spec)}-{backbone_identity(spec)[:10]}.json")
+            write_json(files[-1], certificate)
+    return files
 
 
 def _parity_facts(plan: Plan) -> dict[str, Any]:

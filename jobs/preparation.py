@@ -65,10 +65,12 @@ def _prepare_all(plan: Plan) -> list[Prepared]:
     import os
 
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
-    from backbones.registry import load_codec
+    from backbones import registry
 
+    for module in plan.plugins:
+        registry.load_plugin(module)
     folder, length = plan.storage / "prepared", plan.job.recipe.sequence_length
     return [
-        prepare(spec.backbone_id, load_codec(spec, max_length=length), plan.train, plan.validation, folder)
+        prepare(spec.backbone_id, registry.load_codec(spec, max_length=length), plan.train, plan.validation, folder)
         for spec in plan.backbones
     ]

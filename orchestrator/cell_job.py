@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.certificate.record import CertificateRequest
 from orchestrator.data.prepare import Prepared
 from orchestrator.plan import Cell
 from orchestrator.preflight import EXPORT_MANIFEST
@@ -30,6 +31,12 @@ class CellJob:
     flops_per_token: float
     deadline: float  # time.time() at which the cell has used up policy.timeout
     export: ExportRequest | None = None
+    certificate: CertificateRequest | None = None  # None: nobody asks for one
+    plugins: tuple[str, ...] = ()  # modules that register backbones
+
+    @property
+    def name(self) -> str:
+        return self.cell.cell_id
 
     @property
     def spool_folder(self) -> Path:

@@ -75,6 +75,10 @@ class ShardingError(OrchestratorError):
     """The decoder-layer class matched nothing, or a layer did not become an FSDP unit."""
 
 
+class CertificateError(OrchestratorError):
+    """A proof of a backbone's integration certificate failed; training it would measure something else."""
+
+
 class CheckpointError(OrchestratorError):
     """A checkpoint could not be written or read."""
 

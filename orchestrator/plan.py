@@ -79,6 +79,7 @@ class Plan:
     train_in_validation: int  # training examples removed because they are held out
     storage: Path
     tracking_uri: str
+    plugins: tuple[str, ...] = ()  # modules that register backbones, for the workers to import too
 
     @property
     def folder(self) -> Path:
@@ -152,7 +153,7 @@ def _plan(source: SpecSource, model: type[Comparison] | type[Finetune]) -> Plan:
     rule = job.verdict.model_dump() if isinstance(job, Comparison) else None
     return Plan(
         kind=kind,
-        job_id=f"{job.name}-{_hash([kind, [cell.cell_id for cell in cells], rule])[:10]}",
+        job_id=f"{job.name}-{content_hash([kind, [cell.cell_id for cell in cells], rule])[:10]}",
         job=job,
         source=source,
         cells=cells,
@@ -186,7 +187,7 @@ def _cells(
 ) -> tuple[Cell, ...]:
     """Seed by seed, so that an interrupted comparison has all backbones at equal seeds."""
     # With parity: intersection the other candidates decide which examples are dropped, so they are part of the cell.
-    shared_fate = sorted(_identity(spec) for spec in specs) if job.recipe.data.parity == "intersection" else []
+    shared_fate = sorted(backbone_identity(spec) for spec in specs) if job.recipe.data.parity == "intersection" else []
     return tuple(_cell(job, spec, seed, train, validation, shared_fate) for seed in job.seed_list for spec in specs)
 
 
@@ -196,21 +197,26 @@ def _cell(job: Job, spec: BackboneSpec, seed: int, train: Dataset, validation: D
     recipe_facts = recipe.model_dump(mode="json", exclude={"data": {"train", "validation"}, "checkpoint": True})
     digests = [train.digest, validation.digest]
     placed = placement.model_dump(mode="json")
-    identity = _hash([_identity(spec), seed, recipe_facts, placed, rows, digests, shared_fate, None])
-    # A folder's name is not its content, so it is no part of the id; the hash tells two folders apart.
+    identity = content_hash([backbone_identity(spec), seed, recipe_facts, placed, rows, digests, shared_fate, None])
+    cell_id = f"{backbone_slug(spec)}-s{seed}-{identity[:10]}"
+    return Cell(cell_id, spec, seed, recipe, placement, rows, train.digest, validation.digest)
+
+
+def backbone_slug(spec: BackboneSpec) -> str:
+    """A backbone's name in file names. A folder's name is not its content, so it is no part of it."""
     name = f"hf-{spec.family}" if spec.folder and spec.backbone_id.startswith("hf:") else spec.backbone_id
-    slug = re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.")[-48:]
-    return Cell(f"{slug}-s{seed}-{identity[:10]}", spec, seed, recipe, placement, rows, train.digest, validation.digest)
+    return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.")[-48:]
 
 
-def _identity(spec: BackboneSpec) -> str:
+def backbone_identity(spec: BackboneSpec) -> str:
     """A backbone's content: for a folder the digest of its files, whatever the folder is called."""
     facts = {**asdict(spec), "weights_digest": spec.weights_digest}
     if spec.weights_digest is not None:
         facts |= {"backbone_id": "", "hf_hub_path": ""}
-    return _hash(facts)
+    return content_hash(facts)
 
 
-def _hash(document: Any) -> str:
+def content_hash(document: Any) -> str:
+    """SHA-256 of plain data, 64 hex digits."""
     text = json.dumps(document, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -23,6 +23,7 @@ class CellStatus(StrEnum):
     FAILED = "FAILED"  # more failures than policy.max_failures
     TIMED_OUT = "TIMED_OUT"  # longer than policy.timeout
     INFEASIBLE = "INFEASIBLE"  # the plan already shows that it cannot fit; never started
+    UNCERTIFIED = "UNCERTIFIED"  # a proof of the backbone's certificate failed; not trained
     CANCELLED = "CANCELLED"  # stopped by a person or a signal; resumable
 
     @property

@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from backbones.hf_causal import HFCausalLLMBackbone
 from orchestrator.cell_job import CellJob
+from orchestrator.certificate.gang import require_certificate
 from orchestrator.checkpoint import Checkpoint, find_latest, load_checkpoint, prune, save_checkpoint
 from orchestrator.data.feed import Feed, StepWork
 from orchestrator.data.parity import load_selection
@@ -80,9 +81,13 @@ def train_cell(job: CellJob, device: torch.device) -> None:
     """Trains `job.cell` to the end of its budget, resuming from its newest valid checkpoint.
 
     Writes steps and evaluations to the spool, checkpoints beside it, and at the end the measurement. Raises
-    DivergedError, CancelledError (after a checkpoint), TimedOutError (after a checkpoint) or ShardingError.
+    CertificateError, before it starts, where a certificate is asked for and a proof fails; DivergedError,
+    CancelledError (after a checkpoint), TimedOutError (after a checkpoint) or ShardingError.
     """
     spool = SpoolWriter(job.spool_folder, job.attempt) if dist.get_rank() == 0 else None
+    if job.certificate is not None:
+        _phase(spool, "certifying")
+        require_certificate(job.certificate, device, job.folder, spool)
     _phase(spool, "loading")
     trainee = build_trainee(job, device)
     position = _resume(job, trainee, spool)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cell_job import worker_file
+from orchestrator.cell_job import CellJob, worker_file
 from orchestrator.errors import OrchestratorError
 from orchestrator.results import CellStatus, read_json, write_json
 from orchestrator.spec import Placement
@@ -34,6 +34,7 @@ STATUS_OF_ERROR = {
     "TimedOutError": CellStatus.TIMED_OUT,
     "CancelledError": CellStatus.CANCELLED,
     "ShardingError": CellStatus.INFEASIBLE,
+    "CertificateError": CellStatus.UNCERTIFIED,
 }
 
 
@@ -64,7 +65,7 @@ class Failure:
 
 
 def run_attempt(job: Any, placement: Placement) -> Failure | None:
-    """Runs one attempt (`training.CellJob`) on a fresh Ray Train worker group; blocks. None means it finished.
+    """Runs one attempt (`CellJob` or `CertifyJob`) on a fresh Ray Train worker group; blocks. None means it finished.
 
     Every attempt is a new Ray Train run with no retries of Ray's own and no reports: the manifest in the cell's folder
     is the truth about checkpoints, and Ray Train's snapshot of them is never read.
@@ -89,7 +90,7 @@ def run_attempt(job: Any, placement: Placement) -> Failure | None:
             accelerator_type=placement.accelerator,
         ),
         run_config=RunConfig(
-            name=f"{job.cell.cell_id}-{job.attempt:03d}-{int(time.time())}",
+            name=f"{job.name}-{job.attempt:03d}-{int(time.time())}",
             storage_path=str(job.folder / "ray"),
             failure_config=FailureConfig(
                 max_failures=0, max_preemption_failures=0, controller_failure_limit=START_FAILURES
@@ -157,7 +158,7 @@ def _is_preempted(error: Exception) -> bool:
 def _account(rank: int, error: BaseException) -> Failure:
     """What a rank's unexpected exception says. The cause may lie elsewhere, so another attempt is worth it."""
     frames = "".join(traceback.format_exception(error, limit=-4))
-    kind = PEER_LOST if _is_echo(error) else type(error).__name__
+    kind = PEER_LOST if is_peer_lost(error) else type(error).__name__
     return Failure(kind, f"{type(error).__name__}: {error}\n{frames}", rank, time.time(), retriable=True)
 
 
@@ -172,6 +173,8 @@ def _train_loop(config: dict[str, Any]) -> None:
     from ray.train import get_context
     from ray.train.torch import get_device
 
+    from backbones import registry
+    from orchestrator.certificate.gang import certify
     from orchestrator.training import train_cell
 
     job, rank = config["job"], get_context().get_world_rank()
@@ -179,7 +182,10 @@ def _train_loop(config: dict[str, Any]) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _write_process_id(job, rank)
     try:
-        train_cell(job, get_device())
+        for module in job.plugins:
+            registry.load_plugin(module)
+        work = train_cell if isinstance(job, CellJob) else certify
+        work(job, get_device())
     except torch.OutOfMemoryError as error:
         remedy = "Lower recipe.micro_batch_size, or raise placement.workers."
         _record(job, Failure("OutOfMemoryError", f"{error}\n{remedy}", rank, time.time(), retriable=False))
@@ -196,7 +202,7 @@ def _train_loop(config: dict[str, Any]) -> None:
         raise
 
 
-def _is_echo(error: BaseException) -> bool:
+def is_peer_lost(error: BaseException) -> bool:
     """Whether a collective failed because another rank went away, which is not this rank's fault."""
     from torch.distributed import DistNetworkError
 

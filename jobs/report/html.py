@@ -10,7 +10,7 @@ from jobs.report.contract import contract_differences
 from jobs.report.palette import COLOURS
 from jobs.report.view import report_view
 
-__all__ = ["contract_differences", "render_report"]
+__all__ = ["contract_differences", "environment", "render_report"]
 
 FILTERS = (
     formats.fixed,
@@ -31,17 +31,18 @@ FILTERS = (
 
 def render_report(document: dict[str, Any]) -> str:
     """The page for a comparison or a finetune; the same document always gives the same text."""
-    return _environment().get_template("report.html.j2").render(colours=COLOURS, **report_view(document))
+    return environment().get_template("report.html.j2").render(colours=COLOURS, **report_view(document))
 
 
 @cache
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """Where every page's template and its filters come from."""
+    templates = Environment(
         loader=PackageLoader("jobs.report", package_path=""),
         autoescape=True,  # every name, path and message in the document was written by somebody else
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {written.__name__: written for written in FILTERS}
-    return environment
+    templates.filters |= {written.__name__: written for written in FILTERS}
+    return templates

@@ -85,6 +85,7 @@ def report_view(document: Mapping[str, Any]) -> dict[str, Any]:
         "comparison": comparison,
         "environment": document["environment"],
         "data": document["data"],
+        "certificates": document.get("certificates", {}),  # reports of earlier versions have none
         "cells": cells,
         "unsuccessful": [cell for cell in cells if cell["status"] != "SUCCEEDED"],
         "backbones": backbones,

@@ -1,0 +1,184 @@
+"""A gang of workers gets its certificate: the one that is kept, else a new one. No Ray, no MLflow.
+
+Collective: every rank of the process group runs the same lines.
+"""
+
+import gc
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import transformers
+from filelock import FileLock, Timeout
+
+from backbones.attention import resolve_attention
+from backbones.reference import HubError
+from orchestrator.certificate.proofs import CLAIMS, Claim, Finding, NotRunError
+from orchestrator.certificate.record import (
+    CELL_FILE,
+    Certificate,
+    CertificateRequest,
+    CertifyJob,
+    Proof,
+    ProofStatus,
+    certificate_file,
+    certificate_keys,
+    find_certificate,
+)
+from orchestrator.certificate.subject import Subject, usable_memory
+from orchestrator.hardware import GIB, device_name
+from orchestrator.results import write_json
+from orchestrator.sharding import COMPUTE_DTYPE
+from orchestrator.spec import Recipe
+from orchestrator.tracking.spool import SpoolWriter
+from orchestrator.worker import is_peer_lost
+
+TURN_S = 1.0  # between two looks at whether another gang has finished the same certificate
+PASSING = (torch.OutOfMemoryError, HubError)  # faults of the machine or the network say nothing about a backbone
+
+Announce = Callable[[Proof], None]
+
+
+def certify(job: CertifyJob, device: torch.device) -> None:
+    """The work of `backbone certify`: each proof goes to the spool as it ends, the certificate to the job's folder."""
+    spool = SpoolWriter(job.spool_folder, job.attempt) if dist.get_rank() == 0 else None
+    require_certificate(job.request, device, job.folder, spool)
+
+
+def require_certificate(
+    request: CertificateRequest, device: torch.device, folder: Path, spool: SpoolWriter | None
+) -> Certificate:
+    """The certificate that a gang must have before it trains; a copy goes to `folder`.
+
+    Random generators are left as they were. Raises CertificateError, which names the proof that failed.
+    """
+
+    def announce(proof: Proof) -> None:
+        if spool is not None:
+            spool.phase("certifying", proof=asdict(proof))
+
+    certificate = obtain_certificate(request, device, announce)
+    if dist.get_rank() == 0:
+        write_json(folder / CELL_FILE, asdict(certificate))
+    certificate.require()
+    return certificate
+
+
+def obtain_certificate(request: CertificateRequest, device: torch.device, announce: Announce) -> Certificate:
+    """The certificate in storage if it may be used, else a new one, which is stored whether it passed or not.
+
+    One gang makes it; others that need the same one at the same time wait.
+    """
+    kernel = _resolve_kernel(request)
+    file = certificate_file(request, certificate_keys(request, kernel, device.type))
+    lock = FileLock(file.with_suffix(".lock"))
+    if dist.get_rank() == 0:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        while True:
+            # Ranks meet at every look, so that a long wait is no silence that the process group would take for death.
+            answer: list[tuple[bool, Certificate | None]] = [(False, None)]
+            if dist.get_rank() == 0 and _acquired(lock):
+                answer[0] = (True, find_certificate(file, request.launch))
+            dist.broadcast_object_list(answer)
+            is_ours, found = answer[0]
+            if found is not None:
+                return found
+            if is_ours:
+                break
+        certificate = _make(request, kernel, device, file, announce)
+        if dist.get_rank() == 0:
+            write_json(file, asdict(certificate))
+        return certificate
+    finally:
+        lock.release()
+
+
+def _make(
+    request: CertificateRequest, kernel: str, device: torch.device, file: Path, announce: Announce
+) -> Certificate:
+    subject = Subject(
+        spec=request.backbone,
+        recipe=_proof_recipe(request.recipe, kernel),
+        device=device,
+        replicas=request.replicas,
+        work_folder=file.with_suffix(".model"),
+        memory=usable_memory(device) if request.device_gib is None else request.device_gib * GIB,
+    )
+    gpus = [device] if device.type == "cuda" else []
+    proofs: list[Proof] = []
+    try:
+        with torch.random.fork_rng(devices=gpus):
+            torch.manual_seed(0)
+            for claim in CLAIMS:
+                proofs.append(_prove(claim, subject, proofs))
+                announce(proofs[-1])
+        model = subject.model_name
+    finally:
+        subject.close()
+        gc.collect()
+        if gpus:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(device)  # what trains next has a peak of its own
+    return Certificate(
+        backbone_id=request.backbone.backbone_id,
+        keys=certificate_keys(request, kernel, device.type),
+        proofs=proofs,
+        model=model,
+        workers=dist.get_world_size(),
+        device=device_name(device),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        launch=request.launch,
+    )
+
+
+def _prove(claim: Claim, subject: Subject, before: list[Proof]) -> Proof:
+    """Makes one proof. The ranks agree on its outcome: the first that did not find what was expected speaks."""
+    started = time.perf_counter()
+    passed = {proof.name for proof in before if proof.status is ProofStatus.PASSED}
+    lacking = [name for name in claim.needs if name not in passed]
+    outcome = (ProofStatus.NOT_RUN, f"not run: '{lacking[0]}' did not pass") if lacking else _look(claim, subject)
+    outcomes: list[tuple[ProofStatus, str]] = [outcome] * dist.get_world_size()
+    dist.all_gather_object(outcomes, outcome)
+    status, found = next((one for one in outcomes if one[0] is not ProofStatus.PASSED), outcomes[0])
+    expected = claim.expected.format(tolerance=subject.tolerance, precision=subject.recipe.precision)
+    return Proof(claim.name, status, expected, found, claim.remedy, time.perf_counter() - started)
+
+
+def _look(claim: Claim, subject: Subject) -> tuple[ProofStatus, str]:
+    try:
+        finding: Finding = claim.prove(subject)
+    except NotRunError as reason:
+        return ProofStatus.NOT_RUN, str(reason)
+    except PASSING:
+        raise
+    except Exception as error:  # whatever a backbone's own code, template or files raise is what was found
+        if is_peer_lost(error):
+            raise
+        return ProofStatus.FAILED, f"{type(error).__name__}: {error}"
+    return (ProofStatus.PASSED if finding.holds else ProofStatus.FAILED), finding.found
+
+
+def _resolve_kernel(request: CertificateRequest) -> str:
+    """The attention kernel that these workers would train with."""
+    llm_cls = getattr(transformers, request.backbone.llm_cls, None)
+    dtype = COMPUTE_DTYPE[request.recipe.precision]
+    return resolve_attention(request.recipe.attention, dtype=dtype, llm_cls=llm_cls).kernel
+
+
+def _proof_recipe(recipe: Recipe, kernel: str) -> Recipe:
+    """As the cell would train, but in fp32, where equality means something; flash kernels have none."""
+    precision = "bf16" if kernel.startswith("flash_attention") else "fp32"
+    return recipe.model_copy(update={"attention": kernel, "precision": precision, "sequence_length": 512})
+
+
+def _acquired(lock: FileLock) -> bool:
+    try:
+        lock.acquire(timeout=TURN_S)
+    except Timeout:
+        return False
+    return True

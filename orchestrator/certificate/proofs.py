@@ -1,0 +1,279 @@
+"""The eight proofs. Each looks at a `Subject` and returns a `Finding`, or raises: an error is a finding too.
+
+Collective: every rank of the process group runs the same lines, on the same tokens. Only rank 0 holds a stock model.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import FSDPModule
+
+from backbones.loading import WeightsError
+from backbones.registry import build
+from backbones.tokenizer import load_tokenizer, make_codec
+from orchestrator.certificate.subject import CONVERSATIONS, Subject, question
+from orchestrator.data.feed import IGNORED, Batch, make_batch
+from orchestrator.loss import summed_nats, token_nats
+
+ROW_MULTIPLE = 64
+STEPS = 300
+LOOK_EVERY = 10
+LEARNED = 0.05  # nats per target token
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Whether a claim holds, and the numbers or names that show it."""
+
+    holds: bool
+    found: str
+
+
+class NotRunError(Exception):
+    """A proof cannot be made because something before it failed."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a proof claims, how it is proved, what has to pass before, and what to do where it does not hold."""
+
+    name: str
+    prove: Callable[[Subject], Finding]
+    expected: str
+    remedy: str
+    needs: tuple[str, ...] = ()
+
+
+def special_tokens(subject: Subject) -> Finding:
+    """PAD is a token of its own; a prompt has at most one BOS; EOS is learned after every answer."""
+    subject.tokenizer = tokenizer = load_tokenizer(subject.spec, max_length=subject.length)
+    bos, eos, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+    if pad is None or pad in (bos, eos):
+        return Finding(False, f"PAD is id {pad}, EOS {eos}, BOS {bos}")
+    try:
+        subject.codec = codec = make_codec(subject.spec, tokenizer, subject.length)
+    except ValueError as error:  # no prompt can be made at all: for the next proof to say
+        subject.codec_error = error
+        return Finding(True, f"PAD is id {pad}, EOS {eos}, BOS {bos}; no prompt could be made to look further")
+    prompt = codec.encode_prompt(question(CONVERSATIONS[0]))
+    encoded = codec.encode_conversation(CONVERSATIONS[0])
+    labels = _batch([encoded], pad).labels
+    text = _batch([codec.encode_text(CONVERSATIONS[0][-1][1])], pad).labels
+    found = f"PAD is id {pad}, EOS {eos}, BOS {bos}; {prompt.count(bos) if bos is not None else 0} BOS in a prompt"
+    learned = codec.eos_token_id in labels and codec.text_eos_token_id in text
+    one_bos = bos is None or prompt.count(bos) <= 1
+    return Finding(learned and one_bos, f"{found}; the end of an answer is {'' if learned else 'not '}a label")
+
+
+def prompt(subject: Subject) -> Finding:
+    """Every turn of a training example continues the very tokens that inference would be given."""
+    if subject.codec_error is not None:
+        raise subject.codec_error
+    compared = 0
+    for turns in CONVERSATIONS:
+        whole = subject.codec.encode_conversation(turns)
+        for end in [index for index, (role, _) in enumerate(turns) if role == "assistant"]:
+            given = subject.codec.encode_prompt(turns[:end])
+            trained = whole.input_ids[: len(given)]
+            if trained != given:
+                place = next(i for i, pair in enumerate(zip(trained, given)) if pair[0] != pair[1])
+                texts = [subject.tokenizer.decode(ids[max(place - 4, 0) : place + 4]) for ids in (trained, given)]
+                return Finding(False, f"token {place} differs: training has {texts[0]!r}, inference {texts[1]!r}")
+            if not whole.is_target[len(given)]:
+                return Finding(False, f"the answer does not start at token {len(given)}, where the prompt ends")
+            compared += len(given)
+    name = subject.spec.prompt_builder
+    return Finding(True, f"{compared} tokens of {name} are equal, system text and second turns included")
+
+
+def architecture(subject: Subject) -> Finding:
+    """The class is the one the config names, its decoder layers are of the class, and each is one FSDP unit."""
+    spec = subject.spec
+    structure = build(spec.reference, max_length=subject.length, empty=True)
+    config = structure.llm.config
+    declared = (config.architectures or ["none"])[0]
+    if declared != type(structure.llm).__name__:
+        return Finding(False, f"config.json names {declared}, built is {type(structure.llm).__name__}")
+    layer, count = structure.transformer_layer_cls.__name__, config.num_hidden_layers
+    if spec.decoder_layer_cls not in (None, layer):
+        return Finding(False, f"the layers are {layer}, declared is {spec.decoder_layer_cls}")
+    subject.structure = structure
+    try:
+        _, layers = subject.model()
+    except WeightsError:
+        raise NotRunError("not run: the weights could not be loaded") from None
+    units = sum(isinstance(module, FSDPModule) for module in layers)
+    nested = sum(isinstance(module, FSDPModule) for one in layers for module in one.modules()) - units
+    found = f"{declared} with {count} x {layer}; {units} of them FSDP units"
+    return Finding(len(layers) == count == units and not nested, found + (f", {nested} nested" if nested else ""))
+
+
+def weights(subject: Subject) -> Finding:
+    """Stock transformers reports nothing missing, left over or mismatched, and every tensor here equals its own."""
+    if subject.structure is None:
+        raise NotRunError("not run: 'architecture' did not pass")
+    subject.model()
+    if subject.is_large:
+        subject.keep_first_layers()
+    if subject.has_no_checkpoint:
+        odd = subject.non_finite_tensors()
+        found = "drawn from a seed, there is no checkpoint" if not odd else f"not finite: {', '.join(odd)}"
+        return Finding(not odd, f"{subject.tensors()} tensors, {found}")
+    info = subject.load_stock()
+    wrong = [f"{kind}: {', '.join(names[:3])}" for kind, names in info.items() if names]
+    if wrong:
+        return Finding(False, "; ".join(wrong))
+    different = subject.tensors_unlike_stock()
+    if different:
+        return Finding(False, f"{len(different)} tensors differ from the checkpoint: {', '.join(different[:3])}")
+    return Finding(True, f"{subject.tensors()} tensors, each equal to the checkpoint's")
+
+
+def rows(subject: Subject) -> Finding:
+    """Input and output embedding have a row for every token, and a multiple of 64 of them."""
+    backbone, _ = subject.model()
+    needed = max(subject.tokenizer.get_vocab().values()) + 1
+    embeddings = [backbone.llm.get_input_embeddings(), backbone.llm.get_output_embeddings()]
+    counts = [int(module.weight.shape[0]) for module in embeddings]
+    holds = all(count % ROW_MULTIPLE == 0 and count >= needed for count in counts)
+    return Finding(holds, f"{counts[0]} input and {counts[1]} output rows; the tokenizer needs {needed}")
+
+
+def parity(subject: Subject) -> Finding:
+    """The adapted, wrapped and sharded model computes what stock transformers computes."""
+    subject.load_stock()
+    backbone, _ = subject.model()
+    vocabulary = subject.stock_vocabulary()
+    ids = subject.random_ids(vocabulary)
+    backbone.llm.eval()
+    with torch.no_grad():
+        positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        ours = backbone(input_ids=ids, position_ids=positions, use_cache=False).logits[..., :vocabulary].float()
+        difference = torch.zeros(1, dtype=torch.float64, device=ids.device)
+        if subject.stock is not None:
+            theirs = subject.stock(input_ids=ids, use_cache=False).logits[..., :vocabulary].float()
+            difference[0] = (ours - theirs).abs().max().double() / theirs.abs().max().double()
+    subject.stock = None
+    dist.broadcast(difference, 0)
+    found = f"{float(difference):.1e} of the largest logit, over {ids.numel()} positions and {vocabulary} rows"
+    return Finding(bool(difference <= subject.tolerance), found)
+
+
+def packing(subject: Subject) -> Finding:
+    """Examples that share a row do not see each other: their loss is the loss of each alone."""
+    backbone, _ = subject.model()
+    pad = subject.tokenizer.pad_token_id
+    encoded = [subject.codec.encode_conversation(turns) for turns in CONVERSATIONS]
+    backbone.llm.eval()
+    with torch.no_grad():
+        packed = float(summed_nats(backbone, _batch(encoded, pad), subject.device))
+        alone = [float(summed_nats(backbone, _batch([one], pad), subject.device)) for one in encoded]
+    relative = abs(packed - sum(alone)) / abs(sum(alone))
+    found = f"{packed:.5f} nats packed, {sum(alone):.5f} apart, with {backbone.attention.kernel}"
+    return Finding(relative <= subject.tolerance, f"{found} ({relative:.1e})")
+
+
+def overfit(subject: Subject) -> Finding:
+    """What trains can learn a few answers by heart, and says them when it is asked. Changes the weights."""
+    backbone, _ = subject.model()
+    pad = subject.tokenizer.pad_token_id
+    encoded = [subject.codec.encode_conversation(turns) for turns in CONVERSATIONS]
+    batch = _rows(encoded, pad)
+    targets = int((batch.labels != IGNORED).sum())
+    optimizer = subject.optimizer()
+    loss, steps = float("inf"), 0
+    while steps < STEPS and loss > LEARNED:
+        backbone.llm.train()
+        for _ in range(LOOK_EVERY):
+            (summed_nats(backbone, batch, subject.device) / targets).backward()
+            torch.nn.utils.clip_grad_norm_([p for p in backbone.llm.parameters() if p.requires_grad], 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+        steps += LOOK_EVERY
+        backbone.llm.eval()
+        with torch.no_grad():
+            loss = float(token_nats(backbone, batch, subject.device).sum()) / targets
+    found = f"{loss:.3f} nats per token after {steps} steps"
+    if not loss <= LEARNED:
+        return Finding(False, found)
+    turns = CONVERSATIONS[0]
+    prompt_ids = subject.codec.encode_prompt(question(turns))
+    wanted = encoded[0].input_ids[len(prompt_ids) :]
+    wanted = wanted[: encoded[0].is_target[len(prompt_ids) :].count(True)]
+    said = subject.generate(prompt_ids, len(wanted))
+    text = subject.tokenizer.decode(said, skip_special_tokens=True).strip()
+    return Finding(said == wanted, f"{found}; asked {turns[-2][1]!r}, it says {text!r}")
+
+
+CLAIMS = (
+    Claim(
+        "special tokens",
+        special_tokens,
+        expected="PAD differs from EOS and BOS, a prompt has at most one BOS, the token that ends an answer is learned",
+        remedy="Set another pad_token in the backbone's spec, or correct the tokenizer's special tokens.",
+    ),
+    Claim(
+        "prompt",
+        prompt,
+        expected="the tokens before an answer in training are the tokens of the inference prompt",
+        remedy="Correct the chat template, or the prompt builder, so that a conversation begins with its prompt.",
+        needs=("special tokens",),
+    ),
+    Claim(
+        "architecture",
+        architecture,
+        expected="the class that config.json names, the declared decoder layers, and each of them one FSDP unit",
+        remedy="Correct llm_cls or decoder_layer_cls in the backbone's spec.",
+        needs=("special tokens",),
+    ),
+    Claim(
+        "weights",
+        weights,
+        expected="no missing, unexpected or mismatched tensor, and every tensor equal to the checkpoint's",
+        remedy="Copy the weights again, or use the class and the version of transformers that they were saved with.",
+        needs=("special tokens",),
+    ),
+    Claim(
+        "rows",
+        rows,
+        expected=f"a multiple of {ROW_MULTIPLE} rows, and at least one for each token",
+        remedy="Correct the backbone's resize_embeddings.",
+        needs=("weights",),
+    ),
+    Claim(
+        "parity",
+        parity,
+        expected="logits of the adapted, sharded model within {tolerance:.0e} of stock transformers', {precision}",
+        remedy="Try attention: eager; if that passes, the kernel is at fault, else the backbone's own code.",
+        needs=("weights",),
+    ),
+    Claim(
+        "packing",
+        packing,
+        expected="the loss of packed examples within {tolerance:.0e} of the sum of each alone, {precision}",
+        remedy="Set packing: false, or another attention kernel: this one lets packed examples see each other.",
+        needs=("prompt", "weights"),
+    ),
+    Claim(
+        "overfit",
+        overfit,
+        expected=f"a few answers learned to {LEARNED} nats per token within {STEPS} steps, then said",
+        remedy="Look at what the adaptation trains; an adaptation that cannot learn a few words will not learn a task.",
+        needs=("prompt", "weights"),
+    ),
+)
+
+
+def _batch(examples: list[Any], pad_token_id: int) -> Batch:
+    """One row that holds all examples."""
+    pairs = [(np.array(one.input_ids), np.array(one.is_target)) for one in examples]
+    return make_batch([pairs], pad_token_id)
+
+
+def _rows(examples: list[Any], pad_token_id: int) -> Batch:
+    """One row for each example."""
+    return make_batch([[(np.array(one.input_ids), np.array(one.is_target))] for one in examples], pad_token_id)

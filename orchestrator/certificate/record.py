@@ -1,0 +1,167 @@
+"""What a certificate says, what it is valid for, and where it is kept. No torch, ray, mlflow."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from backbones.registry import BackboneSpec
+from orchestrator.errors import CertificateError
+from orchestrator.plan import backbone_identity, backbone_slug, content_hash
+from orchestrator.results import read_json
+from orchestrator.spec import Recipe
+
+FOLDER = "certificates"  # in the storage
+CELL_FILE = "certificate.json"  # in a cell's folder: a copy of the certificate it was trained under
+_ROOT = Path(__file__).parents[2]
+
+
+class ProofStatus(StrEnum):
+    """How a proof ended."""
+
+    PASSED = "PASSED"  # what was found is what was expected
+    FAILED = "FAILED"  # it is not, or looking raised an error
+    NOT_RUN = "NOT_RUN"  # a proof that it builds on did not pass
+
+
+@dataclass(frozen=True)
+class Proof:
+    """One claim about a backbone and what was found. `remedy` says what to do where the two differ."""
+
+    name: str
+    status: ProofStatus
+    expected: str
+    found: str
+    remedy: str
+    time_s: float
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """The proofs of one backbone, valid as long as none of the `keys` changes.
+
+    `model` says which model parity and overfit were proved on: the whole one, or its first layers where the whole one
+    exceeds a device.
+    """
+
+    backbone_id: str
+    keys: dict[str, str]
+    proofs: list[Proof]
+    model: str
+    workers: int
+    device: str
+    created: str  # ISO 8601, UTC
+    launch: str  # the job whose workers made it
+
+    @property
+    def passed(self) -> bool:
+        return all(proof.status is ProofStatus.PASSED for proof in self.proofs)
+
+    def require(self) -> None:
+        """Raises CertificateError, naming the proof, unless every proof passed."""
+        failed = next((proof for proof in self.proofs if proof.status is ProofStatus.FAILED), None)
+        if failed is not None:
+            raise CertificateError(
+                f"{self.backbone_id} is not certified: the proof '{failed.name}' failed. Expected: {failed.expected}. "
+                f"Found: {failed.found}. {failed.remedy}"
+            )
+
+
+@dataclass(frozen=True)
+class CertificateRequest:
+    """Which certificate a gang of workers must hold, and how they would train: it is proved as they would run it."""
+
+    backbone: BackboneSpec
+    recipe: Recipe  # its adaptation, attention, precision and activation checkpointing count here
+    replicas: int
+    folder: Path  # of all certificates; every node sees it
+    launch: str
+    plugins: tuple[str, ...] = ()
+    device_gib: float | None = None  # what a worker may use; None: all that its device has
+
+
+@dataclass(frozen=True)
+class CertifyJob:
+    """The work of `backbone certify`: what travels to its workers."""
+
+    request: CertificateRequest
+    folder: Path  # of this certification's spool, worker accounts and outcome
+    attempt: int = 1
+
+    @property
+    def name(self) -> str:
+        return f"certify-{backbone_slug(self.request.backbone)}"
+
+    @property
+    def plugins(self) -> tuple[str, ...]:
+        return self.request.plugins
+
+    @property
+    def spool_folder(self) -> Path:
+        return self.folder / "spool"
+
+
+def certificate_keys(request: CertificateRequest, kernel: str, device: str) -> dict[str, str]:
+    """Everything a certificate depends on; `kernel` is the resolved attention, `device` the kind of device."""
+    spec = request.backbone
+    try:
+        own = version("backbone-orchestrator")
+    except PackageNotFoundError:  # a working directory that Ray copied; the digest tells versions apart
+        own = "not installed"
+    return {
+        "backbone": backbone_identity(spec),
+        "revision": spec.revision or "none",
+        "torch": version("torch"),
+        "transformers": version("transformers"),
+        "backbone_orchestrator": own,
+        "code": code_digest((spec.backbone_cls.partition(":")[0], *request.plugins)),
+        "attention": kernel,
+        "adaptation": request.recipe.adaptation.model_dump_json(exclude_none=True),
+        "device": device,
+    }
+
+
+@cache
+def code_digest(modules: tuple[str, ...] = ()) -> str:
+    """SHA-256 over the source of `backbones` and `orchestrator`, and of `modules` where they are not among it."""
+    ours = [path for package in ("backbones", "orchestrator") for path in (_ROOT / package).rglob("*.py")]
+    origins = [found.origin for module in modules if (found := find_spec(module)) is not None]
+    others = [Path(origin) for origin in origins if origin is not None and Path(origin) not in ours]
+    digest = hashlib.sha256()
+    for name, path in [(str(path.relative_to(_ROOT)), path) for path in sorted(ours)] + _named(others):
+        digest.update(f"{name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def certificate_file(request: CertificateRequest, keys: dict[str, str]) -> Path:
+    """Where the certificate of these keys is kept."""
+    return request.folder / f"{backbone_slug(request.backbone)}-{content_hash(keys)[:16]}.json"
+
+
+def find_certificate(file: Path, launch: str) -> Certificate | None:
+    """The certificate in `file` if it may be used: one that passed, or one that failed in this very launch."""
+    if not file.exists():
+        return None
+    certificate = certificate_from_json(read_json(file))
+    return certificate if certificate.passed or certificate.launch == launch else None
+
+
+def certificate_from_json(document: dict[str, Any]) -> Certificate:
+    """The inverse of `dataclasses.asdict` for a `Certificate`."""
+    proofs = [Proof(**{**proof, "status": ProofStatus(proof["status"])}) for proof in document["proofs"]]
+    return Certificate(**{**document, "proofs": proofs})
+
+
+def find_cell_certificate(cell_folder: Path) -> dict[str, Any] | None:
+    """The certificate that a cell was trained under, as plain data, or None."""
+    file = cell_folder / CELL_FILE
+    return read_json(file) if file.exists() else None
+
+
+def _named(paths: Iterable[Path]) -> list[tuple[str, Path]]:
+    return [(path.name, path) for path in sorted(paths)]
