@@ -1,28 +1,10 @@
 """The language models that are trained.
 
-How to add a backbone: write one file in `backbones/families/` with one registration. Nothing else changes.
-
-    from backbones.registry import register
-    from backbones.spec import Architecture, BackboneSpec
-
-    register(BackboneSpec(
-        backbone_id="my-model-7b",
-        family="my-model",
-        hf_hub_path="my-org/my-model-7b",           # hub id, or an absolute folder
-        revision="<40 hex digits>",
-        parameters=7_000_000_000,
-        prompt_builder="ChatTemplatePromptBuilder",  # the tokenizer's own; or a format of backbones.prompting
-        context_length=8192,
-        licence="apache-2.0",
-        llm_cls="LlamaForCausalLM",                  # any causal language model of transformers
-        decoder_layer_cls="LlamaDecoderLayer",
-        architecture=Architecture(...),
-    ))
-
-The file is found when the first id is looked up, so it must not import torch. A model that needs behaviour of its own
-names its class in `backbone_cls="module:Class"`: a subclass of `backbones.causal_lm.CausalLMBackbone` (or any
-`LLMBackbone` with the same constructor) in a module of its own. A package outside this one registers by an entry point
-of the group `backbones.families`. For one run, no registration is needed: `hf:ORG/NAME@REVISION`, `hf:./FOLDER`.
+A backbone is a `BackboneSpec` that some module registers when it is imported: a file of `backbones.families`, an
+installed entry point of the group `backbones.families`, or a plug-in (`load_plugin`). docs/add-a-backbone.md adds one.
+For one run no registration is needed: `hf:ORG/NAME@REVISION`, `hf:./FOLDER`. A model that needs behaviour of its own
+names its class in `backbone_cls="module:Class"`: a subclass of `backbones.causal_lm.CausalLMBackbone`, or any
+`LLMBackbone` with the same constructor. What OpenVLA and Prismatic import is in `backbones.prismatic`.
 
 Importing this package, listing ids and resolving a spec load neither torch nor transformers.
 """
@@ -30,7 +12,16 @@ Importing this package, listing ids and resolving a spec load neither torch nor 
 from typing import TYPE_CHECKING, Any
 
 from backbones.reference import HubError, InvalidReferenceError
-from backbones.registry import UnknownBackboneError, backbone_ids, build, get_spec, load_codec, register
+from backbones.registry import (
+    PluginError,
+    UnknownBackboneError,
+    backbone_ids,
+    build,
+    get_spec,
+    load_codec,
+    load_plugin,
+    register,
+)
 from backbones.spec import Architecture, BackboneSpec
 
 if TYPE_CHECKING:
@@ -76,6 +67,7 @@ __all__ = [
     "LLaMa2LLMBackbone",
     "MistralLLMBackbone",
     "PhiLLMBackbone",
+    "PluginError",
     "PromptBuilder",
     "UnknownBackboneError",
     "WeightsError",
@@ -84,6 +76,7 @@ __all__ = [
     "build",
     "get_spec",
     "load_codec",
+    "load_plugin",
     "register",
     "resolve_attention",
 ]

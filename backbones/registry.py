@@ -4,11 +4,14 @@ Only `build` and `load_codec` import torch or transformers.
 """
 
 import importlib
+import importlib.util
 import pkgutil
+import sys
 from contextlib import nullcontext
 from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backbones.reference import hub_errors, is_reference, resolve_reference
@@ -23,21 +26,28 @@ if TYPE_CHECKING:
 __all__ = [
     "Architecture",
     "BackboneSpec",
+    "PluginError",
     "UnknownBackboneError",
     "backbone_ids",
     "build",
     "get_spec",
     "load_codec",
+    "load_plugin",
     "register",
 ]
 
 ENTRY_POINT_GROUP = "backbones.families"
 
 _SPECS: dict[str, BackboneSpec] = {}
+_PLUGINS: set[str] = set()
 
 
 class UnknownBackboneError(ValueError):
     """No backbone is registered under this id."""
+
+
+class PluginError(ValueError):
+    """A module that was named as a plug-in cannot be imported, or registers no backbone."""
 
 
 def register(spec: BackboneSpec) -> BackboneSpec:
@@ -116,6 +126,48 @@ def load_codec(spec: BackboneSpec, *, max_length: int, hf_token: str | None = No
     with hub_errors(spec.backbone_id, spec.source):
         tokenizer = load_tokenizer(spec, max_length=max_length, hf_token=hf_token)
     return make_codec(spec, tokenizer, max_length)
+
+
+def load_plugin(module: str) -> str:
+    """Imports a module, or a file `path/to/family.py`, that registers backbones; loading it again does nothing.
+
+    Returns what names it from any working directory, for the workers that must load it too. Raises PluginError, and
+    then nothing of it stays registered.
+    """
+    _discover()
+    is_file = module.endswith(".py")
+    reference = str(Path(module).expanduser().resolve()) if is_file else module
+    if reference in _PLUGINS | {entry_point.module for entry_point in entry_points(group=ENTRY_POINT_GROUP)}:
+        return reference
+    name = Path(reference).stem if is_file else reference
+    before, imported = dict(_SPECS), set(sys.modules)
+    try:
+        _import_file(Path(reference)) if is_file else importlib.import_module(name)
+        if _SPECS.keys() == before.keys():
+            raise ValueError(
+                "it registers no backbone; call backbones.register(BackboneSpec(...)) where it is imported, "
+                "as docs/add-a-backbone.md does"
+            )
+    except Exception as error:
+        _SPECS.clear()
+        _SPECS.update(before)
+        if name not in imported:
+            sys.modules.pop(name, None)
+        raise PluginError(f"plug-in {module} cannot be loaded: {type(error).__name__}: {error}") from error
+    _PLUGINS.add(reference)
+    return reference
+
+
+def _import_file(path: Path) -> None:
+    """Imports a file under its own name, so that a spec's `backbone_cls` can name a class in it."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    if path.stem in sys.modules or importlib.util.find_spec(path.stem) is not None:
+        raise ImportError(f"there already is a module called {path.stem!r}; rename the file")
+    found = importlib.util.spec_from_file_location(path.stem, path)
+    assert found is not None and found.loader is not None  # a .py file
+    sys.modules[path.stem] = importlib.util.module_from_spec(found)
+    found.loader.exec_module(sys.modules[path.stem])
 
 
 @cache
