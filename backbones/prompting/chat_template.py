@@ -21,7 +21,8 @@ class ChatTemplatePromptBuilder(PromptBuilder):
     A human piece ends with the generation prompt: it is what the template adds to the conversation before it. A gpt
     piece is the rest, up to the next human turn, so it may begin with text of the template (`answer_lead`). Some
     templates rewrite earlier turns (Qwen3 drops their thinking blocks); here a turn keeps the text it was given, so
-    that every turn of a training sequence continues exactly the prompt that inference would give.
+    that every turn of a training sequence continues exactly the prompt that inference would give. For the same reason
+    an answer ends as it does before another question: an EOS that ends only whole conversations (Phi-3) is left out.
     """
 
     tokenizer: ClassVar[Any]
@@ -30,6 +31,7 @@ class ChatTemplatePromptBuilder(PromptBuilder):
     def __init__(self, model_family: str, system_prompt: str | None = None) -> None:
         super().__init__(model_family, system_prompt)
         self._messages = [] if system_prompt is None else [{"role": "system", "content": system_prompt.strip()}]
+        self._closing = ""  # what the template puts after the last answer
 
     def clean(self, message: str) -> str:
         return message.strip()
@@ -39,13 +41,12 @@ class ChatTemplatePromptBuilder(PromptBuilder):
         if self.turn_count == 0:
             return self._render([*self._messages, user], prompt=True)
         history = [*self._messages[:-1], {"role": "assistant", "content": _MARK}]
-        closing = self._render(history).rpartition(_MARK)[2]
-        return self._render([*history, user], prompt=True).rpartition(_MARK)[2].removeprefix(closing)
+        return self._render([*history, user], prompt=True).rpartition(_MARK)[2].removeprefix(self._closing)
 
     def wrap_gpt(self, message: str) -> str:
-        lead, closing = self._frame()
+        lead, self._closing = self._frame()
         self.answer_lead = len(lead)
-        return f"{lead}{message}{closing}"
+        return f"{lead}{message}{self._closing}"
 
     def add_turn(self, role: str, message: str) -> str:
         piece = super().add_turn(role, message)
@@ -60,7 +61,8 @@ class ChatTemplatePromptBuilder(PromptBuilder):
 
     def _frame(self) -> tuple[str, str]:
         prompt = self._render(self._messages, prompt=True)
-        answered = self._render([*self._messages, {"role": "assistant", "content": _MARK}])
+        history = [*self._messages, {"role": "assistant", "content": _MARK}]
+        answered = self._render(history)
         before, mark, closing = answered.rpartition(_MARK)
         if not mark or not before.startswith(prompt):
             raise ValueError(
@@ -68,7 +70,15 @@ class ChatTemplatePromptBuilder(PromptBuilder):
                 f"prompt that inference gives: prompt ends {prompt[-40:]!r}, conversation has {before[-40:]!r}. "
                 "Correct chat_template in the model's folder."
             )
-        return before.removeprefix(prompt), closing
+        followed = self._render([*history, {"role": "user", "content": "Q"}]).rpartition(_MARK)[2]
+        for ending in (closing, closing.removesuffix(self.eos)):
+            if followed.startswith(ending) and bool(ending) == bool(closing):
+                return before.removeprefix(prompt), ending
+        raise ValueError(
+            f"the chat template ends an answer with {closing[:40]!r}, but goes on with {followed[:40]!r} when another "
+            "question follows, so no training sequence can hold the prompts of inference. Correct chat_template in the "
+            "model's folder."
+        )
 
     @classmethod
     def _render(cls, messages: list[dict[str, str]], prompt: bool = False) -> str:
