@@ -146,41 +146,6 @@ def test_a_template_that_rewrites_history_still_continues_its_own_prompts() -> N
     )
 
 
-PHI_3 = (  # microsoft/Phi-3-mini-4k-instruct, tokenizer_config.json
-    "{% for message in messages %}"
-    "{% if message['role'] == 'system' %}{{'<|system|>\\n' + message['content'] + '<|end|>\\n'}}"
-    "{% elif message['role'] == 'user' %}{{'<|user|>\\n' + message['content'] + '<|end|>\\n'}}"
-    "{% elif message['role'] == 'assistant' %}{{'<|assistant|>\\n' + message['content'] + '<|end|>\\n'}}{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% else %}{{ eos_token }}{% endif %}"
-)
-
-
-def test_an_eos_that_ends_only_whole_conversations_is_not_put_between_turns(
-    kit_tokenizer: Callable[[str], PreTrainedTokenizerBase],
-) -> None:
-    tokenizer = kit_tokenizer("phi3")
-    tokenizer.chat_template = PHI_3
-    codec = Codec(tokenizer, chat_template_builder(tokenizer))
-    messages = [{"role": role, "content": content} for role, content in CONVERSATION]
-    text = tokenizer.apply_chat_template(messages, tokenize=False)
-    builder = codec.prompt_builder("prismatic", "Be brief.")
-    pieces = [builder.add_turn({"user": "human"}.get(role, "gpt"), content) for role, content in CONVERSATION[1:]]
-    assert "".join(pieces) + "<|endoftext|>" == text
-    assert codec.eos_token_id == tokenizer.convert_tokens_to_ids("<|end|>")
-
-
-def test_a_template_that_ends_answers_in_two_ways_is_refused(
-    kit_tokenizer: Callable[[str], PreTrainedTokenizerBase],
-) -> None:
-    tokenizer = kit_tokenizer("smollm2")
-    tokenizer.chat_template = (
-        "{% for m in messages %}{{ m.content }}"
-        "{% if m.role == 'user' or loop.last %}<|im_end|>{% else %}<|endoftext|>{% endif %}{% endfor %}"
-    )
-    with pytest.raises(ValueError, match=r"ends an answer with '<.im_end.>', but goes on with '<.endoftext.>Q"):
-        Codec(tokenizer, chat_template_builder(tokenizer))
-
-
 def test_a_template_that_prints_todays_date_is_pinned(kit_tokenizer: Callable[[str], PreTrainedTokenizerBase]) -> None:
     tokenizer = kit_tokenizer("smollm2")
     tokenizer.chat_template = "{{ strftime_now('%Y') }}{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
