@@ -12,7 +12,7 @@ from backbones.prompting import Codec, PromptBuilder
 from backbones.reference import InvalidReferenceError
 from backbones.registry import get_spec
 from backbones.spec import BackboneSpec, ConfigValue
-from backbones.tokenizer import ensure_pad, make_codec
+from backbones.tokenizer import ensure_pad, make_codec, unused_ids
 
 
 class CausalLMBackbone(HFCausalLLMBackbone):
@@ -43,6 +43,13 @@ class CausalLMBackbone(HFCausalLLMBackbone):
         )
         added = ensure_pad(spec, self.tokenizer)
         self.resize_embeddings(added=added, may_shrink=spec.prompt_variant == "legacy")
+
+    def resize_embeddings(self, *, added: int, may_shrink: bool) -> None:
+        """As for every backbone; and generation, here and from an export, never draws a row that no token has."""
+        super().resize_embeddings(added=added, may_shrink=may_shrink)
+        unused = unused_ids(self.tokenizer, self.tokenizer_rows.total)
+        if unused and self.llm.generation_config is not None:
+            self.llm.generation_config.suppress_tokens = unused
 
     @cached_property
     def codec(self) -> Codec:

@@ -9,7 +9,7 @@ import torch
 from small_models import make_small_folder
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
 from backbones import Codec, build, get_spec, load_codec
 from backbones.spec import BackboneSpec
@@ -163,7 +163,10 @@ def test_a_row_that_only_pads_is_never_sampled(kit: Path, tmp_path: Path) -> Non
         towards = backbone.llm.model(prompt).last_hidden_state[0, -1]
         backbone.llm.lm_head.weight[spare] = 10 * towards
     sample = {"do_sample": True, "max_new_tokens": 8, "num_return_sequences": 8}
-    free = backbone.llm.generate(prompt, suppress_tokens=None, **sample)[:, prompt.shape[1] :]
-    assert set(free.flatten().tolist()) & set(spare)
-    kept = backbone.llm.generate(prompt, suppress_tokens=spare, **sample)[:, prompt.shape[1] :]
+    kept = backbone.llm.generate(prompt, **sample)[:, prompt.shape[1] :]
     assert not set(kept.flatten().tolist()) & set(spare)
+    backbone.llm.save_pretrained(tmp_path / "export")
+    assert GenerationConfig.from_pretrained(tmp_path / "export").suppress_tokens == spare
+    backbone.llm.generation_config.suppress_tokens = None
+    free = backbone.llm.generate(prompt, **sample)[:, prompt.shape[1] :]
+    assert set(free.flatten().tolist()) & set(spare)
