@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from small_models import make_small_folder
 
-from backbones import BackboneSpec, PluginError, backbone_ids, build, get_spec, load_plugin
+from backbones import BackboneSpec, PluginError, backbone_ids, build, get_spec, load_plugin, registry
 from backbones.causal_lm import make_config
 
 GUIDE = Path(__file__).parents[2] / "docs" / "add-a-backbone.md"
@@ -20,6 +20,14 @@ load_plugin(sys.argv[1])
 backbone = build("my-model-1b", max_length=128)
 print(backbone.transformer_layer_cls.__name__, backbone.llm.config.architectures, backbone.pad_token_id)
 """
+
+
+@pytest.fixture(autouse=True)
+def registry_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is gone after it."""
+    backbone_ids()  # the families, before the copies are made
+    monkeypatch.setattr(registry, "_SPECS", dict(registry._SPECS))
+    monkeypatch.setattr(registry, "_PLUGINS", set(registry._PLUGINS))
 
 
 def _family_of_the_guide() -> str:
