@@ -27,7 +27,7 @@ Spec = Annotated[Path, typer.Argument(metavar="SPEC", help="The YAML spec; `back
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Plugins = Annotated[
     list[str] | None,
-    typer.Option("--plugin", metavar="MODULE", help="A module that registers backbones; may be given several times."),
+    typer.Option("--plugin", metavar="MODULE", help="A module or file that registers backbones; may be repeated."),
 ]
 SkipInfeasible = Annotated[bool, typer.Option(help="Report cells that cannot fit instead of refusing the whole job.")]
 
@@ -175,14 +175,14 @@ def schema(
     print(json.dumps(models[kind].model_json_schema(), indent=2))
 
 
-def _load_plugins(modules: list[str] | None) -> tuple[str, ...]:
-    """Imports modules that register backbones; returns their names, for the workers to import them too."""
-    if modules:
-        from backbones import registry
+def _load_plugins(plugins: list[str] | None) -> tuple[str, ...]:
+    """Imports modules or files that register backbones; returns what names them for the workers to import too."""
+    from backbones.registry import PluginError, load_plugin
 
-        for module in modules:
-            registry.load_plugin(module)
-    return tuple(modules or ())
+    try:
+        return tuple(load_plugin(plugin) for plugin in plugins or ())
+    except PluginError as error:
+        raise InputError(str(error)) from error
 
 
 def _launch(planned: "Plan", skip_infeasible: bool, certificate: bool) -> None:

@@ -1,7 +1,6 @@
 """What a certificate says, what it is valid for, and where it is kept. No torch, ray, mlflow."""
 
 import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
@@ -18,7 +17,7 @@ from orchestrator.spec import Recipe
 
 FOLDER = "certificates"  # in the storage
 CELL_FILE = "certificate.json"  # in a cell's folder: a copy of the certificate it was trained under
-_ROOT = Path(__file__).parents[2]
+_ROOT, _OURS = Path(__file__).parents[2], ("backbones", "orchestrator")
 
 
 class ProofStatus(StrEnum):
@@ -128,12 +127,15 @@ def certificate_keys(request: CertificateRequest, kernel: str, device: str) -> d
 
 @cache
 def code_digest(modules: tuple[str, ...] = ()) -> str:
-    """SHA-256 over the source of `backbones` and `orchestrator`, and of `modules` where they are not among it."""
-    ours = [path for package in ("backbones", "orchestrator") for path in (_ROOT / package).rglob("*.py")]
-    origins = [found.origin for module in modules if (found := find_spec(module)) is not None]
-    others = [Path(origin) for origin in origins if origin is not None and Path(origin) not in ours]
+    """SHA-256 over the source of `backbones` and `orchestrator`, and of `modules`: names, or files of plugins."""
+    named = {str(path.relative_to(_ROOT)): path for name in _OURS for path in (_ROOT / name).rglob("*.py")}
+    for module in modules:
+        found = None if module.endswith(".py") else find_spec(module)
+        path = Path(module) if found is None else Path(found.origin or "")
+        if path.is_file() and path not in named.values():
+            named[module] = path
     digest = hashlib.sha256()
-    for name, path in [(str(path.relative_to(_ROOT)), path) for path in sorted(ours)] + _named(others):
+    for name, path in sorted(named.items()):
         digest.update(f"{name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()
 
@@ -161,7 +163,3 @@ def find_cell_certificate(cell_folder: Path) -> dict[str, Any] | None:
     """The certificate that a cell was trained under, as plain data, or None."""
     file = cell_folder / CELL_FILE
     return read_json(file) if file.exists() else None
-
-
-def _named(paths: Iterable[Path]) -> list[tuple[str, Path]]:
-    return [(path.name, path) for path in sorted(paths)]

@@ -32,8 +32,9 @@ CONVERSATIONS: list[list[tuple[str, str]]] = [
     [("system", "Answer in one word."), ("user", "Is 7 a prime?"), ("assistant", "Yes")],
     [("user", "Say blue."), ("assistant", "blue"), ("user", "Now red."), ("assistant", "red")],
 ]
-# Steps that learn a few words by heart in fp32; a wider model takes smaller ones (arXiv:2203.03466).
-LEARNING_RATE = {"full": 0.3, "last_layer": 0.3, "lora": 1.0, "bias_only": 3.0}
+# (rate, power): AdamW learns a few words by heart at rate / width ** power. A wider matrix takes smaller steps
+# (arXiv:2203.03466), an adapter of constant rank less so.
+LEARNING_RATE = {"full": (0.3, 1.0), "last_layer": (0.3, 1.0), "lora": (0.03, 0.5), "bias_only": (0.03, 0.0)}
 
 Result = TypeVar("Result")
 Model = tuple[HFCausalLLMBackbone, list[nn.Module]]
@@ -159,7 +160,8 @@ class Subject:
         backbone, _ = self.model()
         backbone.llm.reshard()  # after a forward pass without a backward one, FSDP shows the root's gathered weights
         trainable = [parameter for parameter in backbone.llm.parameters() if parameter.requires_grad]
-        rate = LEARNING_RATE[self.recipe.adaptation.kind] / self.spec.architecture.hidden_size
+        rate, power = LEARNING_RATE[self.recipe.adaptation.kind]
+        rate /= self.spec.architecture.hidden_size**power
         return torch.optim.AdamW(trainable, lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
 
     def generate(self, prompt_ids: list[int], count: int) -> list[int]:
@@ -214,11 +216,6 @@ class Subject:
             if not is_adapter(name):
                 whole = parameter.detach()
                 yield base_name(name), whole.full_tensor() if isinstance(whole, DTensor) else whole
-
-
-def question(turns: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """A conversation without its last answer."""
-    return turns[:-1]
 
 
 def on_rank_zero(work: Callable[[], Result]) -> Result:
