@@ -67,7 +67,7 @@ class Certificate:
         if failed is not None:
             raise CertificateError(
                 f"{self.backbone_id} is not certified: the proof '{failed.name}' failed. Expected: {failed.expected}. "
-                f"Found: {failed.found}. {failed.remedy}"
+                f"Found: {failed.found.rstrip('.')}. {failed.remedy}"
             )
 
 
