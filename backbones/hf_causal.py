@@ -16,12 +16,12 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from backbones.attention import AttentionChoice, resolve_attention
 from backbones.contract import LLMBackbone
 from backbones.loading import (
+    StoredNames,
     WeightsError,
     embedding_parameters,
     fetch_checkpoint,
     fill,
     raise_unless_whole,
-    stores_other_names,
 )
 from backbones.prompting.codec import adds_bos
 from backbones.tokenizer import LoadedTokenizer, TokenizerRows, count_rows, read_tokenizer
@@ -61,6 +61,7 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
         self._folder: Path | None = None  # of weights that are still to be read
         self._fresh_rows: dict[str, torch.Tensor] = {}
         self.llm = self.load_llm(llm_cls, hf_hub_path, hf_token)
+        self.stored_names = StoredNames.of(self.llm)
         self._set_greedy_decoding()
         self.llm.config.use_cache = inference_mode
         if not inference_mode:
@@ -82,7 +83,8 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
         if torch.get_default_device().type == "meta":
             with torch.device("cpu"), init_empty_weights():  # buffers are real: no checkpoint holds them
                 llm = llm_cls._from_config(config, **common)
-            if not stores_other_names(llm):
+            llm.tie_weights()  # laying out gave each name a parameter of its own
+            if not StoredNames.of(llm).are_fused:
                 self._folder = fetch_checkpoint(hf_hub_path, revision=self.revision, hf_token=hf_token)
                 llm.generation_config = _generation_config(llm, self._folder)
                 self.weights_read = "each rank its own rows"
@@ -99,7 +101,7 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
     def load_weights(self, device: torch.device) -> None:
         """Fills a sharded backbone that was laid out on meta; each rank reads its own rows. Raises WeightsError."""
         if self._folder is not None:
-            fill(self.llm, self._folder, device, self._fresh_rows)
+            fill(self.llm, self._folder, device, self.stored_names, self._fresh_rows)
 
     def resize_embeddings(self, *, added: int, may_shrink: bool) -> None:
         """Makes the embedding fit the tokenizer, PAD included, and tells the model which id PAD is.

@@ -7,6 +7,7 @@ twice on a rank.
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, WeightTransform, rename_source_key
 
 from backbones.adaptation import base_name, is_adapter
 
@@ -41,12 +43,43 @@ def fetch_checkpoint(source: str, *, revision: str | None, hf_token: str | None)
     return Path(snapshot_download(source, revision=revision, token=hf_token, allow_patterns=_FILES))
 
 
-def stores_other_names(llm: PreTrainedModel) -> bool:
-    """Whether transformers has to fuse or rename stored tensors for this class (mixture-of-experts models, mostly)."""
-    return bool(get_model_conversion_mapping(llm, add_legacy=False))
+@dataclass(frozen=True)
+class StoredNames:
+    """How a class stores its tensors, as transformers knows it. To be asked before sharding: FSDP renames the class."""
+
+    mapping: list[WeightTransform]
+
+    @classmethod
+    def of(cls, llm: PreTrainedModel) -> "StoredNames":
+        return cls(get_model_conversion_mapping(llm, add_legacy=False))
+
+    @property
+    def are_fused(self) -> bool:
+        """Whether stored tensors are joined or split on loading, as those of mixture-of-experts models are."""
+        return any(not isinstance(one, WeightRenaming) for one in self.mapping)
+
+    def to_model(self, stored: str) -> str:
+        """The model's name of a stored tensor."""
+        renamed, _ = rename_source_key(stored, self._renamings, [])
+        return str(renamed)
+
+    def from_model(self, name: str) -> str:
+        """The stored name of a model's tensor; most classes use the same."""
+        renamed, _ = rename_source_key(name, [one.reverse_transform() for one in self._renamings], [], reverse=True)
+        return str(renamed)
+
+    @property
+    def _renamings(self) -> list[WeightTransform]:
+        return [one for one in self.mapping if isinstance(one, WeightRenaming)]
 
 
-def fill(llm: PreTrainedModel, folder: Path, device: torch.device, fresh_rows: Mapping[str, torch.Tensor]) -> None:
+def fill(
+    llm: PreTrainedModel,
+    folder: Path,
+    device: torch.device,
+    names: StoredNames,
+    fresh_rows: Mapping[str, torch.Tensor],
+) -> None:
     """Gives every meta parameter of `llm` its storage on `device` and this rank's rows of the stored tensor.
 
     `fresh_rows` holds, by parameter name, the rows that the checkpoint lacks (PAD). Adapter parameters get storage
@@ -57,7 +90,7 @@ def fill(llm: PreTrainedModel, folder: Path, device: torch.device, fresh_rows: M
         raise ValueError("shard the model before its weights are loaded")
     with ExitStack() as stack:
         stored = {name: file for file in _open_all(folder, stack) for name in file.keys()}  # noqa: SIM118
-        reads = _match(llm, set(stored), folder)
+        reads = _match(llm, names, set(stored), folder)
         _check_shapes(llm, {target: stored[name].get_slice(name).get_shape() for target, name in reads}, folder)
         llm._apply(lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor.to(device))
         tensors = {**dict(llm.named_parameters(remove_duplicate=False)), **dict(llm.named_buffers())}
@@ -95,7 +128,7 @@ def _open_all(folder: Path, stack: ExitStack) -> Iterator[Any]:
         yield stack.enter_context(safe_open(path, framework="pt"))
 
 
-def _match(llm: PreTrainedModel, stored: set[str], folder: Path) -> list[tuple[str, str]]:
+def _match(llm: PreTrainedModel, mapping: StoredNames, stored: set[str], folder: Path) -> list[tuple[str, str]]:
     """(name in the model, stored name) of all tensors that are read; tied names of one parameter follow each other."""
     # Persistent buffers are stored too; of tied parameters any name will do.
     groups: dict[int, list[str]] = {}
@@ -108,7 +141,8 @@ def _match(llm: PreTrainedModel, stored: set[str], folder: Path) -> list[tuple[s
     found: dict[str, str] = {}
     unexpected: set[str] = set()
     for name in stored:
-        target = name if name in names else prefix + name  # weights of the model without its head have no prefix
+        target = mapping.to_model(name)
+        target = target if target in names else prefix + target  # a model saved without its head has no prefix
         if target in names:
             found[names[target]] = name
         else:

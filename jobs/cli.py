@@ -59,10 +59,16 @@ def list_backbones(as_json: AsJson = False, plugin: Plugins = None) -> None:
 
     specs = [get_spec(backbone_id) for backbone_id in backbone_ids()]
     if as_json:
-        print(json.dumps([{"id": spec.backbone_id, **_public(spec)} for spec in specs], indent=2, default=str))
+        print(
+            json.dumps(
+                [{"id": spec.backbone_id, **_public(spec), "is_pinned": spec.is_pinned} for spec in specs],
+                indent=2,
+                default=str,
+            )
+        )
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("id", "family", "parameters", "context", "prompt", "licence", "hub path"):
+    for name in ("id", "family", "parameters", "context", "prompt", "licence", "revision", "hub path"):
         table.add_column(name, justify="right" if name in ("parameters", "context") else "left", no_wrap=True)
     for spec in specs:
         table.add_row(
@@ -72,10 +78,12 @@ def list_backbones(as_json: AsJson = False, plugin: Plugins = None) -> None:
             f"{spec.context_length:,}",
             spec.prompt_builder.removesuffix("PromptBuilder"),
             spec.licence + (" (gated)" if spec.gated else ""),
+            (spec.revision or "local")[:8] if spec.is_pinned else "not pinned",
             spec.hf_hub_path,
         )
     _print_wide(table)
-    print("\nAny other causal LM by reference: hf:ORG/NAME@REVISION from the hub, hf:./FOLDER from a folder.")
+    print("\nNot pinned: the hub's main branch, since its revision is not recorded here.")
+    print("Any other causal LM by reference: hf:ORG/NAME@REVISION from the hub, hf:./FOLDER from a folder.")
 
 
 @app.command()
@@ -300,7 +308,7 @@ def _public(spec: Any) -> dict[str, Any]:
 
 def _count(number: int) -> str:
     for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
+        if number >= 0.9995 * size:  # 999.9M is 1B, not 1e+03M
             return f"{number / size:.3g}{unit}"
     return str(number)
 

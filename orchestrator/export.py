@@ -15,7 +15,6 @@ from torch.distributed.tensor import DTensor
 
 from backbones.adaptation import base_name, is_adapter
 from backbones.hf_causal import HFCausalLLMBackbone
-from backbones.loading import stores_other_names
 from orchestrator.cell_job import CellJob
 from orchestrator.errors import ExportError
 from orchestrator.hardware import package_versions
@@ -57,7 +56,7 @@ def _write_weights(backbone: HFCausalLLMBackbone, staged: Path, source: str) -> 
     llm = backbone.llm
     adapters = {name: _whole(tensor) for name, tensor in llm.state_dict().items() if is_adapter(name)}
     writing = dist.get_rank() == 0
-    if stores_other_names(llm):  # transformers turns fused tensors back into the stored ones, all at once
+    if backbone.stored_names.are_fused:  # transformers turns fused tensors back into the stored ones, all at once
         state = dict(_merged(backbone, adapters))
         if writing:
             llm.save_pretrained(staged, state_dict=state)
@@ -65,7 +64,7 @@ def _write_weights(backbone: HFCausalLLMBackbone, staged: Path, source: str) -> 
         files, held = _WeightFiles(staged), 0
         for name, tensor in _merged(backbone, adapters):
             if writing:
-                held = files.add(name, tensor.contiguous())
+                held = files.add(backbone.stored_names.from_model(name), tensor.contiguous())
         if writing and held:
             files.flush()
         if writing:

@@ -331,6 +331,7 @@ def _contract(job: CellJob, trainee: Trainee) -> dict[str, Any]:
         "attention": asdict(backbone.attention),
         "tokenizer_rows": asdict(backbone.tokenizer_rows),
         "prompt_format": cell.backbone.prompt_builder,
+        "prompt_variant": cell.backbone.prompt_variant,
         "prompt_hash": job.prepared.fingerprint[:16],
         "prompt_example": job.prepared.prompt_example,
         "global_batch_size": cell.recipe.global_batch_size,

@@ -31,6 +31,8 @@ DOORS = (
     ("ray.job_submission", "jobs.submission"),
     ("mlflow", "orchestrator.tracking*"),
     ("flash_attn", "backbones.attention"),
+    ("gguf", "backbones.gguf_folder"),
+    ("peft", "backbones.adaptation"),
     ("flash_attn_interface", "backbones.attention"),
 )
 

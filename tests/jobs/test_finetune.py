@@ -216,10 +216,14 @@ def test_a_relative_model_folder_beside_the_spec_is_the_same_cell_wherever_it_is
 
 @pytest.mark.parametrize("spec", sorted(SPECS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_spec_plans_and_its_header_says_how_to_run_it(
-    spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spec: Path, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BACKBONE_STORAGE", str(tmp_path))
     monkeypatch.chdir(tmp_path)
+    if spec.stem == "demo-pretrained":  # `make` puts a model and a sample there first
+        shutil.copytree(model, "runs/smollm2-135m-instruct")
+        turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+        Path("runs/held-out-sample.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
     planned = load_plan(spec)
     assert planned.infeasible == ()
     header = dict(re.findall(r"^# (COMMAND|HARDWARE|RUNTIME|RESULT): +(.+)$", spec.read_text(), re.MULTILINE))
