@@ -119,6 +119,16 @@ def build(
     return backbone
 
 
+def fetch(backbone_id: str, *, hf_token: str | None = None) -> None:
+    """Completes this machine's cache of a hub model: safetensors, tokenizer and config. Raises what `get_spec` does."""
+    from backbones.loading import fetch_checkpoint
+
+    spec = get_spec(backbone_id, hf_token=hf_token)
+    if spec.folder is None:
+        with hub_errors(spec.backbone_id, spec.source):
+            fetch_checkpoint(spec.source, revision=spec.revision, hf_token=hf_token)
+
+
 def load_codec(spec: BackboneSpec, *, max_length: int, hf_token: str | None = None) -> "Codec":
     """Tokenizer and prompt format of a backbone, equal to those of the built one, without its weights."""
     from backbones.tokenizer import load_tokenizer, make_codec

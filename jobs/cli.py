@@ -3,15 +3,15 @@
 import json
 import os
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from backbones.reference import HubError
+from jobs import show
 from orchestrator.errors import InputError, OrchestratorError, SpecError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ Plugins = Annotated[
 ]
 SkipInfeasible = Annotated[bool, typer.Option(help="Report cells that cannot fit instead of refusing the whole job.")]
 
-out = Console(soft_wrap=False)
+out = show.out
 err = Console(stderr=True)
 
 
@@ -61,29 +61,13 @@ def list_backbones(as_json: AsJson = False, plugin: Plugins = None) -> None:
     if as_json:
         print(
             json.dumps(
-                [{"id": spec.backbone_id, **_public(spec), "is_pinned": spec.is_pinned} for spec in specs],
+                [{"id": spec.backbone_id, **show.public(spec), "is_pinned": spec.is_pinned} for spec in specs],
                 indent=2,
                 default=str,
             )
         )
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("id", "family", "parameters", "context", "prompt", "licence", "revision", "hub path"):
-        table.add_column(name, justify="right" if name in ("parameters", "context") else "left", no_wrap=True)
-    for spec in specs:
-        table.add_row(
-            spec.backbone_id,
-            spec.family,
-            _count(spec.parameters),
-            f"{spec.context_length:,}",
-            spec.prompt_builder.removesuffix("PromptBuilder"),
-            spec.licence + (" (gated)" if spec.gated else ""),
-            (spec.revision or "local")[:8] if spec.is_pinned else "not pinned",
-            spec.hf_hub_path,
-        )
-    _print_wide(table)
-    print("\nNot pinned: the hub's main branch, since its revision is not recorded here.")
-    print("Any other causal LM by reference: hf:ORG/NAME@REVISION from the hub, hf:./FOLDER from a folder.")
+    show.print_backbones(specs)
 
 
 @app.command()
@@ -94,9 +78,9 @@ def plan(spec: Spec, as_json: AsJson = False, plugin: Plugins = None) -> None:
 
     planned = load_plan(spec)
     if as_json:
-        print(json.dumps(_plan_document(planned), indent=2, default=str))
+        print(json.dumps(show.plan_document(planned), indent=2, default=str))
     else:
-        _print_plan(planned)
+        show.print_plan(planned)
     if planned.infeasible:
         raise SpecError(planned.infeasible)
 
@@ -166,7 +150,7 @@ def report(
         raise InputError(f"no report {job_id!r} in {root.absolute()}; there are: {', '.join(known) or 'none'}")
     document = json.loads(facts.read_text(encoding="utf-8"))
     (facts.parent / "report.html").write_text(render_report(document), encoding="utf-8")
-    _print_ranking(document)
+    show.print_ranking(document)
     out.print(f"report: {(facts.parent / 'report.html').absolute()}", highlight=False, soft_wrap=True)
 
 
@@ -208,109 +192,13 @@ def _launch(planned: "Plan", skip_infeasible: bool, certificate: bool) -> None:
     from jobs.launch import launch
 
     outcome = launch(planned, out, certificate)
-    _print_ranking(outcome.document)
+    show.print_ranking(outcome.document)
     raise typer.Exit(outcome.exit_code)
 
 
 def _exit_with(text: str, code: int) -> None:
     err.print(text, style="red" if err.is_terminal else None, highlight=False, markup=False, soft_wrap=True)
     sys.exit(code)
-
-
-def _plan_document(planned: "Plan") -> dict[str, Any]:
-    cells = [
-        {
-            "cell_id": cell.cell_id,
-            "backbone_id": cell.backbone.backbone_id,
-            "seed": cell.seed,
-            "micro_batch_size": cell.micro_batch_size,
-            "accumulation_steps": cell.accumulation_steps,
-            "predicted_memory_gib": forecast.memory.total,
-            "device_memory_gib": forecast.device_gib,
-            "flops_per_token": forecast.flops_per_token,
-            "infeasible": forecast.infeasible and forecast.infeasible.message,
-        }
-        for cell, forecast in zip(planned.cells, planned.forecasts, strict=True)
-    ]
-    return {
-        "id": planned.job_id,
-        "kind": planned.kind,
-        "name": planned.job.name,
-        "storage": str(planned.storage),
-        "tracking_uri": planned.tracking_uri,
-        "train_examples": len(planned.train.examples),
-        "train_bytes": planned.train.learnable_bytes,
-        "validation_examples": len(planned.validation.examples),
-        "validation_bytes": planned.validation.learnable_bytes,
-        "placement": planned.job.placement.model_dump(),
-        "recipe": planned.job.recipe.model_dump(mode="json"),
-        "cells": cells,
-    }
-
-
-def _print_plan(planned: "Plan") -> None:
-    document = _plan_document(planned)
-    recipe, placement = planned.job.recipe, planned.job.placement
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("cell", "parameters", "micro x accumulation x workers", "GiB per device", "GFLOP per token"):
-        table.add_column(name, justify="left" if name == "cell" else "right", no_wrap=True)
-    for cell, facts in zip(planned.cells, document["cells"], strict=True):
-        limit = facts["device_memory_gib"]
-        table.add_row(
-            cell.cell_id,
-            _count(cell.backbone.parameters),
-            f"{cell.micro_batch_size} x {cell.accumulation_steps} x {placement.workers}",
-            f"{facts['predicted_memory_gib']:.2f}" + (f" of {limit:.0f}" if limit else ""),
-            f"{facts['flops_per_token'] / 1e9:.3g}",
-        )
-    _print_wide(table)
-    lines = {
-        "job": planned.job_id,
-        "data": f"{len(planned.train.examples):,} training examples ({planned.train.learnable_bytes:,} learnable "
-        f"bytes), {len(planned.validation.examples):,} held out ({planned.validation.learnable_bytes:,} bytes)",
-        "budget": f"{recipe.budget.amount:,.0f} {recipe.budget.kind} per cell, {recipe.precision}",
-        "placement": f"{placement.workers} workers x {placement.gpus_per_worker} GPU, {placement.cpus_per_worker} CPU",
-        "storage": str(planned.storage),
-        "tracking": planned.tracking_uri,
-    }
-    print()
-    for name, text in lines.items():
-        print(f"{name:10} {text}")
-
-
-def _print_ranking(document: dict[str, Any]) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("rank", "backbone", "held-out bits/byte", "by seed"):
-        table.add_column(name, justify="right" if name == "held-out bits/byte" else "left", no_wrap=True)
-    for entry in document["ranking"]:
-        seeds = "  ".join(f"{seed}: {value:.4f}" for seed, value in entry["seeds"].items())
-        table.add_row(str(entry["rank"]), entry["backbone_id"], f"{entry['val_bits_per_byte']:.4f}", seeds)
-    if document["ranking"]:
-        _print_wide(table)
-    for cell in document["cells"] if document["comparison"]["kind"] == "finetune" else []:
-        before, after = (cell["metrics"].get(key) for key in ("val_bits_per_byte_before", "val_bits_per_byte"))
-        if before is not None:
-            print(f"{cell['backbone_id']}: held-out bits per byte {before:.4f} before, {after:.4f} after")
-    export = document["comparison"].get("export")
-    if export:
-        print(f"export: {export}")
-
-
-def _print_wide(table: Table) -> None:
-    """Tables are not squeezed where there is no terminal: a log or a pipe gets whole names."""
-    console = out if out.is_terminal else Console(width=200)
-    console.print(table)
-
-
-def _public(spec: Any) -> dict[str, Any]:
-    return {key: value for key, value in asdict(spec).items() if key != "backbone_id"}
-
-
-def _count(number: int) -> str:
-    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= 0.9995 * size:  # 999.9M is 1B, not 1e+03M
-            return f"{number / size:.3g}{unit}"
-    return str(number)
 
 
 if __name__ == "__main__":

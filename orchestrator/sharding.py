@@ -4,6 +4,7 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+from huggingface_hub import constants
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -12,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from backbones.adaptation import apply_adaptation, init_adapters
 from backbones.contract import LLMBackbone
 from backbones.hf_causal import HFCausalLLMBackbone
-from backbones.registry import build
+from backbones.registry import build, fetch
 from orchestrator.errors import ShardingError
 from orchestrator.spec import Recipe
 
@@ -32,8 +33,13 @@ def build_sharded(
 ) -> tuple[HFCausalLLMBackbone, list[nn.Module]]:
     """Builds, adapts and shards a backbone as `recipe` says; returns it with its sharded decoder layers. Collective.
 
-    It is laid out without weights and filled once it is sharded: each rank reads its own rows.
+    It is laid out without weights and filled once it is sharded: each rank reads its own rows. What has to come from
+    the hub is downloaded by one rank of each node.
     """
+    if dist.get_node_local_rank(fallback_rank=0) == 0:
+        fetch(reference)
+    dist.barrier()
+    constants.HF_HUB_OFFLINE = True  # what follows reads the cache that is complete now
     backbone = build(
         reference,
         empty=True,

@@ -2,13 +2,12 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
+from local_hub import COMMIT, serve
 from safetensors.torch import save_file
 
 from backbones import InvalidReferenceError, get_spec
@@ -110,55 +109,10 @@ def test_a_reference_that_names_nothing_is_an_input_error(reference: str) -> Non
         get_spec(reference)
 
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-class _Hub(BaseHTTPRequestHandler):
-    """A hub on this machine: `org/gated` asks for permission, `org/ok` is `files`, the rest does not exist."""
-
-    files: Path
-
-    def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
-        if "org/ok" not in path:
-            gated = "org/gated" in path
-            self._send(403 if gated else 404, b"", {"X-Error-Code": "GatedRepo" if gated else "RepoNotFound"})
-        elif path.startswith("/api/"):
-            self._send(200, json.dumps(self._listing("/tree/" in path)).encode(), {})
-        else:
-            file = self.files / path.rpartition("/")[2]
-            found = {"ETag": f'"{file.name}"'} if file.is_file() else {"X-Error-Code": "EntryNotFound"}
-            body = file.read_bytes() if file.is_file() else b""
-            self._send(200 if file.is_file() else 404, body, found | {"X-Repo-Commit": COMMIT})
-
-    do_HEAD = do_GET
-
-    def _listing(self, tree: bool) -> object:
-        paths = sorted(self.files.iterdir())
-        if tree:
-            return [{"type": "file", "path": p.name, "size": p.stat().st_size, "oid": "0" * 40} for p in paths]
-        siblings = [{"rfilename": p.name} for p in paths]
-        return {"id": "org/ok", "sha": COMMIT, "gated": "auto", "cardData": {"license": "mit"}, "siblings": siblings}
-
-    def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for name, value in (headers | {"Content-Length": str(len(body))}).items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        return
-
-
 @pytest.fixture
 def hub(folder: Path) -> Iterator[str]:
-    handler = type("Hub", (_Hub,), {"files": folder})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
+    with serve(folder) as (address, _):
+        yield address
 
 
 def _resolve(reference: str, endpoint: str, cache: Path, token: str | None = None, offline: bool = False) -> str:
