@@ -147,11 +147,12 @@ def _read_config(reference: str, folder: Path) -> dict[str, Any]:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InvalidReferenceError(f"{reference}: {path} is not JSON: {error}") from error
-    if "auto_map" in config:
-        raise InvalidReferenceError(
-            f"{reference}: the model brings its own Python code (auto_map in config.json), which is never run. "
-            "Use a model whose class is part of transformers."
-        )
+    for file in (path, folder / "tokenizer_config.json"):
+        if file.is_file() and "auto_map" in json.loads(file.read_text(encoding="utf-8")):
+            raise InvalidReferenceError(
+                f"{reference}: the model brings its own Python code (auto_map in {file.name}), which is never run. "
+                "Use a model whose classes are part of transformers."
+            )
     architectures = config.get("architectures") or ["none"]
     if "model_type" not in config or not architectures[0].endswith(("ForCausalLM", "LMHeadModel")):
         raise InvalidReferenceError(

@@ -169,7 +169,7 @@ def _plan(source: SpecSource, model: type[Comparison] | type[Finetune]) -> Plan:
 def _forecast(source: SpecSource, job: Job, spec: BackboneSpec) -> CellForecast:
     recipe, placement = job.recipe, job.placement
     memory = predict_memory(spec, recipe, placement, choose_micro_batch_size(spec, recipe, placement))
-    flops = training_flops_per_token(spec, recipe.sequence_length)
+    flops = training_flops_per_token(spec, recipe.sequence_length, recipe.adaptation.kind)
     problem = None
     if recipe.sequence_length > spec.context_length:
         message = (

@@ -1,14 +1,18 @@
 """Sharded over two ranks and written as a folder, a pretrained model is still the one that stock transformers loads."""
 
 import json
+import multiprocessing
 import os
 import stat
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
+import safetensors.torch
 import torch
 from gang import RankError, run_ranks
 from small_jobs import make_job
@@ -18,6 +22,7 @@ from orchestrator import export
 from orchestrator.cell_job import CellJob, ExportRequest, find_export
 from orchestrator.export import export_model
 from orchestrator.measurement import ItemScores
+from orchestrator.preflight import UNFINISHED
 from orchestrator.training import build_trainee
 
 TEXT = "Once upon a time, there was a little cat who lived in a big house."
@@ -123,6 +128,45 @@ def test_weights_beyond_one_file_are_split_and_indexed(kit: Path, tmp_path: Path
 def export_in_small_files(job: CellJob, input_ids: list[int]) -> np.ndarray:
     export.FILE_BYTES = 300_000
     return export_on_a_rank(job, input_ids)
+
+
+def export_slowly(job: CellJob, input_ids: list[int]) -> np.ndarray:
+    """As on a disk that takes a moment for every file."""
+
+    def save_file(*arguments: Any, **settings: Any) -> None:
+        time.sleep(0.2)
+        safetensors.torch.save_file(*arguments, **settings)
+
+    export.save_file = save_file  # type: ignore[assignment]
+    return export_in_small_files(job, input_ids)
+
+
+def export_until_killed(job: CellJob) -> None:
+    run_ranks(1, export_slowly, job, [1, 2])
+
+
+@pytest.mark.e2e
+def test_an_export_that_is_killed_leaves_nothing_that_loads(kit: Path, tmp_path: Path) -> None:
+    source = kit / "models" / "stories260K-llama"
+    job = small_export(tmp_path, f"hf:{source}", workers=1)
+    folder = folder_of(job)
+    run_ranks(1, export_on_a_rank, job, [1, 2])  # an earlier one, which the killed one was to replace
+    process = multiprocessing.get_context("spawn").Process(target=export_until_killed, args=(job,))
+    process.start()
+    while not (folder / UNFINISHED / "part-3").exists():
+        assert process.is_alive()
+        time.sleep(0.02)
+
+    for child in psutil.Process(process.pid).children(recursive=True):
+        child.kill()
+    process.join()
+
+    assert not list(folder.glob("config.json")) and find_export(folder) is None
+    for path in (folder, folder / UNFINISHED):
+        with pytest.raises((OSError, ValueError)):
+            AutoModelForCausalLM.from_pretrained(path, local_files_only=True)
+    logits = run_ranks(1, export_on_a_rank, job, [1, 2])[0]
+    np.testing.assert_allclose(logits_in_plain_transformers(folder, [1, 2]), logits, rtol=0, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
