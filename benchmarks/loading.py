@@ -4,12 +4,12 @@
 
 `ours` lays the model out, shards it and lets each rank read its own rows; `from_pretrained` loads the whole model on
 each rank and then shards it; `transformers` is its own distributed loading (`DistributedConfig`). Each runs in fresh
-processes, in turns. Memory is Pss_Anon of /proc/self/smaps_rollup, above what it is once everything is imported and
-the process group stands, sampled until after the first forward pass (bf16, 64 tokens), which is when lazily mapped
-weights have been touched. The forward pass gathers one decoder layer at a time in bf16, twice for a moment (FSDP
-copies it out of its buffer), so the shape counts: `deep` has 300M parameters in 95 thin layers, `usual` in 30.
-All sides run with MALLOC_MMAP_THRESHOLD_ set, so that freed buffers go back to the system and what is measured is what
-is held. Linux only.
+processes, in turns. Memory is Pss_Anon of /proc/self/smaps_rollup, above what it is once everything is imported, the
+process group stands and a tiny model has run, sampled until after the first forward pass (bf16, 64 tokens), which is
+when lazily mapped weights have been touched. The forward pass gathers one decoder layer at a time in bf16, twice for a
+moment (FSDP copies it out of its buffer), so the shape counts: `deep` has 300M parameters in 95 thin layers, `usual` in
+30. All sides run with glibc's threshold for mapped memory fixed at its initial 128 KiB: freed buffers then go back to
+the system, and what is measured is what is held. Linux only.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def main() -> None:
     arguments.add_argument("--json", type=Path, help="where to write every single measurement")
     options = arguments.parse_args()
     facts = machine()
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(MIB)  # for the processes that are started from here
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(128 * 1024)  # for the processes that are started from here
     results = []
     with tempfile.TemporaryDirectory() as scratch:
         for shape in options.shapes:
@@ -70,7 +70,7 @@ def make_checkpoint(folder: Path, shape: str) -> None:
     from backbones.registry import get_spec
 
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=4096, tie_word_embeddings=True, **SHAPES[shape]))
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=1088, tie_word_embeddings=True, **SHAPES[shape]))
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer = get_spec("tiny-llama2").folder
     assert tokenizer is not None
@@ -134,29 +134,37 @@ def run_rank(method: str, rank: int, ranks: int, folder: Path, scratch: Path, re
 
 
 def warm_up(dist: Any) -> None:
-    """Lets gloo connect its ranks and the matrix library start, so that their buffers are no part of it."""
+    """Takes a small model through sharding and a forward pass, for what is imported and allocated on first use."""
+    import gc
+
     import torch
 
-    dist.all_reduce(torch.zeros(1))
-    torch.nn.functional.linear(torch.ones(64, 64, dtype=torch.bfloat16), torch.ones(64, 64, dtype=torch.bfloat16))
+    from orchestrator.sharding import build_sharded
+
+    backbone, _ = build_sharded("tiny-llama2", recipe(), torch.device("cpu"), seed=0)
+    with torch.no_grad():
+        backbone.llm(torch.arange(64)[None], use_cache=False)
+    del backbone
+    gc.collect()
     dist.barrier()
+
+
+def recipe() -> Any:
+    from orchestrator.spec import Recipe
+
+    nothing = {"train": "-", "validation": "-"}
+    budget = {"kind": "steps", "amount": 1}
+    return Recipe.model_validate(
+        {"data": nothing, "budget": budget, "sequence_length": 64, "activation_checkpointing": False}
+    )
 
 
 def load_ours(folder: Path) -> Any:
     import torch
 
     from orchestrator.sharding import build_sharded
-    from orchestrator.spec import Recipe
 
-    recipe = Recipe.model_validate(
-        {
-            "data": {"train": "-", "validation": "-"},
-            "budget": {"kind": "steps", "amount": 1},
-            "sequence_length": 64,
-            "activation_checkpointing": False,
-        }
-    )
-    backbone, _ = build_sharded(f"hf:{folder}", recipe, torch.device("cpu"), seed=0)
+    backbone, _ = build_sharded(f"hf:{folder}", recipe(), torch.device("cpu"), seed=0)
     return backbone.llm
 
 

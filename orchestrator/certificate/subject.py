@@ -122,6 +122,7 @@ class Subject:
 
     def load_stock(self) -> dict[str, list[str]]:
         """Loads the stock model on rank 0, unless it is there; returns what its loader complained of."""
+        self.model()  # built by all ranks, before rank 0 goes on alone
         state = self._gathered_state() if self.has_no_checkpoint else {}
         return on_rank_zero(lambda: self._load_stock(state))
 

@@ -1,7 +1,7 @@
 """Every registered family is certified as far as a small random model of its class and a real tokenizer can show."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,34 +17,25 @@ pytestmark = pytest.mark.e2e
 PROOFS = ["special tokens", "prompt", "architecture", "weights", "rows", "parity", "packing", "overfit"]
 
 
-def certify_all(folders: dict[str, Path], storage: Path) -> dict[str, dict[str, str]]:
-    """On every rank: each proof of each family, as its status and what was found."""
-    return {family: certify(family, folder, storage) for family, folder in folders.items()}
-
-
-def certify(family: str, folder: Path, storage: Path) -> dict[str, Any]:
-    spec = register(small_spec(get_spec(FAMILY_REPRESENTATIVES[family][0]), f"small-{family}", folder))
+def certify(family: str, folder: Path) -> dict[str, str]:
+    """On every rank: each proof, as its status and what was found."""
+    known, sizes = get_spec(FAMILY_REPRESENTATIVES[family][0]), get_spec(f"hf:{folder}")
+    small = replace(known, architecture=sizes.architecture, parameters=sizes.parameters)
+    spec = register(small_spec(small, f"small-{family}", folder))
     recipe = Recipe.model_validate(
         {"data": {"train": "-", "validation": "-"}, "budget": {"kind": "steps", "amount": 1}, "precision": "fp32"}
     )
-    request = CertificateRequest(spec, recipe, replicas=1, folder=storage, launch="test")
+    request = CertificateRequest(spec, recipe, replicas=1, folder=folder / "certificates", launch="test")
     certificate = obtain_certificate(request, torch.device("cpu"), lambda proof: None)
     return {proof.name: f"{proof.status}: {proof.found}" for proof in certificate.proofs}
 
 
-@pytest.fixture(scope="module")
-def proofs(kit: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
-    root = tmp_path_factory.mktemp("certified")
-    folders = {
-        family: make_small_folder(get_spec(backbone_id), root / family, kit / "tokenizers" / tokenizer)
-        for family, (backbone_id, tokenizer) in FAMILY_REPRESENTATIVES.items()
-    }
-    return run_ranks(2, certify_all, folders, root / "certificates")[0]  # type: ignore[no-any-return]
-
-
 @pytest.mark.parametrize("family", FAMILY_REPRESENTATIVES)
-def test_a_family_proves_what_a_small_model_of_its_class_can_prove(
-    proofs: dict[str, dict[str, str]], family: str
-) -> None:
-    assert list(proofs[family]) == PROOFS
-    assert {name: text for name, text in proofs[family].items() if not text.startswith("PASSED")} == {}
+def test_a_family_proves_what_a_small_model_of_its_class_can_prove(family: str, kit: Path, tmp_path: Path) -> None:
+    backbone_id, tokenizer = FAMILY_REPRESENTATIVES[family]
+    folder = make_small_folder(get_spec(backbone_id), tmp_path / family, kit / "tokenizers" / tokenizer)
+
+    proofs = run_ranks(2, certify, family, folder)[0]
+
+    assert list(proofs) == PROOFS
+    assert {name: text for name, text in proofs.items() if not text.startswith("PASSED")} == {}
