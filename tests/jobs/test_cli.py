@@ -86,7 +86,8 @@ def test_a_list_in_a_pipe_is_not_squeezed(tmp_path: Path) -> None:
     assert "mistralai/Mistral-7B-Instruct-v0.1" in line
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=lambda path: path.name)
+# demo-pretrained trains a model that `make` makes first; test_finetune plans it, with one in that place.
+@pytest.mark.parametrize("spec", [s for s in SPECS if s.stem != "demo-pretrained"], ids=lambda path: path.name)
 def test_every_spec_that_ships_can_be_planned(spec: Path, tmp_path: Path) -> None:
     done = run("plan", str(spec), "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
