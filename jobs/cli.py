@@ -155,6 +155,20 @@ def report(
 
 
 @app.command()
+def simulate(
+    trace: Annotated[Path, typer.Argument(metavar="TRACE", help="JSON lines, a job each; docs/queue.md has the keys.")],
+    cluster: Annotated[Path, typer.Option(metavar="CLUSTER", help="The described cluster, YAML.")],
+    policy: Annotated[str, typer.Option(help="Whose schedule to show: backbone, fifo or fifo-backfill.")] = "backbone",
+    as_json: AsJson = False,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with a Gantt picture.")] = None,
+) -> None:
+    """Plays a trace of jobs on a described cluster by the policy of the queue."""
+    from jobs.simulation_document import run_simulation
+
+    run_simulation(trace, cluster, policy, as_json, html, out)
+
+
+@app.command()
 def schema(
     kind: Annotated[str, typer.Argument(metavar="KIND", help="comparison or finetune")] = "comparison",
 ) -> None:

@@ -40,6 +40,7 @@ DOORS = (
 TORCH_FREE = (
     *(f"orchestrator.{name}" for name in ("spec", "plan", "memory", "flops", "results", "errors")),
     *("orchestrator.data.examples", "orchestrator.data.stdlib", "jobs.cli", "backbones.registry"),
+    *("jobs.queue_policy", "jobs.simulate", "jobs.trace"),
 )
 HEAVY = ("torch", "ray", "mlflow", "transformers")
 TYPE_CHECKING = ("TYPE_CHECKING", "typing.TYPE_CHECKING")
