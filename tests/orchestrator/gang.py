@@ -9,7 +9,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-DEADLINE_S = 180.0
+DEADLINE_S = 300.0
 
 # The fork server has these loaded, so a rank starts in a moment; it never computes, so its forks are safe.
 _CONTEXT = multiprocessing.get_context("forkserver")
