@@ -72,8 +72,8 @@ def init_adapters(llm: "PreTrainedModel", seed: int) -> None:
             full = torch.zeros(parameter.shape, device="cpu")
             if ".lora_A." in name:
                 torch.nn.init.kaiming_uniform_(full, a=math.sqrt(5), generator=generator)
-            local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
-            local.copy_(local_rows(full, parameter))
+            local, first = local_rows(parameter)
+            local.copy_(full[first : first + len(local)])
 
 
 def is_adapter(name: str) -> bool:

@@ -96,7 +96,7 @@ def fill(
         tensors = {**dict(llm.named_parameters(remove_duplicate=False)), **dict(llm.named_buffers())}
         filled: dict[int, str] = {}
         for target, name in reads:
-            local, first = _local_rows(tensors[target])
+            local, first = local_rows(tensors[target])
             rows = stored[name].get_slice(name)
             if id(tensors[target]) in filled:
                 _check_tied(local, first, rows, name, filled[id(tensors[target])])
@@ -117,10 +117,13 @@ def raise_unless_whole(folder: str, missing: Any, unexpected: Any, mismatched: A
             )
 
 
-def local_rows(full: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """The rows of `full` that this rank holds of `parameter`."""
-    local, first = _local_rows(parameter)
-    return full[first : first + len(local)] if local.ndim else full
+def local_rows(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """This rank's part of a tensor, and the number of its first row. FSDP shards rows."""
+    if not isinstance(tensor, DTensor):
+        return tensor.detach(), 0
+    shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    assert tuple(shape[1:]) == tuple(tensor.shape[1:]), "parameters are sharded by rows"
+    return tensor.to_local().detach(), int(offset[0])
 
 
 def _open_all(folder: Path, stack: ExitStack) -> Iterator[Any]:
@@ -172,15 +175,6 @@ def embedding_parameters(llm: PreTrainedModel) -> dict[str, nn.Parameter]:
     modules = [llm.get_input_embeddings(), llm.get_output_embeddings()]
     wanted = {id(parameter) for module in modules if module is not None for parameter in module.parameters()}
     return {name: parameter for name, parameter in llm.named_parameters() if id(parameter) in wanted}
-
-
-def _local_rows(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """This rank's part of a tensor, and the number of its first row. FSDP shards rows."""
-    if not isinstance(tensor, DTensor):
-        return tensor.detach(), 0
-    shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
-    assert tuple(shape[1:]) == tuple(tensor.shape[1:]), "parameters are sharded by rows"
-    return tensor.to_local().detach(), int(offset[0])
 
 
 def _copy(local: torch.Tensor, first: int, stored: Any, fresh: torch.Tensor | None) -> None:

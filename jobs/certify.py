@@ -1,6 +1,5 @@
 """`backbone certify`: the proofs on Ray Train workers, shown as they end, kept, and told to MLflow."""
 
-import os
 import shutil
 import threading
 import uuid
@@ -30,13 +29,13 @@ from orchestrator.certificate.record import (
 )
 from orchestrator.errors import CertificateError, InputError
 from orchestrator.plan import backbone_slug
+from orchestrator.preflight import default_tracking_uri
 from orchestrator.results import read_json
-from orchestrator.spec import Budget, Data, Placement, Recipe
+from orchestrator.spec import Budget, Data, Placement, Recipe, Tracking
 from orchestrator.tracking.mlflow_writer import MlflowWriter, TrackedRun
 from orchestrator.tracking.spool import read_from
 from orchestrator.worker import Failure, run_attempt
 
-EXPERIMENT = "backbones"
 LOOK_S = 0.2
 WIDEST = 110  # characters of what was found; the page has all of it
 
@@ -147,7 +146,7 @@ def _print(console: Console, proof: Proof) -> None:
 
 def _track(certificate: Certificate, file: Path, page: Path, storage: Path, console: Console) -> None:
     """Logs keys, certificate and page as a run of their own; sent once, however often the certificate is shown."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{storage / 'mlflow.db'}"
+    uri = default_tracking_uri(storage)
     run = TrackedRun(
         name=f"certificate-{file.stem}",
         state_file=file.parent / "tracking" / f"{file.stem}-{certificate.launch}.json",
@@ -162,7 +161,7 @@ def _track(certificate: Certificate, file: Path, page: Path, storage: Path, cons
         params=certificate.keys,
         artifacts=(file, page),
     )
-    writer = MlflowWriter(uri, EXPERIMENT, storage / "mlartifacts")
+    writer = MlflowWriter(uri, Tracking().experiment, storage / "mlartifacts")
     writer.track(run)
     writer.finish(run, "FINISHED" if certificate.passed else "FAILED")
     writer.start()

@@ -131,7 +131,7 @@ def certify(
         spec = get_spec(backbone)
     except ValueError as error:
         raise InputError(str(error)) from error
-    root = (storage or Path(os.environ.get("BACKBONE_STORAGE", "runs"))).expanduser().absolute()
+    root = _storage(storage).expanduser().absolute()
     run_certification(spec, recipe, placement, root, plugins, out).require()
 
 
@@ -143,7 +143,7 @@ def report(
     """Prints a finished job's ranking and writes its report anew from report.json."""
     from jobs.report.html import render_report
 
-    root = storage or Path(os.environ.get("BACKBONE_STORAGE", "runs"))
+    root = _storage(storage)
     facts = root / job_id / "report.json"
     if Path(job_id).name != job_id or not facts.is_file():
         known = sorted(path.parent.name for path in root.glob("*/report.json"))
@@ -179,6 +179,10 @@ def schema(
     if kind not in models:
         raise InputError(f"no schema {kind!r}; there are: comparison, finetune")
     print(json.dumps(models[kind].model_json_schema(), indent=2))
+
+
+def _storage(option: Path | None) -> Path:
+    return option or Path(os.environ.get("BACKBONE_STORAGE", "runs"))
 
 
 def _load_plugins(plugins: list[str] | None) -> tuple[str, ...]:

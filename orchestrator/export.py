@@ -61,12 +61,10 @@ def _write_weights(backbone: HFCausalLLMBackbone, staged: Path, source: str) -> 
         if writing:
             llm.save_pretrained(staged, state_dict=state)
     else:
-        files, held = _WeightFiles(staged), 0
+        files = _WeightFiles(staged)
         for name, tensor in _merged(backbone, adapters):
             if writing:
-                held = files.add(backbone.stored_names.from_model(name), tensor.contiguous())
-        if writing and held:
-            files.flush()
+                files.add(backbone.stored_names.from_model(name), tensor.contiguous())
         if writing:
             files.close()
     if adapters and writing:
@@ -99,22 +97,22 @@ class _WeightFiles:
         self._files: list[list[str]] = []
         self._bytes = 0
 
-    def add(self, name: str, tensor: torch.Tensor) -> int:
-        """Takes a tensor and writes a file when enough has come together; returns how many it holds."""
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        """Takes a tensor, and writes a file when enough has come together."""
         self._held[name] = tensor
         if sum(one.nbytes for one in self._held.values()) >= FILE_BYTES:
-            self.flush()
-        return len(self._held)
+            self._flush()
 
-    def flush(self) -> None:
-        """Writes what it holds."""
+    def _flush(self) -> None:
         save_file(self._held, self._path(len(self._files) + 1), metadata={"format": "pt"})
         self._bytes += sum(one.nbytes for one in self._held.values())
         self._files.append(list(self._held))
         self._held = {}
 
     def close(self) -> None:
-        """Gives the files the names that transformers looks for."""
+        """Writes the rest, and gives the files the names that transformers looks for."""
+        if self._held:
+            self._flush()
         total = len(self._files)
         if total == 1:
             self._path(1).rename(self._folder / "model.safetensors")

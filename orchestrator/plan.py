@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from orchestrator.preflight import (
     check_accelerator,
     check_batch,
     check_export_folder,
+    default_tracking_uri,
     load_splits,
     resolve_backbones,
     resolve_storage,
@@ -148,7 +148,7 @@ def _plan(source: SpecSource, model: type[Comparison] | type[Finetune]) -> Plan:
     train, validation, removed = splits
     forecasts = {spec.backbone_id: _forecast(source, job, spec) for spec in specs}
     cells = _cells(job, specs, train, validation)
-    uri = job.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{storage / 'mlflow.db'}"
+    uri = job.tracking.uri or default_tracking_uri(storage)
     kind = "comparison" if isinstance(job, Comparison) else "finetune"
     rule = job.verdict.model_dump() if isinstance(job, Comparison) else None
     return Plan(

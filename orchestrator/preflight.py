@@ -74,6 +74,11 @@ def resolve_backbones(source: SpecSource, references: Sequence[str], problems: P
     return specs
 
 
+def default_tracking_uri(storage: Path) -> str:
+    """MLFLOW_TRACKING_URI, else a SQLite file in the storage folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{storage / 'mlflow.db'}"
+
+
 def resolve_storage(source: SpecSource, job: Job, problems: Problems) -> Path:
     """The spec's storage, else BACKBONE_STORAGE, else ./runs; inside a Ray job there is no such default."""
     text = job.storage or os.environ.get("BACKBONE_STORAGE") or None
