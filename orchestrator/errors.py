@@ -83,6 +83,14 @@ class CheckpointError(OrchestratorError):
     """A checkpoint could not be written or read."""
 
 
+class StoreError(OrchestratorError):
+    """The queue's database cannot be opened or is not ours alone."""
+
+
+class ClusterError(OrchestratorError):
+    """The cluster, or the dispatcher on it, could not be reached or refused."""
+
+
 class TrackingError(OrchestratorError):
     """MLflow refused something for good (not: was unreachable)."""
 

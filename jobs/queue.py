@@ -1,0 +1,434 @@
+"""The cluster's queue: jobs, their cells, and the leases under which cells train. State and store; no Ray, no I/O else.
+
+Drivers and clients tell it facts; `decide` asks the policy what follows. Whoever holds a `Queue` feeds it with nodes
+and acts on `drivers_to_start`: the dispatcher for a cluster, a single driver for a machine without one.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+from jobs.packing import Node, Room
+from jobs.queue_model import HOUR_S, Grant, Settings
+from jobs.queue_policy import Decisions, decide
+from jobs.queue_rows import (
+    WAITING,
+    CellRequest,
+    CellRow,
+    Directives,
+    EventRow,
+    JobRequest,
+    JobRow,
+    JobState,
+    LeaseRow,
+    Released,
+)
+from jobs.queue_state import QueueState
+from jobs.store import Store
+from orchestrator.errors import AlreadyRunningError, InputError
+from orchestrator.results import CellStatus
+
+SILENT_S = 30.0  # a driver that says nothing for so long is looked after
+START_LIMIT_S = 180.0  # so long a driver that was started may take to its first word
+MAX_LOSSES = 5  # drivers lost one after the other without any cell finishing
+MARGIN = 1.1  # over the longest run of a cell that was like this one
+STATE_OF_CODE = {0: JobState.SUCCEEDED, 130: JobState.CANCELLED, 143: JobState.CANCELLED}
+
+
+class Queue:
+    """Thread-safe. What it answers is in the store before it answers."""
+
+    def __init__(self, store: Store, settings: Settings, clock: Callable[[], float] = time.time):
+        self._store, self._settings, self._clock = store, settings, clock
+        self._lock = threading.RLock()
+        self._state = QueueState(store, settings)
+        self._nodes: tuple[Node, ...] = ()
+        self._last: Decisions | None = None
+        now_s, running = clock(), [job for job in self.jobs() if job.state is JobState.RUNNING]
+        self._heard_s = {job.job_id: now_s for job in running}  # when a driver was heard last, or will have to be
+
+    # --- what drivers and clients say ---
+
+    def submit(self, request: JobRequest) -> JobRow:
+        """Queues a job. The same job again is one job: continued if it failed, else told where it stands."""
+        with self._change():
+            known = self._state.jobs.get(request.job_id)
+            if known is not None and known.storage != request.storage:
+                raise InputError(
+                    f"{request.job_id} is known with the storage {known.storage}, not {request.storage}; use that one, "
+                    "or give the job another name"
+                )
+            if known is not None and (not known.state.is_over or known.state is JobState.SUCCEEDED):
+                return known
+            if fault := self.impossible(request):
+                raise InputError(fault)
+            job = self._accept(request, known, JobState.QUEUED if request.cells else JobState.SUCCEEDED, None)
+            again = " again" if known else ""
+            cells = f"{len(request.cells)} cells to run, priority {job.priority}"
+            self._log("submitted", job, text=f"{job.owner} submitted it{again}: {cells}")
+            self._sync_cells(job, request.cells)
+            return job
+
+    def attach(self, request: JobRequest, driver: str) -> Directives:
+        """A driver takes a job over, one that was submitted or one that the queue never heard of.
+
+        Raises AlreadyRunningError while another driver of the same job is heard.
+        """
+        with self._change():
+            known = self._state.jobs.get(request.job_id)
+            if known is not None and known.driver not in (None, driver) and not known.state.is_over:
+                if self._clock() - self._heard_s.get(known.job_id, 0.0) < SILENT_S:
+                    raise AlreadyRunningError(
+                        f"{known.job_id} is being run by another driver ({known.driver}); wait for it, or stop it with "
+                        f"`backbone stop {known.job_id}`"
+                    )
+                self._lose_driver(known, f"{driver} takes over")
+                known = self._state.jobs[request.job_id]
+            job = self._accept(request, known, JobState.RUNNING, driver)
+            self._heard_s[job.job_id] = self._clock()
+            self._log("attached", job, text=f"driver {driver}, {len(request.cells)} cells to run")
+            self._sync_cells(job, request.cells)
+            return self._directives(job)
+
+    def beat(self, job_id: str, driver: str, released: Sequence[Released] = ()) -> Directives | None:
+        """A driver is alive and gives leases back. None: attach first, this job is not known."""
+        with self._change():
+            job = self._state.jobs.get(job_id)
+            if job is None:
+                return None
+            if job.driver != driver:
+                return Directives((), replaced=True)
+            self._heard_s[job_id] = self._clock()
+            for one in released:
+                self._release(one)
+            return self._directives(self._state.jobs[job_id])
+
+    def finish(self, job_id: str, driver: str, exit_code: int) -> None:
+        """A driver ends. Its cells that are not over stay unfinished: submitting again continues them."""
+        with self._change():
+            job = self._state.jobs.get(job_id)
+            if job is None or job.driver != driver:
+                return
+            state = JobState.CANCELLED if job.stop else STATE_OF_CODE.get(exit_code, JobState.FAILED)
+            self._end_job(job, state, job.stop or f"its driver ended with exit code {exit_code}", exit_code)
+
+    def stop(self, job_id: str, why: str) -> JobRow:
+        """Asks a job to stop at a checkpoint; one that only waits is over at once."""
+        with self._change():
+            job = self.find(job_id)
+            if job.state is JobState.QUEUED:
+                self._end_job(job, JobState.CANCELLED, why, None)
+            elif job.state is JobState.RUNNING:
+                self._state.put_job(replace(job, stop=why))
+                for lease in self._state.leases_of(job_id):
+                    self._ask_to_stop(lease, "stopped", why)
+                self._log("stopping", job, text=why)
+            return self._state.jobs[job_id]
+
+    def cancel(self, job_id: str, why: str) -> JobRow:
+        """Ends a job at once. Whoever calls it ends the driver."""
+        with self._change():
+            job = self.find(job_id)
+            if not job.state.is_over:
+                self._end_job(job, JobState.CANCELLED, why, None)
+            return self._state.jobs[job_id]
+
+    # --- what the holder says ---
+
+    def see_nodes(self, nodes: Sequence[Node]) -> None:
+        """The nodes that are alive now."""
+        with self._lock:
+            self._nodes = tuple(nodes)
+
+    def decide(self) -> None:
+        """Grants and stops what the policy says."""
+        with self._change():
+            now_s = self._clock()
+            self._stop_jobs_without_budget(now_s)
+            held = [self._state.as_held(lease) for lease in self._state.held.values()]
+            state = self._state
+            self._last = decide(
+                now_s, self._nodes, state.line, held, self._settings, state.usage, promised=state.promised
+            )
+            state.promised = self._last.promised
+            for stop in self._last.stops:
+                self._ask_to_stop(self._lease(stop.cell_id), stop.kind, stop.reason)
+            for grant in self._last.grants:
+                self._grant(grant, now_s)
+
+    def drivers_to_start(self) -> list[JobRow]:
+        """Jobs that hold a lease and have no driver: from now on they have one, of the id in the row."""
+        with self._change():
+            waiting = dict.fromkeys(
+                lease.job_id
+                for lease in self._state.held.values()
+                if self._state.jobs[lease.job_id].state is JobState.QUEUED and self._state.jobs[lease.job_id].code
+            )
+            started = []
+            for job in map(self._state.jobs.__getitem__, waiting):
+                attempt = job.attempt + 1
+                row = replace(job, state=JobState.RUNNING, attempt=attempt, driver=f"{job.job_id}.{attempt}")
+                self._state.put_job(row)
+                self._heard_s[job.job_id] = self._clock() + START_LIMIT_S - SILENT_S
+                self._log("starting", row, text=f"driver {row.driver}")
+                started.append(row)
+            return started
+
+    def running(self) -> list[tuple[JobRow, float]]:
+        """Jobs with a driver, and for how many seconds it has been silent."""
+        with self._lock:
+            now_s = self._clock()
+            rows = [job for job in self._state.jobs.values() if job.state is JobState.RUNNING]
+            return [(job, now_s - self._heard_s[job.job_id]) for job in rows]
+
+    def driver_lost(self, job_id: str, driver: str, why: str) -> JobRow:
+        """A driver is gone: its leases are free, its cells wait, and another driver starts with the next lease."""
+        with self._change():
+            job = self._state.jobs[job_id]
+            if job.driver == driver and job.state is JobState.RUNNING:
+                self._lose_driver(job, why)
+            return self._state.jobs[job_id]
+
+    # --- what one may ask ---
+
+    def find(self, job_id: str) -> JobRow:
+        """A job. Raises InputError, naming those there are."""
+        with self._lock:
+            if job_id not in self._state.jobs:
+                known = ", ".join([*self._state.jobs][-10:]) or "none"
+                raise InputError(f"the queue knows no job {job_id!r}; there are: {known}")
+            return self._state.jobs[job_id]
+
+    def jobs(self) -> list[JobRow]:
+        """All jobs, the oldest first."""
+        with self._lock:
+            return list(self._state.jobs.values())
+
+    def cells(self, job_id: str) -> list[CellRow]:
+        """A job's cells, in the plan's order."""
+        with self._lock:
+            return list(self._state.cells[job_id].values())
+
+    def leases(self) -> list[LeaseRow]:
+        """Those that are held now."""
+        with self._lock:
+            return list(self._state.held.values())
+
+    def why_waiting(self, job_id: str) -> str:
+        """Why the first of a job's waiting cells waits; empty when none does."""
+        with self._lock:
+            job = self._state.jobs[job_id]
+            return next((self._why(job, row) for row in self._state.cells[job_id].values() if row.state in WAITING), "")
+
+    def events(self, job_id: str | None = None, limit: int = 1000) -> list[EventRow]:
+        """The log, the oldest first."""
+        with self._lock:
+            return self._store.events(job_id, limit)
+
+    def impossible(self, request: JobRequest) -> str:
+        """Why a job could never start on the nodes there are and its owner's quota, or an empty string."""
+        room = Room(self._nodes)
+        quota = self._settings.rules(request.owner).gpu_quota
+        for demand in {cell.demand for cell in request.cells}:
+            if room.place(demand) is None:
+                return (
+                    f"{request.job_id} needs {demand} for a cell, which never fits: the cluster has "
+                    f"{self._capacity()}. Lower placement.workers, or add nodes"
+                )
+            if quota is not None and demand.gpus > quota:
+                return (
+                    f"{request.job_id} needs {demand.gpus} GPUs for a cell, and the quota of {request.owner} is {quota}"
+                )
+        return ""
+
+    # --- jobs and cells ---
+
+    def _accept(self, request: JobRequest, known: JobRow | None, state: JobState, driver: str | None) -> JobRow:
+        """The row of a job as requested. A driver's own request says nothing about the code that was submitted."""
+        attaching = known is not None and driver is not None
+        job = JobRow(
+            job_id=request.job_id,
+            kind=request.kind,
+            owner=known.owner if known and attaching else request.owner,
+            priority=known.priority if known and attaching else request.priority,
+            preemptible=request.preemptible,
+            storage=request.storage,
+            spec_file=known.spec_file if known and attaching else request.spec_file,
+            arguments=known.arguments if known and attaching else request.arguments,
+            code=known.code if known and attaching else request.code,
+            occurrence=request.occurrence,
+            gpu_hours=request.gpu_hours,
+            state=state,
+            reason="",
+            stop=known.stop if known and attaching and not known.state.is_over else "",
+            driver=driver,
+            attempt=known.attempt if known else 0,
+            losses=known.losses if known and attaching else 0,
+            submitted_s=known.submitted_s if known and not known.state.is_over else self._clock(),
+        )
+        self._state.put_job(job)
+        return job
+
+    def _sync_cells(self, job: JobRow, wanted: Sequence[CellRequest]) -> None:
+        """Makes the job's open cells those that are wanted; the others turned out to be finished."""
+        rows = self._state.cells[job.job_id]
+        for cell_id in rows.keys() - {cell.cell_id for cell in wanted}:
+            if not rows[cell_id].state.is_terminal:
+                self._close_cell(rows[cell_id], CellStatus.SUCCEEDED, "found finished in the storage")
+        for position, cell in enumerate(wanted):
+            row = rows.get(cell.cell_id)
+            if row is None or row.state.is_terminal:
+                self._state.put_cell(self._new_cell(job, cell, position))
+                self._state.enqueue(self._state.cells[job.job_id][cell.cell_id])
+
+    def _new_cell(self, job: JobRow, cell: CellRequest, position: int) -> CellRow:
+        predicted_s = min(cell.limit_s, MARGIN * (self._state.longest_s(cell.likeness) or cell.limit_s))
+        return CellRow(
+            job_id=job.job_id,
+            cell_id=cell.cell_id,
+            position=position,
+            state=CellStatus.QUEUED,
+            workers=cell.demand.workers,
+            gpus_per_worker=cell.demand.gpus_per_worker,
+            cpus_per_worker=cell.demand.cpus_per_worker,
+            accelerator=cell.demand.accelerator,
+            predicted_s=predicted_s,
+            queued_s=job.submitted_s,
+            likeness=cell.likeness,
+        )
+
+    def _close_cell(self, row: CellRow, status: CellStatus, note: str) -> None:
+        """A cell is over."""
+        closed = replace(row, state=status, note=note)
+        if (lease := self._state.lease_of(row.key)) is not None:
+            self._end_lease(lease, str(status), closed)
+        else:
+            self._state.leave(row)
+            self._state.put_cell(closed)
+
+    def _end_job(self, job: JobRow, state: JobState, reason: str, exit_code: int | None) -> None:
+        for row in list(self._state.cells[job.job_id].values()):
+            if not row.state.is_terminal:
+                self._close_cell(row, CellStatus.CANCELLED, reason)
+        self._state.put_job(replace(job, state=state, reason=reason, ended_s=self._clock(), exit_code=exit_code))
+        self._heard_s.pop(job.job_id, None)
+        self._log("ended", job, text=f"{state}: {reason}")
+
+    def _lose_driver(self, job: JobRow, why: str) -> None:
+        losses = job.losses + 1
+        for lease in self._state.leases_of(job.job_id):
+            self._wait_again(lease, CellStatus.QUEUED, "driver lost", 0.0)
+        self._log("driver_lost", job, text=f"driver {job.driver}: {why}")
+        if job.stop:
+            self._end_job(job, JobState.CANCELLED, job.stop, None)
+        elif job.code is None:
+            reason = f"its driver {job.driver} died ({why}); run the same command again to continue"
+            self._end_job(job, JobState.INTERRUPTED, reason, None)
+        elif losses > MAX_LOSSES:
+            reason = f"{losses} drivers in a row died and no cell finished; the last: {why}"
+            self._end_job(job, JobState.FAILED, reason, None)
+        else:
+            self._state.put_job(replace(job, state=JobState.QUEUED, driver=None, losses=losses))
+            self._heard_s.pop(job.job_id, None)
+
+    # --- leases ---
+
+    def _grant(self, grant: Grant, now_s: float) -> None:
+        job_id, _, cell_id = grant.cell.cell_id.partition("/")
+        row = self._state.cells[job_id][cell_id]
+        lease = LeaseRow(
+            lease_id=self._state.next_lease_id(),
+            job_id=job_id,
+            cell_id=cell_id,
+            owner=grant.cell.owner,
+            gpus=grant.cell.gpus,
+            placement=grant.placement,
+            granted_s=now_s,
+            reason=grant.reason,
+        )
+        for twin in self._state.twins(row):
+            self._state.leave(twin)
+        self._state.put_cell(replace(row, state=CellStatus.RUNNING))
+        self._state.put_lease(lease)
+        self._log("granted", self._state.jobs[job_id], cell_id, grant.reason)
+
+    def _ask_to_stop(self, lease: LeaseRow, kind: str, reason: str) -> None:
+        if lease.stop_kind is None:
+            self._state.put_lease(replace(lease, stop_kind=kind, stop_reason=reason, stop_asked_s=self._clock()))
+            self._log(f"stop_{kind}", self._state.jobs[lease.job_id], lease.cell_id, reason)
+
+    def _lease(self, key: str) -> LeaseRow:
+        lease = self._state.lease_of(key)
+        assert lease is not None, f"the policy stops {key}, which holds no lease"
+        return lease
+
+    def _release(self, released: Released) -> None:
+        """A lease given back. One that is over already was given back before: the answer to that was lost."""
+        lease = self._state.held.get(released.lease_id)
+        if lease is None:
+            return
+        status, note = released.status, released.note
+        row = self._state.cells[lease.job_id][lease.cell_id]
+        if status.is_terminal:
+            self._close_cell(row, status, note)
+            self._state.put_job(replace(self._state.jobs[lease.job_id], losses=0))
+            self._log(
+                "cell_ended", self._state.jobs[lease.job_id], lease.cell_id, f"{status}{': ' if note else ''}{note}"
+            )
+        else:
+            trained_s = (lease.stop_asked_s or lease.granted_s) - lease.granted_s
+            self._wait_again(lease, status, note, trained_s)
+            self._log("given_back", self._state.jobs[lease.job_id], lease.cell_id, note)
+
+    def _wait_again(self, lease: LeaseRow, status: CellStatus, how: str, trained_s: float) -> None:
+        now_s, row = self._clock(), self._state.cells[lease.job_id][lease.cell_id]
+        back = self._state.as_held(lease).given_back(now_s, trained_s)
+        queued_s = row.queued_s + now_s - lease.granted_s
+        waits = replace(row, state=status, predicted_s=back.predicted_s, queued_s=queued_s, note=how)
+        self._end_lease(lease, how, waits)
+
+    def _end_lease(self, lease: LeaseRow, how: str, cell: CellRow) -> None:
+        now_s = self._clock()
+        trained_s = cell.trained_s + now_s - lease.granted_s
+        self._state.end_lease(replace(lease, ended_s=now_s, ended=how), replace(cell, trained_s=trained_s))
+
+    def _stop_jobs_without_budget(self, now_s: float) -> None:
+        """Stops the cells of jobs that used their GPU-hours, and takes what waits of them out of the line."""
+        for job in [job for job in self._state.jobs.values() if job.gpu_hours is not None and not job.state.is_over]:
+            held = self._state.leases_of(job.job_id)
+            used = self._state.gpu_hours[job.job_id] + sum(one.gpus * (now_s - one.granted_s) / HOUR_S for one in held)
+            if job.gpu_hours is None or used < job.gpu_hours:
+                continue
+            reason = f"used its budget of {job.gpu_hours:g} GPU-hours"
+            for lease in held:
+                self._ask_to_stop(lease, "budget", reason)
+            for row in list(self._state.cells[job.job_id].values()):
+                if row.state in WAITING:
+                    self._close_cell(row, CellStatus.CANCELLED, reason)
+
+    def _why(self, job: JobRow, row: CellRow) -> str:
+        queued = self._state.line.find(row.key)
+        if queued is not None:
+            return self._last.why_waiting(queued) if self._last else "not looked at yet"
+        twin = self._state.training_twin(row)
+        return f"{twin.job_id} trains the same cell" if twin else "not looked at yet"
+
+    def _directives(self, job: JobRow) -> Directives:
+        leases = tuple(self._state.leases_of(job.job_id))
+        return Directives(leases, job.stop or None, waiting="" if leases else self.why_waiting(job.job_id))
+
+    def _capacity(self) -> str:
+        gpus, cpus = (sum(getattr(node, kind) for node in self._nodes) for kind in ("gpus", "cpus"))
+        return f"{len(self._nodes)} nodes with {gpus} GPUs and {cpus} CPUs"
+
+    def _log(self, kind: str, job: JobRow, cell_id: str = "", text: str = "") -> None:
+        self._state.log(self._clock(), kind, job, cell_id, text)
+
+    @contextmanager
+    def _change(self) -> Iterator[None]:
+        """One change at a time, and into the store before anybody is told."""
+        with self._lock:
+            yield
+            self._state.save()

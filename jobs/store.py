@@ -1,0 +1,239 @@
+"""Where the queue keeps what it must not forget: SQLite (WAL) or PostgreSQL, through SQLAlchemy."""
+
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Column,
+    Connection,
+    Engine,
+    Float,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    and_,
+    create_engine,
+    event,
+    func,
+    insert,
+    inspect,
+    select,
+    update,
+)
+from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
+from sqlalchemy.pool import StaticPool
+
+from jobs.queue_rows import CellRow, EventRow, JobRow, JobState, LeaseRow
+from orchestrator.errors import InputError, StoreError
+from orchestrator.results import CellStatus
+
+Row = JobRow | CellRow | LeaseRow
+POSTGRES_LOCK = 0x6261636B  # one dispatcher per database: an advisory lock that its connection holds
+
+metadata = MetaData()
+_jobs = Table(
+    "jobs",
+    metadata,
+    Column("job_id", String(300), primary_key=True),
+    *(
+        Column(name, Text, nullable=False)
+        for name in ("kind", "owner", "storage", "spec_file", "state", "reason", "stop")
+    ),
+    *(Column(name, Text) for name in ("code", "occurrence", "driver")),
+    *(Column(name, Integer, nullable=False) for name in ("priority", "attempt", "losses")),
+    Column("preemptible", Boolean, nullable=False),
+    Column("arguments", JSON, nullable=False),
+    Column("gpu_hours", Float),
+    Column("submitted_s", Float, nullable=False),
+    Column("ended_s", Float),
+    Column("exit_code", Integer),
+)
+_cells = Table(
+    "cells",
+    metadata,
+    Column("job_id", String(300), primary_key=True),
+    Column("cell_id", String(300), primary_key=True),
+    *(Column(name, Integer, nullable=False) for name in ("position", "workers", "gpus_per_worker", "cpus_per_worker")),
+    *(Column(name, Text, nullable=False) for name in ("state", "likeness", "note")),
+    Column("accelerator", Text),
+    *(Column(name, Float, nullable=False) for name in ("predicted_s", "queued_s", "trained_s")),
+)
+_leases = Table(
+    "leases",
+    metadata,
+    Column("lease_id", Integer, primary_key=True, autoincrement=False),
+    *(Column(name, Text, nullable=False) for name in ("job_id", "cell_id", "owner", "reason", "stop_reason", "ended")),
+    Column("gpus", Integer, nullable=False),
+    Column("placement", JSON, nullable=False),
+    Column("granted_s", Float, nullable=False),
+    Column("stop_kind", Text),
+    Column("stop_asked_s", Float),
+    Column("ended_s", Float),
+)
+_events = Table(
+    "events",
+    metadata,
+    Column("number", Integer, primary_key=True),
+    Column("time_s", Float, nullable=False),
+    *(Column(name, Text, nullable=False) for name in ("kind", "job_id", "cell_id", "text")),
+)
+_facts = Table("facts", metadata, Column("name", String(100), primary_key=True), Column("value", Text, nullable=False))
+_TABLES = {JobRow: _jobs, CellRow: _cells, LeaseRow: _leases}
+
+
+def _first_schema(connection: Connection) -> None:
+    """Version 1: the tables above."""
+    metadata.create_all(connection)
+
+
+# Version n is reached from n - 1 by the n-th function. They are never edited once released, only added to: whoever
+# changes the tables above writes a step with `connection.exec_driver_sql("ALTER TABLE ...")` here.
+MIGRATIONS = (_first_schema,)
+
+
+class Store:
+    """One database, one connection, one dispatcher: a second one is refused. Raises StoreError."""
+
+    def __init__(self, url: str):
+        self.url = url
+        self.engine = _engine(url)
+        try:
+            self._connection = self.engine.connect()
+            self._claim()
+            self._migrate()
+        except DatabaseError as error:
+            raise StoreError(_explain(url, error)) from error
+
+    def close(self) -> None:
+        self._connection.close()
+        self.engine.dispose()
+
+    def save(self, rows: Iterable[Row], events: Sequence[EventRow] = (), facts: dict[str, str] | None = None) -> None:
+        """All of it, or nothing."""
+        with self._connection.begin():
+            for row in rows:
+                self._put(_TABLES[type(row)], asdict(row))
+            if events:
+                self._connection.execute(insert(_events), [asdict(one) for one in events])
+            for name, value in (facts or {}).items():
+                self._put(_facts, {"name": name, "value": value})
+
+    def jobs(self) -> list[JobRow]:
+        rows = self._select(select(_jobs).order_by(_jobs.c.submitted_s, _jobs.c.job_id))
+        return [
+            JobRow(**{**one, "state": JobState(one["state"]), "arguments": tuple(one["arguments"])}) for one in rows
+        ]
+
+    def cells(self) -> list[CellRow]:
+        rows = self._select(select(_cells).order_by(_cells.c.job_id, _cells.c.position))
+        return [CellRow(**{**one, "state": CellStatus(one["state"])}) for one in rows]
+
+    def leases(self) -> list[LeaseRow]:
+        """All there ever were, oldest first."""
+        rows = self._select(select(_leases).order_by(_leases.c.lease_id))
+        return [LeaseRow(**{**one, "placement": tuple((node, n) for node, n in one["placement"])}) for one in rows]
+
+    def events(self, job_id: str | None = None, limit: int = 1000) -> list[EventRow]:
+        """The latest ones, oldest first."""
+        query = select(_events).order_by(_events.c.number.desc()).limit(limit)
+        rows = self._select(query if job_id is None else query.where(_events.c.job_id == job_id))
+        return [EventRow(**{key: one[key] for key in _names(EventRow)}) for one in reversed(rows)]
+
+    def fact(self, name: str) -> str | None:
+        rows = self._select(select(_facts).where(_facts.c.name == name))
+        return str(rows[0]["value"]) if rows else None
+
+    def _select(self, query: Any) -> list[dict[str, Any]]:
+        with self._connection.begin():
+            return [dict(row) for row in self._connection.execute(query).mappings()]
+
+    def _put(self, table: Table, values: dict[str, Any]) -> None:
+        keys = [column.name for column in table.primary_key]
+        here = and_(*(table.c[key] == values[key] for key in keys))
+        if not self._connection.execute(update(table).where(here).values(values)).rowcount:
+            self._connection.execute(insert(table).values(values))
+
+    def _claim(self) -> None:
+        """Makes sure that no other dispatcher has this database."""
+        if self.engine.dialect.name == "sqlite":
+            with self._connection.begin():  # with locking_mode EXCLUSIVE, the first write keeps the file's lock
+                self._connection.exec_driver_sql("CREATE TABLE IF NOT EXISTS claim (taken INTEGER)")
+                self._connection.exec_driver_sql("DELETE FROM claim")
+            return
+        with self._connection.begin():
+            if not self._connection.execute(select(func.pg_try_advisory_lock(POSTGRES_LOCK))).scalar():
+                raise StoreError(_taken(self.url))
+
+    def _migrate(self) -> None:
+        has_facts = inspect(self._connection).has_table(_facts.name)
+        self._connection.rollback()  # the inspection opened a transaction
+        version = int(self.fact("schema") or 0) if has_facts else 0
+        if version > len(MIGRATIONS):
+            raise StoreError(
+                f"{shown(self.url)} was written by a newer version (schema {version}; this one knows "
+                f"{len(MIGRATIONS)}); upgrade backbone-orchestrator on the head, or start with another store"
+            )
+        if 0 < version < len(MIGRATIONS) and (file := self.engine.url.database) and "sqlite" in self.url:
+            shutil.copy2(file, f"{file}.schema-{version}")
+        for number in range(version, len(MIGRATIONS)):
+            with self._connection.begin():
+                MIGRATIONS[number](self._connection)
+                self._put(_facts, {"name": "schema", "value": str(number + 1)})
+
+
+def shown(url: str) -> str:
+    """The store's address without its password."""
+    from sqlalchemy import make_url
+
+    return make_url(url).render_as_string(hide_password=True)
+
+
+def _engine(url: str) -> Engine:
+    try:
+        if not url.startswith("sqlite"):
+            return create_engine(url)
+        engine = create_engine(url, poolclass=StaticPool, connect_args={"check_same_thread": False, "timeout": 5.0})
+    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
+        raise InputError(
+            f"the queue's store '{url.split('@')[-1]}' cannot be used ({error}); give sqlite:////absolute/queue.db, or "
+            "postgresql+psycopg://user@host/database with `pip install psycopg[binary]`"
+        ) from error
+    if engine.url.database:
+        Path(engine.url.database).parent.mkdir(parents=True, exist_ok=True)
+
+    @event.listens_for(engine, "connect")
+    def set_pragmas(connection: Any, _: Any) -> None:
+        # EXCLUSIVE needs no shared memory, so WAL works on a network file system too; and it refuses a second process.
+        for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=FULL"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    return engine
+
+
+def _names(row: type) -> list[str]:
+    return [one.name for one in fields(row)]
+
+
+def _taken(url: str) -> str:
+    return (
+        f"{shown(url)} is held by another dispatcher; there is one per cluster: stop the other one, or use its cluster"
+    )
+
+
+def _explain(url: str, error: DatabaseError) -> str:
+    text = str(error.orig)
+    if "locked" in text:
+        return _taken(url)
+    if "malformed" in text or "not a database" in text:
+        return (
+            f"{shown(url)} is damaged ({text}); move it away and start the dispatcher again: results and checkpoints "
+            "are in the storage, so jobs that are submitted again continue from there"
+        )
+    return f"{shown(url)} cannot be used: {text}; check that it exists and may be written"
