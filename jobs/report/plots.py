@@ -125,7 +125,7 @@ def ranking_plot(ranking: Sequence[Mapping[str, Any]], looks: Mapping[str, Look]
     rows = [_ranked(row) for row in ranking]
     title = "Held-out bits per byte"
     label = f"{title}: " + "; ".join(f"{row.backbone_id} {row.text}" for row in rows)
-    with _axes(HEIGHT_OF_AXIS + ROW * len(rows)) as (figure, axes):
+    with styled_axes(HEIGHT_OF_AXIS + ROW * len(rows)) as (figure, axes):
         _draw_rows(axes, rows, looks)
         axes.set_xlabel("bits per byte (lower is better)")
         svg = inline_svg(figure, "ranking", label)
@@ -142,7 +142,7 @@ def difference_plot(
     rows.sort(key=lambda row: row.mean)
     title = f"Difference to {short_id(best)}"
     label = f"{title}, with {level} interval: " + "; ".join(f"{row.backbone_id} {row.text}" for row in rows)
-    with _axes(HEIGHT_OF_AXIS + ROW * len(rows)) as (figure, axes):
+    with styled_axes(HEIGHT_OF_AXIS + ROW * len(rows)) as (figure, axes):
         for index in range(len(rows)):  # row by row, so that no name is crossed out
             if half_width:
                 axes.broken_barh([(-half_width, 2 * half_width)], (index - LANE, 2 * LANE), color=BAND, linewidth=0)
@@ -188,13 +188,16 @@ def _thinned(values: Sequence[float], limit: int) -> list[float]:
 
 
 @contextmanager
-def _axes(height: float) -> "Iterator[tuple[Figure, Axes]]":
-    """Axes in our style and nobody else's; no pyplot, so nothing global and no display is touched."""
+def styled_axes(height: float, width: float = WIDTH, dpi: float = 100) -> "Iterator[tuple[Figure, Axes]]":
+    """Axes in our style and nobody else's; no pyplot, so nothing global and no display is touched.
+
+    `height` and `width` in points; `dpi` is of what is drawn as a picture.
+    """
     from matplotlib import style
     from matplotlib.figure import Figure
 
     with style.context(["default", STYLE]):
-        figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
+        figure = Figure(figsize=(width / 72, height / 72), dpi=dpi, layout="constrained")
         yield figure, figure.subplots()
 
 
@@ -209,7 +212,7 @@ def _line_plot(
 ) -> Markup:
     limit = max(20, POINTS_PER_PLOT // len(curves))
     seeds = max(sum(curve.backbone_id == other.backbone_id for other in curves) for curve in curves)
-    with _axes(HEIGHT) as (figure, axes):
+    with styled_axes(HEIGHT) as (figure, axes):
         for curve in curves:
             look = looks[curve.backbone_id]
             (line,) = axes.plot(

@@ -1,23 +1,22 @@
 """A simulated schedule as a page: the figures, who used which node when, and how many GPUs were busy."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from jobs.packing import Node
 from jobs.report.formats import time_scale
 from jobs.report.html import environment
 from jobs.report.palette import BAND, COLOURS, INK, MUTED, Look, looks
-from jobs.report.plots import STYLE, Plot
+from jobs.report.plots import Plot, styled_axes
 from jobs.report.svg import inline_svg
 from jobs.simulate import Segment, Simulation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 WIDTH = 880  # points; the page stretches it over its whole width
 SHORTEST, TALLEST = 190, 560
+DPI = 150
 RECTANGLES = 3000  # more are drawn as one picture: the page stays small
 OTHERS = "other owners"
 CURVE_POINTS = 2000
@@ -47,7 +46,7 @@ def gantt(segments: Sequence[Segment], nodes: Sequence[Node], look_of: Mapping[s
     rectangles = list(_rectangles(segments, nodes))
     scale, unit = time_scale(max((segment.end_s for segment in segments), default=1.0))
     top = sum(node.gpus for node in nodes)
-    with _axes(min(TALLEST, max(SHORTEST, 60 + 3 * top))) as (figure, axes):
+    with styled_axes(min(TALLEST, max(SHORTEST, 60 + 3 * top)), WIDTH, DPI) as (figure, axes):
         _draw_bands(axes, nodes)
         corners = [
             [(start / scale, low), (end / scale, low), (end / scale, high), (start / scale, high)]
@@ -79,7 +78,7 @@ def busy_plot(runs: Sequence[Simulation]) -> Plot:
     styles = {"backbone": (COLOURS[0][0], "-"), "fifo": (COLOURS[1][0], "--"), "fifo-backfill": (MUTED, "-")}
     end_s = max((segment.end_s for run in runs for segment in run.segments), default=1.0)
     scale, unit = time_scale(end_s)
-    with _axes(SHORTEST + 20) as (figure, axes):
+    with styled_axes(SHORTEST + 20, WIDTH, DPI) as (figure, axes):
         for run in reversed(runs):  # ours on top
             x, y = _busy(run.segments, end_s)
             colour, line = styles[run.policy]
@@ -152,13 +151,3 @@ def _draw_bands(axes: "Axes", nodes: Sequence[Node]) -> None:
         if number % 2:
             axes.axhspan(row, row + node.gpus, color=BAND, linewidth=0, zorder=0)
         row += node.gpus
-
-
-@contextmanager
-def _axes(height: float) -> "Iterator[tuple[Figure, Axes]]":
-    from matplotlib import style
-    from matplotlib.figure import Figure
-
-    with style.context(["default", STYLE]):
-        figure = Figure(figsize=(WIDTH / 72, height / 72), dpi=150, layout="constrained")
-        yield figure, figure.subplots()
