@@ -18,6 +18,7 @@ from orchestrator.memory import (
     find_shortage,
     predict_memory,
 )
+from orchestrator.occurrence import parse_occurrence
 from orchestrator.preflight import (
     check_accelerator,
     check_batch,
@@ -80,6 +81,7 @@ class Plan:
     storage: Path
     tracking_uri: str
     plugins: tuple[str, ...] = ()  # modules that register backbones, for the workers to import too
+    occurrence: str | None = None  # the firing of a schedule that this is; None where a person runs it
 
     @property
     def folder(self) -> Path:
@@ -100,33 +102,38 @@ class Plan:
         return tuple(dict.fromkeys(forecast.infeasible for forecast in self.forecasts if forecast.infeasible))
 
 
-def load_comparison(path: Path) -> Plan:
-    """Reads and plans `compare.yaml`. Raises SpecError with everything that is wrong; nothing is started."""
+def load_comparison(path: Path, occurrence: str | None = None) -> Plan:
+    """Reads and plans `compare.yaml`. Raises SpecError with everything that is wrong; nothing is started.
+
+    With an `occurrence` (`<schedule>/<tick>`) the cells are those of that firing: new ones, measured anew.
+    """
     source = read_spec(path)
     if "backbone" in source.data and "backbones" not in source.data:
         message = "has 'backbone', so it is a finetune; run `backbone finetune`, or write 'backbones' with a list"
         raise SpecError((source.problem("backbone", message),))
-    return _plan(source, Comparison)
+    return _plan(source, Comparison, occurrence)
 
 
-def load_finetune(path: Path) -> Plan:
+def load_finetune(path: Path, occurrence: str | None = None) -> Plan:
     """Reads and plans `finetune.yaml`. Raises SpecError with everything that is wrong; nothing is started."""
     source = read_spec(path)
     if "backbones" in source.data and "backbone" not in source.data:
         message = "has 'backbones', so it is a comparison; run `backbone compare`, or write one 'backbone'"
         raise SpecError((source.problem("backbones", message),))
-    return _plan(source, Finetune)
+    return _plan(source, Finetune, occurrence)
 
 
-def load_plan(path: Path) -> Plan:
+def load_plan(path: Path, occurrence: str | None = None) -> Plan:
     """Plans whichever kind of spec the file holds."""
     source = read_spec(path)
     is_finetune = "backbone" in source.data and "backbones" not in source.data
-    return _plan(source, Finetune if is_finetune else Comparison)
+    return _plan(source, Finetune if is_finetune else Comparison, occurrence)
 
 
-def _plan(source: SpecSource, model: type[Comparison] | type[Finetune]) -> Plan:
+def _plan(source: SpecSource, model: type[Comparison] | type[Finetune], occurrence: str | None) -> Plan:
     """Every stage adds its problems and skips what the schema already found wrong; one SpecError names them all."""
+    if occurrence is not None:
+        parse_occurrence(occurrence)  # it names files: refused here, whoever passes it
     job, found = check(source, model, model.stand_ins)
     if job is None:
         raise SpecError(found)
@@ -147,7 +154,7 @@ def _plan(source: SpecSource, model: type[Comparison] | type[Finetune]) -> Plan:
         raise SpecError(tuple(problems))
     train, validation, removed = splits
     forecasts = {spec.backbone_id: _forecast(source, job, spec) for spec in specs}
-    cells = _cells(job, specs, train, validation)
+    cells = _cells(job, specs, train, validation, occurrence)
     uri = job.tracking.uri or default_tracking_uri(storage)
     kind = "comparison" if isinstance(job, Comparison) else "finetune"
     rule = job.verdict.model_dump() if isinstance(job, Comparison) else None
@@ -163,6 +170,7 @@ def _plan(source: SpecSource, model: type[Comparison] | type[Finetune]) -> Plan:
         train_in_validation=removed,
         storage=storage,
         tracking_uri=uri,
+        occurrence=occurrence,
     )
 
 
@@ -182,24 +190,45 @@ def _forecast(source: SpecSource, job: Job, spec: BackboneSpec) -> CellForecast:
     return CellForecast(memory, find_device_gib(placement), flops, problem)
 
 
+def ids_without_occurrence(plan: Plan) -> dict[str, str]:
+    """By cell id, what the cell would be called if a person ran it: the same for firings that measure the same."""
+    assert isinstance(plan.job, Comparison | Finetune)
+    cells = _cells(plan.job, list(plan.backbones), plan.train, plan.validation, None)
+    return {cell.cell_id: plain.cell_id for cell, plain in zip(plan.cells, cells, strict=True)}
+
+
 def _cells(
-    job: Comparison | Finetune, specs: list[BackboneSpec], train: Dataset, validation: Dataset
+    job: Comparison | Finetune,
+    specs: list[BackboneSpec],
+    train: Dataset,
+    validation: Dataset,
+    occurrence: str | None,
 ) -> tuple[Cell, ...]:
     """Seed by seed, so that an interrupted comparison has all backbones at equal seeds."""
     # With parity: intersection the other candidates decide which examples are dropped, so they are part of the cell.
     shared_fate = sorted(backbone_identity(spec) for spec in specs) if job.recipe.data.parity == "intersection" else []
-    return tuple(_cell(job, spec, seed, train, validation, shared_fate) for seed in job.seed_list for spec in specs)
+    return tuple(
+        _cell(job, spec, seed, train, validation, shared_fate, occurrence) for seed in job.seed_list for spec in specs
+    )
 
 
-def _cell(job: Job, spec: BackboneSpec, seed: int, train: Dataset, validation: Dataset, shared_fate: list[str]) -> Cell:
+def _cell(
+    job: Job,
+    spec: BackboneSpec,
+    seed: int,
+    train: Dataset,
+    validation: Dataset,
+    shared_fate: list[str],
+    occurrence: str | None,
+) -> Cell:
     recipe, placement = job.recipe, job.placement
     rows = choose_micro_batch_size(spec, recipe, placement)
     recipe_facts = recipe.model_dump(mode="json", exclude={"data": {"train", "validation"}, "checkpoint": True})
     digests = [train.digest, validation.digest]
     placed = placement.model_dump(mode="json")
-    identity = content_hash([backbone_identity(spec), seed, recipe_facts, placed, rows, digests, shared_fate, None])
-    cell_id = f"{backbone_slug(spec)}-s{seed}-{identity[:10]}"
-    return Cell(cell_id, spec, seed, recipe, placement, rows, train.digest, validation.digest)
+    facts = [backbone_identity(spec), seed, recipe_facts, placed, rows, digests, shared_fate, occurrence]
+    cell_id = f"{backbone_slug(spec)}-s{seed}-{content_hash(facts)[:10]}"
+    return Cell(cell_id, spec, seed, recipe, placement, rows, train.digest, validation.digest, occurrence)
 
 
 def backbone_slug(spec: BackboneSpec) -> str:

@@ -11,10 +11,10 @@ import yaml
 
 from backbones.registry import get_spec
 from backbones.spec import Architecture, BackboneSpec
-from orchestrator.errors import SpecError
+from orchestrator.errors import InputError, SpecError
 from orchestrator.flops import find_mfu, find_peak_flops, training_flops_per_token
 from orchestrator.memory import choose_micro_batch_size, find_device_gib, find_shortage, predict_memory
-from orchestrator.plan import Plan, load_comparison, load_finetune, load_plan
+from orchestrator.plan import Plan, ids_without_occurrence, load_comparison, load_finetune, load_plan
 from orchestrator.spec import Placement, Recipe
 
 TINY_TOKENIZER = Path(get_spec("tiny-llama2").source)
@@ -303,3 +303,50 @@ def test_mfu_is_a_share_of_the_peak_or_nothing() -> None:
 )
 def test_a_peak_is_found_by_the_name_that_the_device_reports(name: str, peak: float | None) -> None:
     assert find_peak_flops(name) == peak
+
+
+# --- firings of a schedule ---
+
+NIGHT = "nightly/2026-11-22T02:00Z"
+
+
+def test_a_plan_that_no_clock_fired_has_the_ids_it_always_had(tmp_path: Path) -> None:
+    plan = load_comparison(write_job(tmp_path))
+    assert plan.occurrence is None
+    assert plan.job_id == "pair-e15fdcefb3"
+    assert ids(plan) == [
+        "tiny-llama2-s0-4246a492f0", "tiny-mistral-s0-c979e989f5",
+        "tiny-llama2-s1-e67f243377", "tiny-mistral-s1-8504c385cc",
+    ]  # fmt: skip
+
+
+def test_each_firing_measures_anew_and_the_same_firing_does_not(tmp_path: Path) -> None:
+    spec = write_job(tmp_path)
+    by_hand, first, again = load_plan(spec), load_plan(spec, NIGHT), load_comparison(spec, NIGHT)
+    next_night = load_plan(spec, "nightly/2026-11-23T02:00Z")
+    assert first.occurrence == NIGHT
+    assert {cell.occurrence for cell in first.cells} == {NIGHT}
+    assert (ids(first), first.job_id) == (ids(again), again.job_id)
+    everything = [*ids(by_hand), *ids(first), *ids(next_night)]
+    assert len(set(everything)) == 12
+    assert len({by_hand.job_id, first.job_id, next_night.job_id}) == 3
+
+
+def test_firings_that_measure_the_same_can_be_told_from_those_that_do_not(tmp_path: Path) -> None:
+    spec = write_job(tmp_path)
+    by_hand, night = load_plan(spec), load_plan(spec, NIGHT)
+    assert ids_without_occurrence(night) == dict(zip(ids(night), ids(by_hand), strict=True))
+    assert ids_without_occurrence(by_hand) == {cell_id: cell_id for cell_id in ids(by_hand)}
+    changed = load_plan(write_job(tmp_path, recipe=recipe_facts(sequence_length=32)), NIGHT)
+    assert not set(ids_without_occurrence(changed).values()) & set(ids(by_hand))
+
+
+def test_a_finetune_has_its_firing_too(tmp_path: Path) -> None:
+    spec = write_job(tmp_path, backbone="tiny-llama2")
+    assert ids(load_finetune(spec, NIGHT)) == ids(load_plan(spec, NIGHT)) != ids(load_finetune(spec))
+
+
+@pytest.mark.parametrize("occurrence", ["", "nightly", "../../x", "nightly/../../x", "nightly/2026-11-22T02:00Z/x"])
+def test_an_occurrence_that_could_name_another_folder_is_refused(tmp_path: Path, occurrence: str) -> None:
+    with pytest.raises(InputError, match=r"is no (occurrence of|name for) a schedule"):
+        load_plan(write_job(tmp_path), occurrence)
