@@ -1,0 +1,38 @@
+"""One HTTP question with a time limit, and whatever the answer was. No ray, no mlflow."""
+
+import http.client
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`status` is None when nothing answered; then `text` says why."""
+
+    status: int | None
+    text: str
+
+
+def ask(url: str, *, token: str | None = None, host: str | None = None, timeout_s: float = 5.0) -> Answer:
+    """GET. `token` goes as a bearer token; `host` replaces the Host header. Follows no redirect, raises nothing."""
+    headers = {"Authorization": f"Bearer {token}"} if token is not None else {}
+    if host is not None:
+        headers["Host"] = host
+    opener = urllib.request.build_opener(_NoRedirect, urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(urllib.request.Request(url, headers=headers), timeout=timeout_s) as answer:
+            return Answer(answer.status, answer.read(200_000).decode(errors="replace"))
+    except urllib.error.HTTPError as error:
+        return Answer(error.code, error.read(2_000).decode(errors="replace"))
+    except urllib.error.URLError as error:
+        return Answer(None, str(error.reason))
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        return Answer(None, str(error) or type(error).__name__)
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect would carry the token to whoever is named there."""
+
+    def redirect_request(self, *args: object, **more: object) -> None:
+        return None
