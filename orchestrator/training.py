@@ -5,6 +5,7 @@ Knows nothing of Ray or MLflow: it needs an initialised process group, a device 
 
 import itertools
 import math
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -52,6 +53,7 @@ class Trainee:
     scored: np.ndarray
     device: torch.device
     load_time_s: float
+    model_time_s: float  # of it: to build, shard and fill the backbone
 
     @property
     def pad_token_id(self) -> int:
@@ -88,10 +90,11 @@ def train_cell(job: CellJob, device: torch.device) -> None:
     if job.certificate is not None:
         _phase(spool, "certifying")
         require_certificate(job.certificate, device, job.folder, spool)
-    _phase(spool, "loading")
+    _phase(spool, "loading", load_average=os.getloadavg()[0], cores=os.cpu_count())
     trainee = build_trainee(job, device)
     position = _resume(job, trainee, spool)
-    _phase(spool, "training", step=position.seen.steps)
+    data_time_s = trainee.load_time_s - trainee.model_time_s
+    _phase(spool, "training", step=position.seen.steps, model_s=trainee.model_time_s, data_s=data_time_s)
     if position.seen.steps == 0:
         _evaluate(job, trainee, position, spool)
     scores: ItemScores | None = None
@@ -121,6 +124,7 @@ def build_trainee(job: CellJob, device: torch.device) -> Trainee:
     backbone, layers = build_sharded(
         cell.backbone.reference, recipe, device, seed=cell.seed, replicas=cell.placement.replicas
     )
+    model_time_s = time.perf_counter() - started
     backbone.llm.train()
     kept, scored = load_selection(job.selection_file)
     feed = Feed(
@@ -141,6 +145,7 @@ def build_trainee(job: CellJob, device: torch.device) -> Trainee:
         scored=scored,
         device=device,
         load_time_s=time.perf_counter() - started,
+        model_time_s=model_time_s,
     )
 
 
@@ -246,11 +251,13 @@ def _checkpoint(job: CellJob, trainee: Trainee, position: Position, spool: Spool
     _phase(spool, "checkpointing", step=position.seen.steps)
     started = time.perf_counter()
     step, root = position.seen.steps, job.checkpoint_root
-    save_checkpoint(root, job.attempt, step, trainee.backbone, trainee.optimizer, asdict(position))
+    folder = save_checkpoint(root, job.attempt, step, trainee.backbone, trainee.optimizer, asdict(position))
     if spool is not None:
         prune(root, job.cell.recipe.checkpoint.keep)
-    _phase(spool, "training", step=step)
     stall = time.perf_counter() - started
+    if spool is not None:
+        size = sum(file.stat().st_size for file in folder.iterdir())
+        spool.phase("training", step=step, stall_s=stall, checkpoint_bytes=size)
     return replace(
         position, checkpoints=position.checkpoints + 1, checkpoint_stall_s=position.checkpoint_stall_s + stall
     )
@@ -283,8 +290,9 @@ def _finish(
     """Exports where asked, and writes the measurement. An attempt that found the budget used up scores again."""
     _phase(spool, "finishing")
     scores = scores or _evaluate(job, trainee, position, spool)
-    peak = torch.tensor(peak_memory_gib(trainee.device), device=trainee.device)
-    dist.all_reduce(peak, dist.ReduceOp.MAX)
+    host = torch.device("cpu")
+    peaks = torch.tensor([peak_memory_gib(trainee.device), peak_memory_gib(host)], device=trainee.device)
+    dist.all_reduce(peaks, dist.ReduceOp.MAX)
     if job.export is not None:
         export_model(trainee.backbone, job, scores)
     if spool is None:
@@ -299,7 +307,8 @@ def _finish(
         device=device_name(trainee.device),
         on_gpu=trainee.device.type == "cuda",
         flops_per_token=job.flops_per_token,
-        peak_memory_gib=float(peak),
+        peak_memory_gib=float(peaks[0]),
+        peak_host_memory_gib=float(peaks[1]),
         load_time_s=trainee.load_time_s,
         checkpoint_stall_s=position.checkpoint_stall_s / max(position.checkpoints, 1),
         contract=contract,

@@ -76,6 +76,13 @@ class SpoolWriter:
             )
 
 
+def note_phase(folder: Path, attempt: int, name: str) -> None:
+    """Appends a phase from outside the attempt: the driver says when it asked for the workers."""
+    writer = SpoolWriter(folder, attempt)
+    writer.phase(name)
+    writer.close()
+
+
 def read_spool(folder: Path) -> Iterator[Entry]:
     """Every complete entry so far."""
     yield from (entry for entry, _ in read_from(folder, 0))
