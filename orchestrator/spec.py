@@ -284,6 +284,17 @@ class Comparison(Job):
         return tuple(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
 
 
+class Benchmark(Comparison):
+    """A comparison cut down to what its speed shows: `warm_up` steps that do not count, then `measured` ones.
+
+    Nobody writes it: it is made of a comparison's file.
+    """
+
+    warm_up: Annotated[int, Field(ge=0, le=1_000_000)]
+    measured: Count
+    occurrence: str = Field(min_length=1)  # which measurement of the same comparison this is
+
+
 class Export(Strict):
     """Where a finetune writes its Hugging Face folder, and the MLflow registered model it becomes."""
 
