@@ -6,6 +6,7 @@ from typing import Any
 
 from jobs.report.contract import contract_differences, contract_facts
 from jobs.report.formats import count, duration, is_number, percent, significant, words
+from jobs.report.history import history_view
 from jobs.report.palette import Look, looks
 from jobs.report.plots import (
     Plot,
@@ -103,6 +104,7 @@ def report_view(document: Mapping[str, Any]) -> dict[str, Any]:
         "contract": contract_facts(cells),
         "differences": contract_differences(cells),
         "contract_backbones": _with_contract(cells),
+        "history": history_view(document.get("history"), looked),
     }
 
 
