@@ -1,22 +1,25 @@
-"""Runs the cells of a plan: several at once, each attempt by attempt, until every one has a terminal status."""
+"""Runs the cells of a plan: each attempt under a lease, until every cell has a terminal status."""
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from jobs.cluster import check_capacity, concurrent_cells, request_nodes
+from jobs.leases import Leases
+from jobs.queue_policy import NEVER_FITS
+from jobs.queue_rows import Directives, LeaseRow
 from orchestrator.cell_job import CellJob
-from orchestrator.errors import AlreadyRunningError
+from orchestrator.errors import AlreadyRunningError, ResourcesError
 from orchestrator.measurement import find_measurement
 from orchestrator.plan import Cell
 from orchestrator.results import CellResult, CellStatus, find_cell_result, read_json, save_cell_result, write_json
+from orchestrator.spec import Policy
 from orchestrator.worker import Failure, run_attempt
 
 WAIT_FOR_NODES_S = 20 * 60
@@ -24,77 +27,148 @@ WAIT_FOR_NODES_S = 20 * 60
 # whose workers do not run yet (it waits for nodes, or starts) is given. Killing it then loses nothing but time.
 STOP_LIMIT_S = 10 * 60.0
 STOP_LIMIT_BEFORE_START_S = 20.0
+LOCK_LIMIT_S = 60.0  # a driver that was killed leaves its locks at once, its machine's file system a little later
 # A finished cell is not run again. The others ended for reasons that another run may not meet.
 FINAL = (CellStatus.SUCCEEDED, CellStatus.DIVERGED, CellStatus.OUT_OF_MEMORY)
 Report = Callable[[Cell, CellStatus, int], None]
 
 
+@dataclass(frozen=True)
+class Again:
+    """A cell gave its lease back and needs another one."""
+
+    status: CellStatus  # QUEUED, or PREEMPTED
+    reason: str
+
+
+@dataclass
+class _Running:
+    """A cell under a lease. `asked`: the lease as it was when its cell was asked to stop."""
+
+    cell: Cell
+    future: "Future[CellResult | Again]"
+    asked: LeaseRow | None = None
+
+
+@dataclass
+class _Tries:
+    """What the attempts of one cell came to in this launch."""
+
+    history: "_History"
+    failures: int = 0
+    previous: Failure | None = None
+    trained_s: float = 0.0
+
+
 @dataclass
 class CellRunner:
-    """Launches cells as resources allow and stops them, at a checkpoint, when asked."""
+    """Trains cells while they hold leases, and stops them, at a checkpoint, when asked."""
 
-    make_job: Callable[[Cell, int], CellJob]
-    max_failures: int
+    make_job: Callable[[Cell, int, float], CellJob]  # (cell, attempt, seconds left of policy.timeout)
+    find_finished: Callable[[Cell], CellResult | None]
+    folder: Callable[[Cell], Path]
+    policy: Policy
     report: Report  # told of each change of status and each attempt
+    notice: Callable[[str], None]  # told why nothing trains
+    leases: Leases
+    _changed: threading.Event = field(default_factory=threading.Event)
     _stopping: threading.Event = field(default_factory=threading.Event)
     _stopped_at: float = 0.0
-    _running: dict[str, CellJob] = field(default_factory=dict)
+    _jobs: dict[str, CellJob] = field(default_factory=dict)  # of the attempts that run
+    _running: dict[int, _Running] = field(default_factory=dict)  # by lease
+    _tries: dict[str, _Tries] = field(default_factory=dict)
 
     def run(self, cells: list[Cell]) -> list[CellResult]:
-        """Runs the cells in order, as many at once as fit; returns their results in the same order."""
+        """Runs the cells as leases come; returns their results in the order of `cells`."""
+        open_cells = {cell.cell_id: cell for cell in cells}
         results: dict[str, CellResult] = {}
-        waiting = list(cells)
-        running: dict[Future[CellResult], Cell] = {}
-        started = time.monotonic()
-        with _requested_nodes(), self._stopping_on_error():
-            while waiting or running:
-                slots = concurrent_cells(waiting[0].placement) if waiting else 0
-                request_nodes([cell.placement for cell in (*running.values(), *waiting)])
-                if waiting and not slots and not running and not self._stopping.is_set():
-                    check_capacity(waiting[0].placement, time.monotonic() - started, WAIT_FOR_NODES_S)
-                    self._stopping.wait(1.0)
-                while waiting and (len(running) < slots or self._stopping.is_set()):
-                    cell = waiting.pop(0)
-                    running[self._start(cell)] = cell
-                done, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
-                for future in done:
-                    results[running.pop(future).cell_id] = future.result()
-                for future, cell in tuple(running.items()):
-                    if self._is_stuck(cell):
-                        results[running.pop(future).cell_id] = self._abandon(cell)
+        started: set[int] = set()
+        idle = _Idle(self.notice)
+        self.leases.changed = self._changed.set
+        try:
+            while open_cells:
+                told = self.leases.directives
+                self._obey(told, open_cells, started)
+                results |= self._collect() | self._close(told, open_cells)
+                open_cells = {cell_id: cell for cell_id, cell in open_cells.items() if cell_id not in results}
+                idle.check(told, self.leases.problem, is_idle=bool(open_cells) and not self._running)
+                self._changed.wait(1.0)
+                self._changed.clear()
+        except BaseException:
+            self.stop()
+            raise
         return [results[cell.cell_id] for cell in cells]
 
     def stop(self) -> None:
         """Asks every running cell to write a checkpoint and stop, and starts no other."""
         self._stopped_at = time.monotonic()
         self._stopping.set()
-        for job in tuple(self._running.values()):
+        self._changed.set()
+        for job in tuple(self._jobs.values()):
             job.stop_file.touch()
 
-    @contextmanager
-    def _stopping_on_error(self) -> Iterator[None]:
-        try:
-            yield
-        except BaseException:
+    def _obey(self, told: Directives, open_cells: Mapping[str, Cell], started: set[int]) -> None:
+        """Starts what was granted and asks to stop what must."""
+        if (told.stop or told.replaced) and not self._stopping.is_set():
             self.stop()
-            raise
+        for lease in told.leases:
+            running = self._running.get(lease.lease_id)
+            if lease.lease_id not in started and lease.cell_id in open_cells and not self._stopping.is_set():
+                started.add(lease.lease_id)
+                self._start(open_cells[lease.cell_id], lease)
+            elif running is not None and running.asked is None and lease.stop_kind is not None:
+                running.asked = lease
+                if (job := self._jobs.get(lease.cell_id)) is not None:
+                    job.stop_file.touch()
 
-    def _start(self, cell: Cell) -> Future[CellResult]:
+    def _collect(self) -> dict[str, CellResult]:
+        """The cells that ended; what must wait again gives its lease back."""
+        results = {}
+        for lease_id, running in tuple(self._running.items()):
+            cell = running.cell
+            if running.future.done():
+                outcome = running.future.result()
+            elif self._is_stuck(cell):
+                outcome = self._abandon(cell)
+            else:
+                continue
+            del self._running[lease_id]
+            if isinstance(outcome, CellResult):
+                results[cell.cell_id] = outcome
+                note = (outcome.failure or "").split("\n")[0]
+            else:
+                note = outcome.reason
+            self.leases.give_back(lease_id, cell.cell_id, outcome.status, note)
+        return results
+
+    def _close(self, told: Directives, open_cells: Mapping[str, Cell]) -> dict[str, CellResult]:
+        """The cells that will get no lease: the queue closed them, or all are asked to stop."""
+        closed = dict(told.closed)
+        training = {running.cell.cell_id for running in self._running.values()}
+        results = {}
+        for cell_id, cell in open_cells.items():
+            reason = closed.get(cell_id, told.stop or "stopped before it was started")
+            if cell_id not in training and (cell_id in closed or self._stopping.is_set()):
+                results[cell_id] = self._end(cell, self._tries_of(cell).history, CellStatus.CANCELLED, reason)
+        return results
+
+    def _start(self, cell: Cell, lease: LeaseRow) -> None:
         """Runs a cell in a thread that, unlike a pool's, does not keep the process from ending."""
-        future: Future[CellResult] = Future()
+        future: Future[CellResult | Again] = Future()
+        running = self._running[lease.lease_id] = _Running(cell, future)
 
         def run() -> None:
             try:
-                future.set_result(self._run_cell(cell))
+                future.set_result(self._run_lease(running, lease))
             except BaseException as error:
                 future.set_exception(error)
+            self._changed.set()
 
         threading.Thread(target=run, name=cell.cell_id, daemon=True).start()
-        return future
 
     def _is_stuck(self, cell: Cell) -> bool:
         """Whether a cell has had its time to stop."""
-        job = self._running.get(cell.cell_id)
+        job = self._jobs.get(cell.cell_id)
         if job is None or not self._stopping.is_set():
             return False
         limit = STOP_LIMIT_S if job.has_started else STOP_LIMIT_BEFORE_START_S
@@ -102,46 +176,76 @@ class CellRunner:
 
     def _abandon(self, cell: Cell) -> CellResult:
         """The result of a cell that did not stop in time; its processes end with the connection to Ray."""
-        history = _History(self.make_job(cell, 0).folder)
         reason = "stopped on request without a new checkpoint; the same command continues from the last one there is"
-        return self._end(cell, history, CellStatus.CANCELLED, reason)
+        return self._end(cell, self._tries_of(cell).history, CellStatus.CANCELLED, reason)
 
-    def _run_cell(self, cell: Cell) -> CellResult:
-        history = _History(self.make_job(cell, 0).folder)
-        failures, previous = 0, None
-        while True:
-            if self._stopping.is_set():
-                return self._end(cell, history, CellStatus.CANCELLED, "stopped before it was started")
-            attempt = history.begin()
-            self.report(cell, CellStatus.RUNNING, attempt)
-            failure = self._attempt(cell, attempt)
-            if failure is None:
-                history.finish()
-                return self._end(cell, history, CellStatus.SUCCEEDED, None)
-            history.end(failure)
-            failures += failure.is_charged
-            if not failure.retriable:
-                return self._end(cell, history, failure.status, failure.message)
-            if self._stopping.is_set():
-                return self._end(cell, history, CellStatus.CANCELLED, "stopped on request")
-            if previous is not None and failure.repeats(previous):
-                reason = f"the same failure twice in a row, so a third try would meet it too: {failure.message}"
-                return self._end(cell, history, CellStatus.FAILED, reason)
-            previous = failure
-            if failures > self.max_failures:
-                reason = f"{failures} failures, more than policy.max_failures allows; the last: {failure.message}"
-                return self._end(cell, history, CellStatus.FAILED, reason)
+    def _run_lease(self, running: _Running, lease: LeaseRow) -> CellResult | Again:
+        """One attempt. What it came to, or why the cell needs another lease."""
+        if not self.leases.counterpart.is_shared:  # the launch holds the locks of all its cells
+            return self._run_attempt(running, lease)
+        with locked_cells([self.folder(running.cell)], LOCK_LIMIT_S):
+            # Another job may have trained the same cell while this one waited.
+            return self.find_finished(running.cell) or self._run_attempt(running, lease)
 
-    def _attempt(self, cell: Cell, attempt: int) -> Failure | None:
-        job = self.make_job(cell, attempt)
+    def _run_attempt(self, running: _Running, lease: LeaseRow) -> CellResult | Again:
+        cell, tries = running.cell, self._tries_of(running.cell)
+        history = tries.history
+        if self._stopping.is_set():
+            return self._end(cell, history, CellStatus.CANCELLED, "stopped before it was started")
+        attempt = history.begin()
+        self.report(cell, CellStatus.RUNNING, attempt)
+        began = time.monotonic()
+        failure = self._attempt(running, attempt, lease, self.policy.timeout_s - tries.trained_s)
+        tries.trained_s += time.monotonic() - began
+        if failure is None:
+            history.finish()
+            return self._end(cell, history, CellStatus.SUCCEEDED, None)
+        asked = running.asked if failure.status is CellStatus.CANCELLED else None
+        if asked is not None and asked.stop_kind == "preempted":
+            history.end(asked.stop_reason)
+            self.report(cell, CellStatus.PREEMPTED, attempt)
+            return Again(CellStatus.PREEMPTED, asked.stop_reason)
+        history.end(failure.account)
+        if asked is not None:
+            return self._end(cell, history, CellStatus.CANCELLED, asked.stop_reason)
+        return self._judge(cell, tries, failure, attempt)
+
+    def _judge(self, cell: Cell, tries: _Tries, failure: Failure, attempt: int) -> CellResult | Again:
+        """Whether another attempt is worth it."""
+        previous, tries.previous = tries.previous, failure
+        tries.failures += failure.is_charged
+        if not failure.retriable:
+            return self._end(cell, tries.history, failure.status, failure.message)
+        if self._stopping.is_set():
+            return self._end(cell, tries.history, CellStatus.CANCELLED, "stopped on request")
+        if previous is not None and failure.repeats(previous):
+            reason = f"the same failure twice in a row, so a third try would meet it too: {failure.message}"
+            return self._end(cell, tries.history, CellStatus.FAILED, reason)
+        if tries.failures > self.policy.max_failures:
+            reason = f"{tries.failures} failures, more than policy.max_failures allows; the last: {failure.message}"
+            return self._end(cell, tries.history, CellStatus.FAILED, reason)
+        self.report(cell, CellStatus.QUEUED, attempt)
+        return Again(CellStatus.QUEUED, failure.account)
+
+    def _attempt(self, running: _Running, attempt: int, lease: LeaseRow, left_s: float) -> Failure | None:
+        cell = running.cell
+        job = self.make_job(cell, attempt, left_s)
         job.stop_file.unlink(missing_ok=True)
-        self._running[cell.cell_id] = job
-        if self._stopping.is_set():  # it was set after the caller looked, too early to find this job
+        self._jobs[cell.cell_id] = job
+        if (
+            self._stopping.is_set() or running.asked is not None
+        ):  # asked after the caller looked, before there was a job
             job.stop_file.touch()
+        nodes = [node for node, workers in lease.placement for _ in range(workers)]
         try:
-            return run_attempt(job, cell.placement)
+            return run_attempt(job, cell.placement, nodes if self.leases.counterpart.is_shared else None)
         finally:
-            del self._running[cell.cell_id]
+            del self._jobs[cell.cell_id]
+
+    def _tries_of(self, cell: Cell) -> _Tries:
+        if cell.cell_id not in self._tries:
+            self._tries[cell.cell_id] = _Tries(_History(self.folder(cell)))
+        return self._tries[cell.cell_id]
 
     def _end(self, cell: Cell, history: "_History", status: CellStatus, reason: str | None) -> CellResult:
         measurement = find_measurement(history.folder) if status is CellStatus.SUCCEEDED else None
@@ -159,6 +263,28 @@ class CellRunner:
         save_cell_result(history.folder, result)
         self.report(cell, status, history.count)
         return result
+
+
+class _Idle:
+    """Says once why nothing trains, and gives up where waiting is vain."""
+
+    def __init__(self, notice: Callable[[str], None]):
+        self._notice, self._said, self._since = notice, "", time.monotonic()
+
+    def check(self, told: Directives, problem: str, is_idle: bool) -> None:
+        """Raises ResourcesError where the cluster can never hold a cell, or did not come to it in time."""
+        if not is_idle:
+            self._said, self._since = "", time.monotonic()
+            return
+        if told.hopeless:
+            raise ResourcesError(told.hopeless)
+        why = problem or told.waiting
+        if why and not self._said:
+            self._notice(f"waiting: {why}")
+        self._said = self._said or why
+        waited_s = time.monotonic() - self._since
+        if NEVER_FITS in told.waiting and waited_s > WAIT_FOR_NODES_S:
+            raise ResourcesError(f"after {waited_s:.0f} s: {told.waiting}. Add nodes, or lower placement.workers")
 
 
 class _History:
@@ -183,22 +309,12 @@ class _History:
         self.reasons.append("it finished")
         self._save()
 
-    def end(self, failure: Failure) -> None:
-        rank = "" if failure.rank is None else f" on rank {failure.rank}"
-        self.reasons.append(f"{failure.kind}{rank}: {failure.message.splitlines()[0]}")
+    def end(self, reason: str) -> None:
+        self.reasons.append(reason)
         self._save()
 
     def _save(self) -> None:
         write_json(self._file, {"count": self.count, "reasons": self.reasons})
-
-
-@contextmanager
-def _requested_nodes() -> Iterator[None]:
-    """Takes the request to the autoscaler back, however the run ends."""
-    try:
-        yield
-    finally:
-        request_nodes([])
 
 
 def find_final_result(folder: Path) -> CellResult | None:
@@ -220,20 +336,17 @@ def cancelled_result(cell: Cell, folder: Path) -> CellResult:
     return replace(result, folder=str(folder), failure="stopped before it was started", restarts=history.reasons)
 
 
-def lock_cells(folders: list[Path]) -> list[FileLock]:
-    """Takes every cell's lock, so that no two launches train one cell. Raises AlreadyRunningError."""
-    locks: list[FileLock] = []
-    for folder in folders:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / "lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            for taken in locks:
-                taken.release()
-            raise AlreadyRunningError(
-                f"{folder.name} is being trained by another process; wait for it, or stop it with Ctrl-C there. "
-                "Running the same command afterwards picks up what it did."
-            ) from None
-        locks.append(lock)
-    return locks
+@contextmanager
+def locked_cells(folders: Iterable[Path], limit_s: float = 0.0) -> Iterator[None]:
+    """Holds every cell's lock, so that no two launches train one cell. Raises AlreadyRunningError."""
+    with ExitStack() as held:
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                held.enter_context(FileLock(folder / "lock", timeout=limit_s))
+            except Timeout:
+                raise AlreadyRunningError(
+                    f"{folder.name} is being trained by another process; wait for it, or stop it with Ctrl-C there. "
+                    "Running the same command afterwards picks up what it did."
+                ) from None
+        yield

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from backbones.reference import HubError
-from jobs import show
+from jobs import queue_cli, show
 from orchestrator.errors import InputError, OrchestratorError, SpecError
 
 if TYPE_CHECKING:
@@ -28,6 +28,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Plugins = Annotated[
     list[str] | None,
     typer.Option("--plugin", metavar="MODULE", help="A module or file that registers backbones; may be repeated."),
+]
+Occurrence = Annotated[
+    str | None, typer.Option(metavar="SCHEDULE/TICK", help="The firing of a schedule that this run is.", hidden=True)
 ]
 SkipInfeasible = Annotated[bool, typer.Option(help="Report cells that cannot fit instead of refusing the whole job.")]
 
@@ -93,21 +96,24 @@ def compare(
         bool, typer.Option("--certificate/--no-certificate", help="Train only backbones whose certificate passes.")
     ] = True,
     plugin: Plugins = None,
+    occurrence: Occurrence = None,
 ) -> None:
     """Trains every backbone under one recipe, and says which wins and how sure that is."""
     plugins = _load_plugins(plugin)
     from orchestrator.plan import load_comparison
 
-    _launch(replace(load_comparison(spec), plugins=plugins), skip_infeasible, certificate)
+    _launch(replace(load_comparison(spec, occurrence), plugins=plugins), skip_infeasible, certificate)
 
 
 @app.command()
-def finetune(spec: Spec, skip_infeasible: SkipInfeasible = False, plugin: Plugins = None) -> None:
+def finetune(
+    spec: Spec, skip_infeasible: SkipInfeasible = False, plugin: Plugins = None, occurrence: Occurrence = None
+) -> None:
     """Trains one backbone with the same engine, and exports it."""
     plugins = _load_plugins(plugin)
     from orchestrator.plan import load_finetune
 
-    _launch(replace(load_finetune(spec), plugins=plugins), skip_infeasible, certificate=False)
+    _launch(replace(load_finetune(spec, occurrence), plugins=plugins), skip_infeasible, certificate=False)
 
 
 @app.command()
@@ -179,6 +185,9 @@ def schema(
     if kind not in models:
         raise InputError(f"no schema {kind!r}; there are: comparison, finetune")
     print(json.dumps(models[kind].model_json_schema(), indent=2))
+
+
+queue_cli.register(app)
 
 
 def _storage(option: Path | None) -> Path:

@@ -1,22 +1,23 @@
-"""Connecting to Ray, and how many cells fit at once."""
+"""Connecting to Ray, what its nodes offer, and asking the autoscaler for more."""
 
 import os
 import shutil
 import subprocess
-from dataclasses import dataclass
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
-from orchestrator.errors import ResourcesError
+import yaml
+
+from jobs.packing import Demand, Node
 from orchestrator.preflight import IN_RAY_JOB
 from orchestrator.spec import Placement
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
-
-@dataclass(frozen=True)
-class Cluster:
-    """A connection to Ray. `embedded`: started by this process on this machine, and stopped with it."""
-
-    embedded: bool
+NAMESPACE = "backbone"
+GIB = 2**30
+LABEL = "accelerator_type:"
 
 
 def is_remote() -> bool:
@@ -33,18 +34,19 @@ def find_missing_hardware(placement: Placement) -> str | None:
         return None
     return (
         f"'placement' asks for {placement.workers} x {placement.gpus_per_worker} NVIDIA GPU, but this machine has "
-        f"{present} and no cluster is given; set RAY_ADDRESS, submit with `ray job submit`, or lower "
+        f"{present} and no cluster is given; set RAY_ADDRESS, submit with `backbone submit`, or lower "
         "placement.workers or placement.gpus_per_worker"
     )
 
 
-def connect(placement: Placement) -> Cluster:
+def connect(placement: Placement) -> None:
     """Connects to the cluster of this Ray job or of RAY_ADDRESS, else starts Ray on this machine alone."""
     import ray
 
     if is_remote():
-        ray.init(address="auto" if IN_RAY_JOB in os.environ else None, log_to_driver=False, logging_level="ERROR")
-        return Cluster(embedded=False)
+        address = "auto" if IN_RAY_JOB in os.environ else None
+        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
+        return
     needed = placement.workers * placement.cpus_per_worker
     ray.init(
         address="local",
@@ -53,57 +55,54 @@ def connect(placement: Placement) -> Cluster:
         log_to_driver=False,
         logging_level="ERROR",
     )
-    return Cluster(embedded=True)
 
 
-def concurrent_cells(placement: Placement) -> int:
-    """How many cells the cluster's nodes could hold at once if they held nothing else."""
-    import ray
-
-    workers = sum(_workers_on(node["Resources"], placement) for node in ray.nodes() if node["Alive"])
-    return workers // placement.workers
-
-
-def request_nodes(placements: list[Placement]) -> None:
-    """Tells the autoscaler of every cell that runs or waits: Ray itself sees only the ones that were launched.
-
-    An empty list takes the request back. Does nothing on a cluster without an autoscaler.
-    """
-    if not is_remote():
-        return
-    from ray.autoscaler.sdk import request_resources
-
-    request_resources(bundles=[bundle for placement in placements for bundle in _bundles(placement)])
-
-
-def check_capacity(placement: Placement, waited_s: float, limit_s: float) -> None:
-    """Raises ResourcesError once a cell that fits nowhere has waited for the autoscaler long enough."""
-    if waited_s < limit_s:
-        return
-    import ray
-
-    total = ray.cluster_resources()
-    raise ResourcesError(
-        f"a cell needs {placement.workers} workers x ({placement.cpus_per_worker} CPU, {placement.gpus_per_worker} GPU"
-        f"{', ' + placement.accelerator if placement.accelerator else ''}), but after {waited_s:.0f} s the cluster has "
-        f"{total.get('CPU', 0):g} CPU and {total.get('GPU', 0):g} GPU. Add nodes, or lower placement.workers."
+def demand_of(placement: Placement) -> Demand:
+    """The gang that one cell asks for."""
+    return Demand(
+        placement.workers, placement.gpus_per_worker, placement.cpus_per_worker, accelerator=placement.accelerator
     )
 
 
-def _bundles(placement: Placement) -> list[dict[str, float]]:
-    bundle = {"CPU": float(placement.cpus_per_worker), "GPU": float(placement.gpus_per_worker)}
-    if placement.accelerator:
-        bundle[f"accelerator_type:{placement.accelerator}"] = 0.001
-    return [{name: amount for name, amount in bundle.items() if amount}] * placement.workers
+def live_nodes() -> list[Node]:
+    """What the nodes that are alive offer, in an order that does not change."""
+    import ray
+
+    alive = sorted((one for one in ray.nodes() if one["Alive"]), key=lambda one: one["NodeID"])
+    return [_node(one["NodeID"], one["Resources"]) for one in alive]
 
 
-def _workers_on(resources: dict[str, float], placement: Placement) -> int:
-    if placement.accelerator and f"accelerator_type:{placement.accelerator}" not in resources:
-        return 0
-    by_cpu = int(resources.get("CPU", 0) // placement.cpus_per_worker)
-    if not placement.gpus_per_worker:
-        return by_cpu
-    return min(by_cpu, int(resources.get("GPU", 0) // placement.gpus_per_worker))
+def largest_cluster(autoscaling_config: Path) -> list[Node]:
+    """Every node that the autoscaler may start by its configuration. Raises OSError, KeyError."""
+    types = yaml.safe_load(autoscaling_config.expanduser().read_text(encoding="utf-8"))["available_node_types"]
+    return [
+        _node(f"{name}-{number}", kind.get("resources", {}))
+        for name, kind in types.items()
+        for number in range(max(kind.get("max_workers", 0), 1))
+    ]
+
+
+def request_nodes(demands: Iterable[Demand]) -> None:
+    """Tells the autoscaler of every gang that runs or waits: Ray itself sees only those that were launched.
+
+    An empty list takes the request back. Does nothing on a cluster without an autoscaler.
+    """
+    from ray.autoscaler.sdk import request_resources
+
+    request_resources(bundles=[bundle for demand in demands for bundle in [_bundle(demand)] * demand.workers])
+
+
+def _bundle(demand: Demand) -> dict[str, float]:
+    bundle = {"CPU": float(demand.cpus_per_worker), "GPU": float(demand.gpus_per_worker)}
+    if demand.accelerator:
+        bundle[f"{LABEL}{demand.accelerator}"] = 0.001
+    return {name: amount for name, amount in bundle.items() if amount}
+
+
+def _node(node_id: str, resources: dict[str, Any]) -> Node:
+    accelerator = next((name.removeprefix(LABEL) for name in resources if name.startswith(LABEL)), None)
+    gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
+    return Node(node_id, gpus, cpus, int(resources.get("memory", 0) // GIB), accelerator)
 
 
 def _count_gpus() -> int:

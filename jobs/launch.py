@@ -5,18 +5,19 @@ import shlex
 import sys
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from jobs.cells import CellRunner, cancelled_result, find_final_result, infeasible_result, lock_cells
-from jobs.cluster import connect
+from jobs.cells import CellRunner, cancelled_result, find_final_result, infeasible_result, locked_cells
+from jobs.cluster import is_remote
 from jobs.document import build_document
 from jobs.interruption import Interruption, interrupt, interruption
+from jobs.leases import Leases, hold_leases
 from jobs.preparation import Preparation, find_preparation, prepare_data
 from jobs.progress import Progress
 from jobs.report.html import render_report
@@ -52,26 +53,36 @@ def launch(plan: Plan, console: Console, certify: bool) -> Outcome:
     Infeasible cells are reported, not run. Raises AlreadyRunningError, ResourcesError.
     """
     infeasible = _infeasible(plan)
-    with _locked(plan, infeasible), interruption(console) as received:
+    with ExitStack() as held, interruption(console) as received:
+        if not is_remote():
+            held.enter_context(_locked(plan))
         finished = _find_all_finished(plan)
-        open_cells = [c for c in plan.cells if c.cell_id not in finished and c.cell_id not in infeasible]
+        cells = open_cells(plan)
         plan.folder.mkdir(parents=True, exist_ok=True)
         (plan.folder / "spec.yaml").write_text(plan.source.text, encoding="utf-8")
-        _announce(plan, console, finished, open_cells)
+        _announce(plan, console, finished, cells)
         tracking = Tracking(plan, command_line())
         for result in (*finished.values(), *infeasible.values()):
             tracking.finish_child(result, export_request(plan))
-        if open_cells:
-            tracking.start()
         try:
-            results = _run(plan, console, open_cells, tracking, received, certify)
+            results, leases = [], None
+            if cells or find_preparation(plan) is None:
+                console.print("connecting to Ray" if is_remote() else "starting Ray")
+                leases = held.enter_context(hold_leases(plan, cells))
+                if is_remote() and not leases.counterpart.is_shared:
+                    held.enter_context(_locked(plan))
+                tracking.start()
+                results = _run(plan, console, cells, leases, tracking, received, certify)
         except BaseException:
             tracking.abort(UPLOAD_LIMIT_INTERRUPTED_S)
             raise
         everything = {**finished, **infeasible, **{result.cell_id: result for result in results}}
         ordered = [everything[cell.cell_id] for cell in plan.cells]
         with received.answered_by(tracking.hurry, "leaving the upload to the next launch", also_earlier=False):
-            return _conclude(plan, console, ordered, tracking, received.number)
+            outcome = _conclude(plan, console, ordered, tracking, received.number)
+        if leases is not None:
+            leases.finish(outcome.exit_code)
+        return outcome
 
 
 def command_line() -> str:
@@ -89,17 +100,18 @@ def _infeasible(plan: Plan) -> dict[str, CellResult]:
     }
 
 
-@contextmanager
-def _locked(plan: Plan, infeasible: dict[str, CellResult]) -> Iterator[None]:
-    """Holds the locks of the cells that may have to run. Which of them finished meanwhile is looked up afterwards."""
+def open_cells(plan: Plan) -> list[Cell]:
+    """The cells that still have to run, in the plan's order."""
     finished = _find_all_finished(plan)
-    cells = [c for c in plan.cells if c.cell_id not in finished and c.cell_id not in infeasible]
-    locks = lock_cells([plan.cell_folder(cell) for cell in cells])
-    try:
+    forecasts = zip(plan.cells, plan.forecasts, strict=True)
+    return [cell for cell, forecast in forecasts if cell.cell_id not in finished and forecast.infeasible is None]
+
+
+@contextmanager
+def _locked(plan: Plan) -> Iterator[None]:
+    """Holds the locks of the cells that may have to run. Which of them finished meanwhile is looked up afterwards."""
+    with locked_cells(plan.cell_folder(cell) for cell in open_cells(plan)):
         yield
-    finally:
-        for lock in locks:
-            lock.release()
 
 
 def _find_all_finished(plan: Plan) -> dict[str, CellResult]:
@@ -142,41 +154,46 @@ def _announce(plan: Plan, console: Console, finished: dict[str, CellResult], ope
 
 
 def _run(
-    plan: Plan, console: Console, cells: list[Cell], tracking: Tracking, received: Interruption, certify: bool
+    plan: Plan,
+    console: Console,
+    cells: list[Cell],
+    leases: Leases,
+    tracking: Tracking,
+    received: Interruption,
+    certify: bool,
 ) -> list[CellResult]:
     """Runs the open cells and returns their results."""
-    if not cells and find_preparation(plan) is not None:
-        return []
-    console.print("starting Ray" if "RAY_ADDRESS" not in os.environ else "connecting to Ray")
-    import ray
-
     try:
-        connect(plan.job.placement)
         with received.answered_by(interrupt, "stopping"):
             backbones = "1 backbone" if len(plan.backbones) == 1 else f"{len(plan.backbones)} backbones"
             console.print(f"tokenizing {len(plan.train.examples)} training examples for {backbones}")
             preparation = prepare_data(plan)
-        progress = Progress(console, [(cell, plan.cell_folder(cell)) for cell in cells])
-
-        def report(cell: Cell, status: CellStatus, attempt: int) -> None:
-            tracking.begin_attempt(cell, attempt)
-            progress.report(cell, status, attempt)
-
-        deadline = time.time() + plan.job.policy.timeout_s
-        runner = CellRunner(_job_maker(plan, preparation, deadline, certify), plan.job.policy.max_failures, report)
-        with received.answered_by(runner.stop, STOPPING), progress.running():
-            return runner.run(cells)
     except KeyboardInterrupt:  # a signal before anything trained
         return [cancelled_result(cell, plan.cell_folder(cell)) for cell in cells]
-    finally:
-        ray.shutdown()
+    progress = Progress(console, [(cell, plan.cell_folder(cell)) for cell in cells])
+
+    def report(cell: Cell, status: CellStatus, attempt: int) -> None:
+        tracking.begin_attempt(cell, attempt)
+        progress.report(cell, status, attempt)
+
+    runner = CellRunner(
+        make_job=_job_maker(plan, preparation, certify),
+        find_finished=lambda cell: _find_finished(plan, cell),
+        folder=plan.cell_folder,
+        policy=plan.job.policy,
+        report=report,
+        notice=progress.say,
+        leases=leases,
+    )
+    with received.answered_by(runner.stop, STOPPING), progress.running():
+        return runner.run(cells)
 
 
-def _job_maker(plan: Plan, preparation: Preparation, deadline: float, certify: bool) -> Any:
+def _job_maker(plan: Plan, preparation: Preparation, certify: bool) -> Callable[[Cell, int, float], CellJob]:
     launch_id = uuid.uuid4().hex
     flops = {cell.cell_id: forecast.flops_per_token for cell, forecast in zip(plan.cells, plan.forecasts, strict=True)}
 
-    def make_job(cell: Cell, attempt: int) -> CellJob:
+    def make_job(cell: Cell, attempt: int, left_s: float) -> CellJob:
         backbone_id = cell.backbone.backbone_id
         return CellJob(
             cell=cell,
@@ -185,7 +202,7 @@ def _job_maker(plan: Plan, preparation: Preparation, deadline: float, certify: b
             prepared=preparation.prepared[backbone_id],
             selection_file=preparation.selection_files[backbone_id],
             flops_per_token=flops[cell.cell_id],
-            deadline=deadline,
+            deadline=time.time() + left_s,
             export=export_request(plan),
             certificate=_certificate_request(plan, cell, launch_id) if certify else None,
             plugins=plan.plugins,

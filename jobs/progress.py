@@ -80,6 +80,10 @@ class Progress:
         again = f" (attempt {attempt})" if attempt > 1 else ""
         self._line(f"{cell.cell_id}: {status.value.lower()}{again}{self._outcome(view) if status.is_terminal else ''}")
 
+    def say(self, sentence: str) -> None:
+        """A line of its own."""
+        self._line(sentence)
+
     @contextmanager
     def running(self) -> Iterator[None]:
         """Keeps the view fresh while the cells run."""

@@ -6,11 +6,11 @@ and acts on `drivers_to_start`: the dispatcher for a cluster, a single driver fo
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from jobs.packing import Node, Room
+from jobs.packing import Demand, Node, Room
 from jobs.queue_model import HOUR_S, Grant, Settings
 from jobs.queue_policy import Decisions, decide
 from jobs.queue_rows import (
@@ -34,7 +34,8 @@ SILENT_S = 30.0  # a driver that says nothing for so long is looked after
 START_LIMIT_S = 180.0  # so long a driver that was started may take to its first word
 MAX_LOSSES = 5  # drivers lost one after the other without any cell finishing
 MARGIN = 1.1  # over the longest run of a cell that was like this one
-STATE_OF_CODE = {0: JobState.SUCCEEDED, 130: JobState.CANCELLED, 143: JobState.CANCELLED}
+SIGNALLED = (130, 143)  # exit codes; a submitted job is stopped through the queue, so its machine went down
+STATE_OF_CODE = {0: JobState.SUCCEEDED, **dict.fromkeys(SIGNALLED, JobState.CANCELLED)}
 
 
 class Queue:
@@ -45,6 +46,7 @@ class Queue:
         self._lock = threading.RLock()
         self._state = QueueState(store, settings)
         self._nodes: tuple[Node, ...] = ()
+        self._limit: Sequence[Node] | None = None
         self._last: Decisions | None = None
         now_s, running = clock(), [job for job in self.jobs() if job.state is JobState.RUNNING]
         self._heard_s = {job.job_id: now_s for job in running}  # when a driver was heard last, or will have to be
@@ -62,8 +64,8 @@ class Queue:
                 )
             if known is not None and (not known.state.is_over or known.state is JobState.SUCCEEDED):
                 return known
-            if fault := self.impossible(request):
-                raise InputError(fault)
+            if fault := self._impossible(request.owner, {cell.demand for cell in request.cells}):
+                raise InputError(f"{request.job_id}: {fault}")
             job = self._accept(request, known, JobState.QUEUED if request.cells else JobState.SUCCEEDED, None)
             again = " again" if known else ""
             cells = f"{len(request.cells)} cells to run, priority {job.priority}"
@@ -111,6 +113,9 @@ class Queue:
             job = self._state.jobs.get(job_id)
             if job is None or job.driver != driver:
                 return
+            if exit_code in SIGNALLED and job.code is not None and not job.stop:
+                self._lose_driver(job, f"it was interrupted (exit code {exit_code})")
+                return
             state = JobState.CANCELLED if job.stop else STATE_OF_CODE.get(exit_code, JobState.FAILED)
             self._end_job(job, state, job.stop or f"its driver ended with exit code {exit_code}", exit_code)
 
@@ -137,18 +142,27 @@ class Queue:
 
     # --- what the holder says ---
 
-    def see_nodes(self, nodes: Sequence[Node]) -> None:
-        """The nodes that are alive now."""
+    def see_nodes(self, nodes: Sequence[Node], limit: Sequence[Node] | None) -> None:
+        """The nodes that are alive now, and all that the cluster may ever have (None: nobody knows)."""
         with self._lock:
-            self._nodes = tuple(nodes)
+            self._nodes, self._limit = tuple(nodes), limit
+
+    def see_cluster(self, cluster_id: str) -> None:
+        """Which cluster this is. On another one than the store's last, every driver is gone with what it held."""
+        with self._change():
+            if self._state.cluster not in (None, cluster_id):
+                for job in [job for job in self._state.jobs.values() if job.state is JobState.RUNNING]:
+                    self._lose_driver(job, "the cluster was started anew")
+                for lease in list(self._state.held.values()):
+                    self._wait_again(lease, CellStatus.QUEUED, "the cluster was started anew", 0.0)
+            self._state.cluster = cluster_id
 
     def decide(self) -> None:
         """Grants and stops what the policy says."""
         with self._change():
-            now_s = self._clock()
+            now_s, state = self._clock(), self._state
             self._stop_jobs_without_budget(now_s)
-            held = [self._state.as_held(lease) for lease in self._state.held.values()]
-            state = self._state
+            held = [state.as_held(lease) for lease in state.held.values()]
             self._last = decide(
                 now_s, self._nodes, state.line, held, self._settings, state.usage, promised=state.promised
             )
@@ -216,6 +230,13 @@ class Queue:
         with self._lock:
             return list(self._state.held.values())
 
+    def demands(self) -> list[Demand]:
+        """Of every cell that trains or waits."""
+        with self._lock:
+            waiting = [cell.demand for cell in self._state.line.cells()]
+            held = [self._state.cells[lease.job_id][lease.cell_id].demand for lease in self._state.held.values()]
+            return held + waiting
+
     def why_waiting(self, job_id: str) -> str:
         """Why the first of a job's waiting cells waits; empty when none does."""
         with self._lock:
@@ -227,19 +248,16 @@ class Queue:
         with self._lock:
             return self._store.events(job_id, limit)
 
-    def impossible(self, request: JobRequest) -> str:
-        """Why a job could never start on the nodes there are and its owner's quota, or an empty string."""
-        room = Room(self._nodes)
-        quota = self._settings.rules(request.owner).gpu_quota
-        for demand in {cell.demand for cell in request.cells}:
-            if room.place(demand) is None:
-                return (
-                    f"{request.job_id} needs {demand} for a cell, which never fits: the cluster has "
-                    f"{self._capacity()}. Lower placement.workers, or add nodes"
-                )
+    def _impossible(self, owner: str, demands: Iterable[Demand]) -> str:
+        """Why such gangs can never start, or an empty string, also where nobody knows how far the cluster can grow."""
+        quota = self._settings.rules(owner).gpu_quota
+        for demand in demands:
             if quota is not None and demand.gpus > quota:
+                return f"a cell needs {demand.gpus} GPUs, and the quota of {owner} is {quota}; lower placement.workers"
+            if self._limit is not None and Room(self._limit).place(demand) is None:
                 return (
-                    f"{request.job_id} needs {demand.gpus} GPUs for a cell, and the quota of {request.owner} is {quota}"
+                    f"a cell needs {demand}, which never fits: {self._capacity(self._limit)}. Lower placement.workers, "
+                    "or add nodes"
                 )
         return ""
 
@@ -417,11 +435,19 @@ class Queue:
 
     def _directives(self, job: JobRow) -> Directives:
         leases = tuple(self._state.leases_of(job.job_id))
-        return Directives(leases, job.stop or None, waiting="" if leases else self.why_waiting(job.job_id))
+        rows = self._state.cells[job.job_id].values()
+        closed = tuple((row.cell_id, row.note) for row in rows if row.state is CellStatus.CANCELLED)
+        if leases:
+            return Directives(leases, job.stop, closed=closed)
+        demands = {row.demand for row in rows if row.state in WAITING}
+        hopeless = self._impossible(job.owner, demands)
+        return Directives((), job.stop, closed=closed, waiting=self.why_waiting(job.job_id), hopeless=hopeless)
 
-    def _capacity(self) -> str:
-        gpus, cpus = (sum(getattr(node, kind) for node in self._nodes) for kind in ("gpus", "cpus"))
-        return f"{len(self._nodes)} nodes with {gpus} GPUs and {cpus} CPUs"
+    @staticmethod
+    def _capacity(nodes: Sequence[Node]) -> str:
+        most = f"{max((n.gpus for n in nodes), default=0)} GPUs and {max((n.cpus for n in nodes), default=0)} CPUs"
+        gpus, cpus = sum(node.gpus for node in nodes), sum(node.cpus for node in nodes)
+        return f"the cluster has {gpus} GPUs and {cpus} CPUs on {len(nodes)} nodes, at most {most} on one"
 
     def _log(self, kind: str, job: JobRow, cell_id: str = "", text: str = "") -> None:
         self._state.log(self._clock(), kind, job, cell_id, text)

@@ -14,6 +14,8 @@ from jobs.queue_model import Grant, Lease, QueuedCell, Settings, Stop, Usage, Wa
 from jobs.queue_owners import Owners
 from jobs.report.formats import duration
 
+NEVER_FITS = "never fits: not even on the empty cluster"
+
 
 @dataclass
 class Reservation:
@@ -114,7 +116,7 @@ class _Round:
         if rule := self.owners.held_back(cell):
             return rule
         if cell.cell_id in self.never_fit or self.reserved is None:
-            return f"{cell.demand} never fits: not even on the empty cluster"
+            return f"{cell.demand} {NEVER_FITS}"
         span, first = duration(self.reserved.start_s - self.now_s), self.reserved.cell
         if cell.cell_id == first.cell_id:
             return f"first in line; by prediction {cell.demand} fits in {span}"

@@ -166,6 +166,8 @@ class Directives:
     """The whole truth for one driver, so that a lost answer costs nothing: its leases, and who must stop why."""
 
     leases: tuple[LeaseRow, ...]
-    stop: str | None = None  # why the whole job must stop at a checkpoint
+    stop: str = ""  # why the whole job must stop at a checkpoint
     replaced: bool = False  # another driver runs this job now: train nothing more
-    waiting: str = ""  # why its first cell waits
+    closed: tuple[tuple[str, str], ...] = ()  # (cell_id, why) of cells that will get no lease any more
+    waiting: str = ""  # why its first cell waits, while none trains
+    hopeless: str = ""  # why it can never start, while none trains

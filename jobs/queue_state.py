@@ -27,6 +27,7 @@ class QueueState:
         self._events: list[EventRow] = []
         self._facts: dict[str, str] = {}
         self._promised: str | None = store.fact("promised") or None
+        self._cluster: str | None = store.fact("cluster") or None
         self._load()
 
     # --- rows ---
@@ -67,6 +68,16 @@ class QueueState:
     def promised(self, key: str | None) -> None:
         if key != self._promised:
             self._promised, self._facts["promised"] = key, key or ""
+
+    @property
+    def cluster(self) -> str | None:
+        """The cluster that the leases are of."""
+        return self._cluster
+
+    @cluster.setter
+    def cluster(self, cluster_id: str | None) -> None:
+        if cluster_id != self._cluster:
+            self._cluster, self._facts["cluster"] = cluster_id, cluster_id or ""
 
     # --- leases ---
 

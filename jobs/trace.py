@@ -77,13 +77,28 @@ class QueueRules(Strict):
         return text
 
 
-class Cluster(Strict):
+class QueueSettings(Strict):
+    """Who may use how much, and how the policy decides: of a described cluster, or of a real one's dispatcher."""
+
+    owners: dict[str, Owner] = Field(default_factory=dict)
+    policy: QueueRules = QueueRules()
+
+    def settings(self) -> Settings:
+        rules = self.policy
+        return Settings(
+            ageing_window_s=seconds(rules.ageing_window),
+            checkpoint_s=seconds(rules.checkpoint),
+            share_half_life_s=seconds(rules.share_half_life),
+            preemption=rules.preemption,
+            owners={name: OwnerRules(one.weight, one.gpu_quota, one.gpu_hours) for name, one in self.owners.items()},
+        )
+
+
+class Cluster(QueueSettings):
     """A cluster that is only described."""
 
     name: Name = "cluster"
     nodes: Annotated[tuple[NodeGroup, ...], Field(min_length=1, max_length=1000)]
-    owners: dict[str, Owner] = Field(default_factory=dict)
-    policy: QueueRules = QueueRules()
 
 
 @dataclass(frozen=True)
@@ -109,16 +124,15 @@ def load_cluster(path: Path) -> DescribedCluster:
         for label in [group.accelerator]
         for number in range(group.count)
     ]
-    rules = cluster.policy
-    owners = {name: OwnerRules(one.weight, one.gpu_quota, one.gpu_hours) for name, one in cluster.owners.items()}
-    settings = Settings(
-        ageing_window_s=seconds(rules.ageing_window),
-        checkpoint_s=seconds(rules.checkpoint),
-        share_half_life_s=seconds(rules.share_half_life),
-        preemption=rules.preemption,
-        owners=owners,
-    )
-    return DescribedCluster(cluster.name, tuple(nodes), settings)
+    return DescribedCluster(cluster.name, tuple(nodes), cluster.settings())
+
+
+def load_queue_settings(path: Path) -> Settings:
+    """Reads the settings of a real cluster's queue: `owners` and `policy`. Raises SpecError with every problem."""
+    found, problems = check(read_spec(path), QueueSettings, {})
+    if problems or found is None:
+        raise _spec_error(problems)
+    return found.settings()
 
 
 def load_trace(path: Path, cluster: DescribedCluster) -> list[TraceJob]:

@@ -126,8 +126,20 @@ def load_finetune(path: Path, occurrence: str | None = None) -> Plan:
 def load_plan(path: Path, occurrence: str | None = None) -> Plan:
     """Plans whichever kind of spec the file holds."""
     source = read_spec(path)
-    is_finetune = "backbone" in source.data and "backbones" not in source.data
-    return _plan(source, Finetune if is_finetune else Comparison, occurrence)
+    return _plan(source, _model_of(source), occurrence)
+
+
+def check_spec(path: Path) -> None:
+    """Raises SpecError with what is wrong in the file itself; what it refers to may exist only on a cluster."""
+    source = read_spec(path)
+    model = _model_of(source)
+    _, problems = check(source, model, model.stand_ins)
+    if problems:
+        raise SpecError(tuple(problems))
+
+
+def _model_of(source: SpecSource) -> type[Comparison] | type[Finetune]:
+    return Finetune if "backbone" in source.data and "backbones" not in source.data else Comparison
 
 
 def _plan(source: SpecSource, model: type[Comparison] | type[Finetune], occurrence: str | None) -> Plan:

@@ -4,6 +4,7 @@ import logging
 import os
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,10 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "5")
 
 PROCESS_GROUP_TIMEOUT_S = 600
-START_FAILURES = 20  # Ray Train gives each try to start the workers a minute: so long an attempt waits for lost nodes
+NODE_LABEL = "ray.io/node-id"  # Ray gives it to every node
+# Ray Train gives each try to start the workers a minute. Workers that are bound to the nodes of a lease have their room
+# there, unless a node was lost; others may have to wait for nodes that come back.
+START_FAILURES, START_FAILURES_BOUND = 20, 1
 # A rank that lost the connection to another one waits this long before it fails: Ray then sees who really died first.
 PATIENCE_S = 3.0
 WORKER_DIED, PEER_LOST, PREEMPTED = "WorkerDiedError", "PeerLostError", "PreemptedError"
@@ -60,13 +64,20 @@ class Failure:
         return self.kind != PREEMPTED
 
     @property
+    def account(self) -> str:
+        """The failure in one line."""
+        rank = "" if self.rank is None else f" on rank {self.rank}"
+        return f"{self.kind}{rank}: {self.message.splitlines()[0]}"
+
+    @property
     def status(self) -> CellStatus:
         return STATUS_OF_ERROR.get(self.kind, CellStatus.FAILED)
 
 
-def run_attempt(job: Any, placement: Placement) -> Failure | None:
+def run_attempt(job: Any, placement: Placement, nodes: Sequence[str] | None = None) -> Failure | None:
     """Runs one attempt (`CellJob` or `CertifyJob`) on a fresh Ray Train worker group; blocks. None means it finished.
 
+    `nodes`: the Ray node id of each worker, where a lease binds them; Ray chooses otherwise.
     Every attempt is a new Ray Train run with no retries of Ray's own and no reports: the manifest in the cell's folder
     is the truth about checkpoints, and Ray Train's snapshot of them is never read.
     """
@@ -88,12 +99,15 @@ def run_attempt(job: Any, placement: Placement) -> Failure | None:
             use_gpu=bool(placement.gpus_per_worker),
             resources_per_worker=resources,
             accelerator_type=placement.accelerator,
+            label_selector=None if nodes is None else [{NODE_LABEL: node} for node in nodes],
         ),
         run_config=RunConfig(
             name=f"{job.name}-{job.attempt:03d}-{int(time.time())}",
             storage_path=str(job.folder / "ray"),
             failure_config=FailureConfig(
-                max_failures=0, max_preemption_failures=0, controller_failure_limit=START_FAILURES
+                max_failures=0,
+                max_preemption_failures=0,
+                controller_failure_limit=START_FAILURES if nodes is None else START_FAILURES_BOUND,
             ),
         ),
     )

@@ -1,0 +1,137 @@
+"""The queue from a laptop: `QueueClient` has the verbs of the command line, over Ray's job API and with its token."""
+
+import getpass
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from jobs.submission import MARK, RayJobs
+from orchestrator.errors import ClusterError, InputError
+
+ANSWER_LIMIT_S = 180.0
+LOOK_S = 2.0
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+OVER = ("SUCCEEDED", "FAILED", "CANCELLED", "INTERRUPTED")
+
+
+class QueueClient:
+    """One cluster's queue. Raises ClusterError when it cannot be reached, InputError for what it refuses."""
+
+    def __init__(self, address: str | None = None, insecure: bool = False):
+        self._jobs = RayJobs(address or default_address(), insecure)
+
+    def submit(
+        self,
+        spec: Path,
+        *,
+        priority: int | None = None,
+        owner: str | None = None,
+        plugins: Sequence[str] = (),
+        working_dir: Path | None = None,
+        skip_infeasible: bool = False,
+        certificate: bool = True,
+    ) -> dict[str, Any]:
+        """Queues a spec with the folder it stands in. The same spec again is the same job."""
+        folder, inside = _working_dir(spec, working_dir)
+        question = {
+            "spec": inside,
+            "priority": priority,
+            "owner": owner or getpass.getuser(),
+            "plugins": list(plugins),
+            "skip_infeasible": skip_infeasible,
+            "certificate": certificate,
+        }
+        return self._ask("submit", question, str(folder))
+
+    def queue(self) -> dict[str, Any]:
+        """Every job, the leases that are held, the nodes."""
+        return self._about("queue")
+
+    def status(self, job_id: str) -> dict[str, Any]:
+        """One job with its cells and its last events."""
+        return self._about("status", job_id)
+
+    def stop(self, job_id: str) -> dict[str, Any]:
+        """Stops a job at a checkpoint; submitting it again continues it."""
+        return self._about("stop", job_id, f"stopped by {getpass.getuser()}")
+
+    def cancel(self, job_id: str) -> dict[str, Any]:
+        """Ends a job at once; submitting it again continues from its last checkpoints."""
+        return self._about("cancel", job_id, f"cancelled by {getpass.getuser()}")
+
+    def logs(self, job_id: str) -> str:
+        """What the job's latest driver printed."""
+        driver = self.status(job_id)["driver"]
+        return self._jobs.logs(driver) if driver else ""
+
+    def follow(self, job_id: str) -> Iterator[str]:
+        """What its drivers print, piece by piece, until the job is over."""
+        while True:
+            job = self.status(job_id)
+            if job["driver"] and self._jobs.find(job["driver"]) is not None:
+                yield from self._follow_driver(job["driver"])
+            if job["state"] in OVER:
+                return
+            time.sleep(LOOK_S)
+
+    def wait(self, job_id: str) -> dict[str, Any]:
+        """Until the job is over; its status then."""
+        for _ in self.follow(job_id):
+            pass
+        return self.status(job_id)
+
+    def _follow_driver(self, driver: str) -> Iterator[str]:
+        printed = 0
+        while True:
+            job = self._jobs.find(driver)
+            text = self._jobs.logs(driver)
+            if len(text) > printed:
+                yield text[printed:]
+                printed = len(text)
+            if job is None or job.is_over:
+                return
+            time.sleep(LOOK_S)
+
+    def _about(self, verb: str, *arguments: Any) -> dict[str, Any]:
+        return self._ask(verb, {"arguments": list(arguments)})
+
+    def _ask(self, verb: str, question: dict[str, Any], working_dir: str | None = None) -> dict[str, Any]:
+        """One question as one small job. Asking twice what changes something changes it once."""
+        name = f"backbone-{verb}-{uuid.uuid4().hex[:12]}"
+        self._jobs.submit(name, ["python", "-m", "jobs.gateway", verb, json.dumps(question)], working_dir)
+        end = self._jobs.wait(name, ANSWER_LIMIT_S)
+        text = self._jobs.logs(name) if end.exit_code is not None else ""
+        line = next((line for line in reversed(text.splitlines()) if line.startswith(MARK)), None)
+        if line is None:
+            last = "\n".join((text or end.message).strip().splitlines()[-5:])
+            raise ClusterError(f"the cluster could not answer ({end.status}):\n{last}")
+        self._jobs.forget(name)
+        answer: dict[str, Any] = json.loads(line.removeprefix(MARK))
+        if "error" in answer:
+            raise (InputError if answer["exit_code"] == 2 else ClusterError)(answer["error"])
+        return answer
+
+
+def default_address() -> str:
+    """RAY_API_SERVER_ADDRESS, or RAY_ADDRESS where that is a URL, else this machine's dashboard."""
+    for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
+        if (address := os.environ.get(name, "")).startswith("http"):
+            return address
+    return DEFAULT_ADDRESS
+
+
+def _working_dir(spec: Path, working_dir: Path | None) -> tuple[Path, str]:
+    """The folder that travels, and the spec's path in it."""
+    here = spec.resolve()
+    if not here.is_file():
+        raise InputError(f"{spec}: no such file; give the path of a spec")
+    folder = (working_dir or Path.cwd()).resolve()
+    if not here.is_relative_to(folder):
+        if working_dir is not None:
+            raise InputError(f"{spec} is not inside --working-dir {working_dir}; choose a folder that holds it")
+        folder = here.parent
+    return folder, str(here.relative_to(folder))

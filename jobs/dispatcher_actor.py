@@ -1,0 +1,181 @@
+"""The dispatcher: a detached actor beside the Ray head that owns the queue, starts drivers and watches over them."""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs.cluster import largest_cluster, live_nodes, request_nodes
+from jobs.leases import DRIVER, JOB, OWNER
+from jobs.packing import Node
+from jobs.queue import SILENT_S, Queue
+from jobs.queue_model import Settings
+from jobs.queue_rows import Directives, EventRow, JobRequest, JobRow, Released
+from jobs.store import Store
+from jobs.submission import RayJob, RayJobs
+from jobs.trace import load_queue_settings
+
+TICK_S = 1.0
+LOOK_AFTER_S = 10.0  # a driver that is silent for so long is asked for at Ray
+ENTRY_POINTS = {"comparison": "jobs.compare", "finetune": "jobs.finetune", "benchmark": "jobs.benchmark"}
+log = logging.getLogger("backbone.dispatcher")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the dispatcher is started with, and again after it died."""
+
+    store_url: str
+    jobs_address: str
+    settings_file: str | None
+    autoscaling_config: str | None
+
+
+class DispatcherActor:
+    """Its methods are what drivers and the gateway call; a thread does the rest, once a second."""
+
+    def __init__(self, setup: Setup):
+        import ray
+
+        self._setup = setup
+        settings = load_queue_settings(Path(setup.settings_file)) if setup.settings_file else Settings()
+        self._store = Store(setup.store_url)
+        self._queue = Queue(self._store, settings)
+        self._queue.see_cluster(ray.get_runtime_context().get_node_id())
+        self._limit: Sequence[Node] | None = None
+        if setup.autoscaling_config:
+            self._limit = largest_cluster(Path(setup.autoscaling_config))
+        self._asked_for: list[Any] = []
+        self._trouble = ""
+        self._see_nodes()
+        threading.Thread(target=self._loop, name="dispatcher", daemon=True).start()
+
+    # --- drivers ---
+
+    def attach(self, request: JobRequest, driver: str) -> None:
+        self._queue.attach(request, driver)
+
+    def beat(self, job_id: str, driver: str, released: Sequence[Released]) -> Directives | None:
+        if self._queue.beat(job_id, driver, released) is None:
+            return None
+        if released:
+            self._queue.decide()
+        return self._queue.beat(job_id, driver)
+
+    def finish(self, job_id: str, driver: str, exit_code: int) -> None:
+        self._queue.finish(job_id, driver, exit_code)
+
+    # --- clients ---
+
+    def ping(self) -> dict[str, Any]:
+        """That it lives, which store it has, and what went wrong in its last round."""
+        return {"store": self._setup.store_url.split("@")[-1], "pid": os.getpid(), "trouble": self._trouble}
+
+    def submit(self, request: JobRequest) -> dict[str, Any]:
+        self._see_nodes()
+        job = self._queue.submit(request)
+        self._queue.decide()
+        return self.status(job.job_id)
+
+    def stop(self, job_id: str, why: str) -> dict[str, Any]:
+        self._queue.stop(job_id, why)
+        return self.status(job_id)
+
+    def cancel(self, job_id: str, why: str) -> dict[str, Any]:
+        driver = self._queue.find(job_id).driver
+        self._queue.cancel(job_id, why)
+        if driver is not None:
+            RayJobs(self._setup.jobs_address).stop(driver)
+        return self.status(job_id)
+
+    def status(self, job_id: str) -> dict[str, Any]:
+        """A job with its cells and its last events."""
+        events = [asdict(event) for event in self._queue.events(job_id, limit=30)]
+        cells = [asdict(cell) for cell in self._queue.cells(job_id)]
+        return {**self._summary(self._queue.find(job_id)), "cells": cells, "events": events}
+
+    def queue(self) -> dict[str, Any]:
+        """Every job with its counts; the nodes and who holds what."""
+        return {
+            "jobs": [self._summary(job) for job in self._queue.jobs()],
+            "leases": [asdict(lease) for lease in self._queue.leases()],
+            "nodes": [asdict(node) for node in live_nodes()],
+            "trouble": self._trouble,
+        }
+
+    def events(self, limit: int) -> list[EventRow]:
+        return self._queue.events(limit=limit)
+
+    def _summary(self, job: JobRow) -> dict[str, Any]:
+        states = [str(cell.state) for cell in self._queue.cells(job.job_id)]
+        counts = {state: states.count(state) for state in dict.fromkeys(states)}
+        why = "" if job.state.is_over else self._queue.why_waiting(job.job_id)
+        return {**asdict(job), "state": str(job.state), "counts": counts, "waiting": why}
+
+    # --- the loop ---
+
+    def _loop(self) -> None:
+        while True:
+            began = time.monotonic()
+            trouble = [self._tried(step) for step in (self._see_nodes, self._queue.decide, self._start, self._watch)]
+            self._trouble = "; ".join(filter(None, trouble))
+            time.sleep(max(0.05, TICK_S - (time.monotonic() - began)))
+
+    def _tried(self, step: Callable[[], None]) -> str:
+        """A round goes on where one step fails: the next round tries it again."""
+        try:
+            step()
+        except Exception as error:
+            log.exception("dispatcher: %s", step.__name__)
+            return f"{step.__name__.strip('_')}: {error}"
+        return ""
+
+    def _see_nodes(self) -> None:
+        nodes = live_nodes()
+        self._queue.see_nodes(nodes, nodes if self._limit is None else [*nodes, *self._limit])
+        if self._limit is not None and (demands := self._queue.demands()) != self._asked_for:
+            request_nodes(demands)
+            self._asked_for = demands
+
+    def _start(self) -> None:
+        for job in self._queue.drivers_to_start():
+            try:
+                self._start_driver(job)
+            except Exception as error:
+                self._queue.driver_lost(job.job_id, job.driver or "", f"could not be started: {error}")
+
+    def _start_driver(self, job: JobRow) -> None:
+        assert job.driver is not None
+        command = ["python", "-m", ENTRY_POINTS[job.kind], job.spec_file, *job.arguments]
+        variables = {DRIVER: job.driver, JOB: job.job_id, OWNER: job.owner, "BACKBONE_STORAGE": job.storage}
+        RayJobs(self._setup.jobs_address).submit(job.driver, command, job.code, variables)
+
+    def _watch(self) -> None:
+        """Looks after silent drivers: one that ended by itself is done, any other is replaced."""
+        silent = [(job, silence_s) for job, silence_s in self._queue.running() if silence_s > LOOK_AFTER_S]
+        if not silent:
+            return
+        ray_jobs = RayJobs(self._setup.jobs_address)
+        for job, silence_s in silent:
+            assert job.driver is not None
+            found = ray_jobs.find(job.driver)
+            if found is not None and not found.is_over:
+                continue
+            if found is None and silence_s < SILENT_S:  # a process of its own: only its silence tells
+                continue
+            self._driver_ended(job, found, silence_s)
+
+    def _driver_ended(self, job: JobRow, found: RayJob | None, silence_s: float) -> None:
+        assert job.driver is not None
+        if found is None:
+            self._queue.driver_lost(job.job_id, job.driver, f"silent for {silence_s:.0f} s, and unknown to Ray")
+        elif found.status == "STOPPED":
+            self._queue.cancel(job.job_id, "stopped with `ray job stop`")
+        elif found.exit_code is not None and found.exit_code >= 0 and found.exit_code < 128:
+            self._queue.finish(job.job_id, job.driver, found.exit_code)
+        else:
+            self._queue.driver_lost(job.job_id, job.driver, found.message or found.status)

@@ -1,0 +1,44 @@
+"""`python -m jobs.gateway VERB JSON`, as a Ray job on the head: a client's question, put to the dispatcher.
+
+A laptop reaches nothing but Ray's job API. So each question travels as a small job, and its answer as the last line
+that the job prints.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from jobs.cluster import NAMESPACE
+from jobs.leases import ask, find_dispatcher
+from jobs.submission import MARK
+from jobs.submitting import plan_submission
+from orchestrator.errors import ClusterError, OrchestratorError
+
+
+def main() -> None:
+    """Prints the answer, or the error with its exit code, and ends with 0: the job itself did what it should."""
+    verb, question = sys.argv[1], json.loads(sys.argv[2])
+    try:
+        answer = _answer(verb, question)
+    except OrchestratorError as error:
+        answer = {"error": str(error), "exit_code": error.exit_code}
+    print(MARK + json.dumps(answer, default=str), flush=True)
+
+
+def _answer(verb: str, question: Mapping[str, Any]) -> Any:
+    """A submission is planned here, where the cluster's data and models are; the rest is the dispatcher's."""
+    arguments = [plan_submission(question)] if verb == "submit" else question["arguments"]
+    import ray
+
+    ray.init(address="auto", namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
+    actor = find_dispatcher()
+    if actor is None:
+        raise ClusterError(
+            "this cluster has no dispatcher; on its head, `python -m jobs.dispatcher start --storage DIR` starts one"
+        )
+    return ask(actor, verb, *arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,230 @@
+"""A driver's side of the queue: it says that it lives, hears which cells may train, and gives leases back."""
+
+import getpass
+import json
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from jobs.cluster import NAMESPACE, connect, demand_of, is_remote, live_nodes, request_nodes
+from jobs.queue import Queue
+from jobs.queue_model import Settings
+from jobs.queue_rows import CellRequest, Directives, JobRequest, Released
+from jobs.store import Store
+from orchestrator.errors import ClusterError, InputError
+from orchestrator.plan import Cell, Plan, backbone_identity, content_hash
+from orchestrator.preflight import IN_RAY_JOB
+from orchestrator.results import CellStatus
+
+ACTOR_NAME = "backbone-dispatcher"
+DRIVER, JOB, OWNER = "BACKBONE_DRIVER", "BACKBONE_JOB", "BACKBONE_OWNER"
+BEAT_S = 1.0
+ANSWER_LIMIT_S = 60.0  # the dispatcher may be starting anew
+
+
+class Counterpart(Protocol):
+    """Whom a driver asks for leases."""
+
+    is_shared: bool  # by other drivers too: then workers stay on the nodes of their lease
+
+    def attach(self, request: JobRequest, driver: str) -> None: ...
+
+    def beat(self, job_id: str, driver: str, released: Sequence[Released]) -> Directives | None: ...
+
+    def finish(self, job_id: str, driver: str, exit_code: int) -> None: ...
+
+
+class OwnQueue:
+    """The same queue for one driver alone, where no dispatcher rules the cluster."""
+
+    is_shared = False  # what other drivers hold cannot be seen, so Ray places the workers
+
+    def __init__(self, settings: Settings):
+        self._queue = Queue(Store("sqlite://"), settings)
+        self._asked_for: list[Any] = []
+
+    def attach(self, request: JobRequest, driver: str) -> None:
+        self._queue.attach(request, driver)
+
+    def beat(self, job_id: str, driver: str, released: Sequence[Released]) -> Directives | None:
+        nodes = live_nodes()
+        self._queue.see_nodes(nodes, None if is_remote() else nodes)
+        self._queue.beat(job_id, driver, released)
+        self._queue.decide()
+        if is_remote() and (demands := self._queue.demands()) != self._asked_for:
+            request_nodes(demands)
+            self._asked_for = demands
+        return self._queue.beat(job_id, driver)
+
+    def finish(self, job_id: str, driver: str, exit_code: int) -> None:
+        self._queue.finish(job_id, driver, exit_code)
+        if is_remote():
+            request_nodes([])
+
+
+class Dispatcher:
+    """The cluster's dispatcher, as an actor of another process."""
+
+    is_shared = True
+
+    def __init__(self, actor: Any):
+        self._actor = actor
+
+    def attach(self, request: JobRequest, driver: str) -> None:
+        ask(self._actor, "attach", request, driver)
+
+    def beat(self, job_id: str, driver: str, released: Sequence[Released]) -> Directives | None:
+        answer: Directives | None = ask(self._actor, "beat", job_id, driver, tuple(released))
+        return answer
+
+    def finish(self, job_id: str, driver: str, exit_code: int) -> None:
+        ask(self._actor, "finish", job_id, driver, exit_code)
+
+
+def ask(actor: Any, method: str, *arguments: Any) -> Any:
+    """Calls the dispatcher. Raises what it raised, or ClusterError when it does not answer."""
+    import ray
+
+    try:
+        return ray.get(getattr(actor, method).remote(*arguments), timeout=ANSWER_LIMIT_S)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
+        raise ClusterError(
+            f"the dispatcher did not answer within {ANSWER_LIMIT_S:.0f} s ({type(error).__name__}); "
+            "`backbone doctor` finds the cause; on the head `python -m jobs.dispatcher start --storage DIR` starts it"
+        ) from error
+
+
+def find_dispatcher() -> Any | None:
+    """The dispatcher of the cluster that this process is connected to, or None."""
+    import ray
+
+    try:
+        return ray.get_actor(ACTOR_NAME, namespace=NAMESPACE)
+    except ValueError:
+        return None
+
+
+def find_counterpart() -> Counterpart:
+    """The cluster's dispatcher, else a queue of this driver's own."""
+    actor = find_dispatcher() if is_remote() else None
+    return OwnQueue(Settings()) if actor is None else Dispatcher(actor)
+
+
+@contextmanager
+def hold_leases(plan: Plan, cells: Sequence[Cell]) -> Iterator["Leases"]:
+    """Connects to Ray and joins the queue; the caller calls `finish`. Raises AlreadyRunningError, InputError."""
+    import ray
+
+    submitted = os.environ.get(JOB, plan.job_id)
+    if submitted != plan.job_id:
+        raise InputError(
+            f"this is {plan.job_id}, but {submitted} was submitted: the data or a model folder changed since then. "
+            "Submit the spec again"
+        )
+    connect(plan.job.placement)
+    leases = Leases(find_counterpart(), job_request(plan, cells), driver_name())
+    try:
+        leases.start()
+        try:
+            yield leases
+        except BaseException:
+            leases.finish(1)
+            raise
+    finally:
+        ray.shutdown()
+
+
+def driver_name() -> str:
+    """What the dispatcher knows this driver by: the id of its Ray job, so that it can look after it."""
+    if name := os.environ.get(DRIVER):
+        return name
+    job = json.loads(os.environ.get(IN_RAY_JOB, "{}")).get("metadata", {}).get("job_submission_id")
+    return str(job or f"{socket.gethostname()}:{os.getpid()}")
+
+
+def job_request(plan: Plan, cells: Sequence[Cell]) -> JobRequest:
+    """What a plan asks of the queue, for those of its cells that are not finished."""
+    policy = plan.job.policy
+    return JobRequest(
+        job_id=plan.job_id,
+        kind=plan.kind,
+        owner=os.environ.get(OWNER) or getpass.getuser(),
+        priority=policy.priority,
+        preemptible=policy.preemptible,
+        storage=str(plan.storage),
+        cells=tuple(_cell_request(cell, policy.timeout_s) for cell in cells),
+    )
+
+
+def _cell_request(cell: Cell, limit_s: float) -> CellRequest:
+    recipe = cell.recipe.model_dump(mode="json")
+    placement = cell.placement.model_dump(mode="json")
+    likeness = content_hash([backbone_identity(cell.backbone), recipe, placement, cell.train_digest])
+    return CellRequest(cell.cell_id, demand_of(cell.placement), limit_s, likeness)
+
+
+@dataclass
+class Leases:
+    """The leases of one driver, kept fresh by a thread that beats until `finish`."""
+
+    counterpart: Counterpart
+    request: JobRequest
+    driver: str
+    changed: Callable[[], None] = lambda: None  # called, in the thread, after every answer
+    directives: Directives = field(default_factory=lambda: Directives(()))
+    problem: str = ""  # why the last beat got no answer
+    _released: list[Released] = field(default_factory=list)
+    _closed: set[str] = field(default_factory=set)
+    _wake: threading.Event = field(default_factory=threading.Event)
+    _ended: bool = False
+
+    def start(self) -> None:
+        """Attaches; from now on the driver is heard. Raises AlreadyRunningError, ClusterError."""
+        self.counterpart.attach(self.request, self.driver)
+        self._thread = threading.Thread(target=self._beat_until_ended, name="leases", daemon=True)
+        self._thread.start()
+
+    def give_back(self, lease_id: int, cell_id: str, status: CellStatus, note: str = "") -> None:
+        """A lease is over; a status that is not terminal asks for another one."""
+        if status.is_terminal:
+            self._closed.add(cell_id)
+        self._released.append(Released(lease_id, status, note))
+        self._wake.set()
+
+    def finish(self, exit_code: int) -> None:
+        """The driver's last word; a second one changes nothing."""
+        if self._ended:
+            return
+        self._ended = True
+        self._wake.set()
+        self._thread.join(ANSWER_LIMIT_S)
+        self._beat()
+        self.counterpart.finish(self.request.job_id, self.driver, exit_code)
+
+    def _beat_until_ended(self) -> None:
+        while not self._ended:
+            self._wake.wait(BEAT_S)
+            self._wake.clear()
+            self._beat()
+
+    def _beat(self) -> None:
+        sent = tuple(self._released)
+        try:
+            answer = self.counterpart.beat(self.request.job_id, self.driver, sent)
+            if answer is None:  # its store is new
+                cells = tuple(cell for cell in self.request.cells if cell.cell_id not in self._closed)
+                self.counterpart.attach(replace(self.request, cells=cells), self.driver)
+                return
+            self.problem = ""
+        except Exception as error:  # training goes on without it; the next beat tries again
+            self.problem = str(error)
+            return
+        del self._released[: len(sent)]
+        self.directives = answer
+        self.changed()

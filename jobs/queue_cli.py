@@ -1,0 +1,117 @@
+"""`backbone submit, queue, status, logs, stop, cancel`: the cluster's queue from a terminal."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jobs import show_queue as show
+
+if TYPE_CHECKING:
+    from jobs.client import QueueClient
+
+Address = Annotated[
+    str | None, typer.Option(metavar="URL", help="The cluster's job API; else RAY_ADDRESS, else http://127.0.0.1:8265.")
+]
+Insecure = Annotated[bool, typer.Option("--insecure-cluster", help="Talk to a cluster that wants no token.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="The id that submit printed; `backbone queue` lists them.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands to the command line."""
+    for command in (submit, queue, status, logs, stop, cancel):
+        app.command()(command)
+
+
+def submit(
+    spec: Annotated[Path, typer.Argument(metavar="SPEC", help="A comparison or finetune.")],
+    address: Address = None,
+    priority: Annotated[int | None, typer.Option(help="Larger goes first; else the spec's policy.priority.")] = None,
+    owner: Annotated[str | None, typer.Option(help="Whose share and quota it counts for; else you.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow its output until it is over.")] = False,
+    working_dir: Annotated[
+        Path | None, typer.Option(help="The folder that travels with it; else this one, if the spec is inside.")
+    ] = None,
+    plugin: Annotated[list[str] | None, typer.Option(metavar="MODULE", help="Registers backbones; repeatable.")] = None,
+    skip_infeasible: Annotated[bool, typer.Option(help="Report cells that cannot fit instead of refusing.")] = False,
+    certificate: Annotated[bool, typer.Option("--certificate/--no-certificate", help="As for compare.")] = True,
+    insecure: Insecure = False,
+    as_json: AsJson = False,
+) -> None:
+    """Puts a spec into the cluster's queue. The same spec again is the same job."""
+    from orchestrator.plan import check_spec
+
+    check_spec(spec)  # what is wrong with the file is told before anything travels
+    client = _client(address, insecure)
+    job = client.submit(
+        spec,
+        priority=priority,
+        owner=owner,
+        plugins=plugin or (),
+        working_dir=working_dir,
+        skip_infeasible=skip_infeasible,
+        certificate=certificate,
+    )
+    if as_json:
+        print(json.dumps(job, indent=2))
+    else:
+        show.print_submitted(job)
+    if wait:
+        raise typer.Exit(_follow(client, job["job_id"]))
+
+
+def queue(address: Address = None, insecure: Insecure = False, as_json: AsJson = False) -> None:
+    """Shows what waits, what trains and why."""
+    _print(_client(address, insecure).queue(), as_json, show.print_queue)
+
+
+def status(job: JobId, address: Address = None, insecure: Insecure = False, as_json: AsJson = False) -> None:
+    """Shows one job: its cells, and what the queue decided about them."""
+    _print(_client(address, insecure).status(job), as_json, show.print_status)
+
+
+def logs(
+    job: JobId,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the job is over.")] = False,
+    address: Address = None,
+    insecure: Insecure = False,
+) -> None:
+    """Prints what the job's driver printed."""
+    client = _client(address, insecure)
+    if follow:
+        raise typer.Exit(_follow(client, job))
+    print(client.logs(job), end="")
+
+
+def stop(job: JobId, address: Address = None, insecure: Insecure = False, as_json: AsJson = False) -> None:
+    """Stops a job at its next checkpoint; submitting it again continues it."""
+    _print(_client(address, insecure).stop(job), as_json, show.print_status)
+
+
+def cancel(job: JobId, address: Address = None, insecure: Insecure = False, as_json: AsJson = False) -> None:
+    """Ends a job at once, without a new checkpoint."""
+    _print(_client(address, insecure).cancel(job), as_json, show.print_status)
+
+
+def _client(address: str | None, insecure: bool) -> "QueueClient":
+    from jobs.client import QueueClient
+
+    return QueueClient(address, insecure)
+
+
+def _follow(client: "QueueClient", job_id: str) -> int:
+    for text in client.follow(job_id):
+        print(text, end="", flush=True)
+    job = client.status(job_id)
+    show.print_submitted(job)
+    return 0 if job["state"] == "SUCCEEDED" else 1
+
+
+def _print(answer: dict[str, Any], as_json: bool, draw: Callable[[dict[str, Any]], None]) -> None:
+    if as_json:
+        print(json.dumps(answer, indent=2))
+    else:
+        draw(answer)

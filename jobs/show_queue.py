@@ -1,0 +1,92 @@
+"""What the queue's commands print. No torch, ray, mlflow or transformers."""
+
+from datetime import datetime
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from jobs.report.formats import duration
+from jobs.show import out
+
+COLOURS = {
+    "RUNNING": "green",
+    "SUCCEEDED": "green",
+    "QUEUED": "yellow",
+    "PREEMPTED": "yellow",
+    "FAILED": "red",
+    "CANCELLED": "red",
+    "INTERRUPTED": "red",
+}
+
+
+def print_submitted(job: dict[str, Any]) -> None:
+    """What became of a submission, and what to type next."""
+    _say(f"{job['job_id']}: {_sentence(job)}")
+    if job["state"] in ("QUEUED", "RUNNING"):
+        _say(f"follow it with `backbone logs -f {job['job_id']}`; results go to {job['storage']}/{job['job_id']}")
+
+
+def print_queue(answer: dict[str, Any]) -> None:
+    """Every job that is not over, then the latest that are."""
+    jobs = answer["jobs"]
+    under_way = [job for job in jobs if job["ended_s"] is None]
+    over = [job for job in jobs if job["ended_s"] is not None][-10:]
+    table = _table("job", "state", "owner", "priority", "cells", "submitted", "")
+    for job in (*under_way, *over):
+        table.add_row(
+            job["job_id"],
+            _state(job["state"]),
+            job["owner"],
+            str(job["priority"]),
+            _counts(job),
+            _clock(job["submitted_s"]),
+            job["waiting"] or job["stop"] or job["reason"],
+        )
+    out.print(table if jobs else "the queue is empty; `backbone submit SPEC` fills it")
+    gpus, cpus = (sum(node[kind] for node in answer["nodes"]) for kind in ("gpus", "cpus"))
+    _say(f"\n{len(answer['nodes'])} nodes, {gpus} GPUs, {cpus} CPUs; {len(answer['leases'])} cells train")
+    if answer["trouble"]:
+        _say(f"the dispatcher has trouble: {answer['trouble']}")
+
+
+def print_status(job: dict[str, Any]) -> None:
+    """One job: its cells and the latest decisions about them."""
+    _say(f"{job['job_id']}: {_sentence(job)}; owner {job['owner']}, priority {job['priority']}")
+    table = _table("cell", "state", "trained", "expected", "")
+    for cell in job["cells"]:
+        over = cell["state"] not in ("QUEUED", "PREEMPTED", "RUNNING")
+        expected = "" if over else duration(cell["predicted_s"])
+        table.add_row(cell["cell_id"], _state(cell["state"]), duration(cell["trained_s"]), expected, cell["note"])
+    out.print(table)
+    for event in job["events"]:
+        cell = f" {event['cell_id']}" if event["cell_id"] else ""
+        _say(f"{_clock(event['time_s'])} {event['kind']}{cell}: {event['text']}")
+
+
+def _sentence(job: dict[str, Any]) -> str:
+    why = job["waiting"] or job["stop"] or job["reason"]
+    return f"{job['state'].lower()}{f' ({why})' if why else ''}, {_counts(job) or 'nothing to run'}"
+
+
+def _counts(job: dict[str, Any]) -> str:
+    return ", ".join(f"{number} {state.lower()}" for state, number in job["counts"].items())
+
+
+def _state(state: str) -> Text:
+    return Text(state.lower(), style=COLOURS.get(state, ""))
+
+
+def _clock(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).astimezone().strftime("%m-%d %H:%M:%S")
+
+
+def _table(*names: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in names:
+        table.add_column(name, overflow="fold")
+    return table
+
+
+def _say(text: str) -> None:
+    out.print(text, highlight=False, markup=False, soft_wrap=True)
