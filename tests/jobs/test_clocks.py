@@ -1,5 +1,8 @@
 """Schedules in a database: firings survive crashes and restarts, and happen once."""
 
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +17,7 @@ from test_schedule import HOUR, at
 
 from jobs.clocks import Clock, Clocks
 from jobs.schedule import FiringState
+from jobs.store import Store
 from orchestrator.errors import ClusterError, InputError
 
 TEMPLATE = {"spec": "specs/nightly.yaml", "owner": "ada", "priority": 1, "plugins": []}
@@ -50,9 +54,9 @@ class Queue:
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[Engine]:
-    engine = create_engine(f"sqlite:///{tmp_path / 'queue.db'}", poolclass=StaticPool)
-    yield engine
-    engine.dispose()
+    store = Store(f"sqlite:///{tmp_path / 'queue.db'}")
+    yield store.engine
+    store.close()
 
 
 @pytest.fixture
@@ -106,6 +110,35 @@ def test_a_crash_around_the_submission_neither_loses_nor_doubles_the_firing(
     tick(Clocks(engine), NIGHT + 2 * HOUR, queue)  # beyond the grace: it was decided in time
     assert queue.jobs == ["nightly/2026-11-21T02:00Z"]
     assert states(clocks) == [("2026-11-21T02:00Z", FiringState.FIRED)]
+
+
+DYING = """
+import os, sys
+from pathlib import Path
+from jobs.clocks import Clocks
+from jobs.store import Store
+
+def die(clock, occurrence):
+    if sys.argv[2] == "after":
+        Path(sys.argv[3]).write_text(occurrence)
+    os.kill(os.getpid(), 9)
+
+clocks = Clocks(Store(sys.argv[1]).engine)
+clocks.add("nightly", {}, "0 2 * * *", "UTC", float(sys.argv[4]))
+clocks.tick(float(sys.argv[5]), die, lambda occurrence: False)
+"""
+
+
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_a_process_killed_while_it_submits_leaves_the_firing_to_the_next_one(tmp_path: Path, where: str) -> None:
+    url, submitted = f"sqlite:///{tmp_path / 'queue.db'}", tmp_path / "submitted"
+    words = [sys.executable, "-c", DYING, url, where, str(submitted), str(NOON), str(NIGHT)]
+    assert subprocess.run(words, check=False, timeout=120).returncode == -signal.SIGKILL
+    queue = Queue(jobs=[submitted.read_text()] if submitted.exists() else [])
+    store = Store(url)
+    tick(Clocks(store.engine), NIGHT + 2 * HOUR, queue)
+    assert queue.jobs == queue.calls == ["nightly/2026-11-21T02:00Z"]
+    store.close()
 
 
 def test_a_firing_that_is_owed_counts_as_under_way(engine: Engine, clocks: Clocks) -> None:

@@ -198,6 +198,16 @@ def test_an_attempt_that_measured_nothing_leaves_no_record(tmp_path: Path) -> No
     assert run(tmp_path, night(2))["earlier"] == []
 
 
+def test_a_value_is_the_mean_over_the_seeds_and_memory_the_largest(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, night(1))
+    document = document_of(plan)
+    document["cells"][0]["metrics"] = {"val_bits_per_byte": 1.0, "peak_memory_gib": 50.0}  # the first seed
+    found = compare_with_history(plan, document) or {}
+    assert row_of(found, "val_bits_per_byte")["value"] == pytest.approx(0.95)
+    assert row_of(found, "peak_memory_gib")["value"] == 60.0
+    assert row_of(found, "tokens_per_second_per_device")["value"] == 5000.0
+
+
 def test_schedules_do_not_see_each_other(tmp_path: Path) -> None:
     run(tmp_path, night(1, "hourly"))
     assert run(tmp_path, night(2))["earlier"] == []

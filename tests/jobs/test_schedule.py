@@ -146,6 +146,10 @@ def test_a_year_of_missed_minutes_is_counted_up_to_a_limit_and_left_behind_at_on
     assert fired(found) == ["2026-11-21T02:00Z"]
     assert found.unfired[0].number == COUNTED
     assert not due(replace(schedule, handled_s=found.handled_s), at("2026-11-21T02:00:59Z"), idle).unfired
+    nothing_fresh = nightly(cron="0-50 * * * *", created="2025-11-21T00:00Z", grace="1m")
+    missed = due(nothing_fresh, at("2026-11-21T01:55Z"), idle)
+    assert (missed.fires, missed.unfired[0].number) == ((), COUNTED)
+    assert not due(replace(nothing_fresh, handled_s=missed.handled_s), at("2026-11-21T01:56Z"), idle).unfired
 
 
 # --- overlap and pause ---
