@@ -14,7 +14,7 @@ from rich.table import Table
 
 from jobs.benchmark_plan import KIND
 from jobs.report.formats import NOT_AVAILABLE, count, duration, percent, short_id, significant, size
-from jobs.throughput import Spread, figures, find_faults
+from jobs.throughput import Spread, figures, find_faults, same_time_as
 from orchestrator.cell_job import spool_folder
 from orchestrator.flops import find_mfu
 from orchestrator.plan import Cell, CellForecast, Plan
@@ -51,6 +51,10 @@ def benchmark_document(plan: Plan, results: Sequence[CellResult], command: str) 
         _cell_facts(cell, forecast, result, job)
         for cell, forecast, result in zip(plan.cells, plan.forecasts, results, strict=True)
     ]
+    spans = {cell["backbone_id"]: cell["figures"] and cell["figures"]["span_ms"] for cell in cells}
+    for cell in cells:
+        if others := same_time_as(cell["backbone_id"], spans):
+            cell["faults"].append(f"it was measured at the same time as {', '.join(others)}")
     return {
         "format": 1,
         "comparison": {

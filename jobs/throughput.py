@@ -1,6 +1,6 @@
 """From the spool of a benchmarked cell to its figures: medians after warm-up, with their spread. Pure."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -41,6 +41,7 @@ class MeasuredStep:
     """
 
     metrics: StepMetrics
+    ended_ms: int
     examples: int
     bytes: int
     gap_s: float | None
@@ -80,6 +81,7 @@ class Figures:
     startup: Startup | None
     checkpoints: tuple[CheckpointWrite, ...]
     step_times_s: tuple[tuple[int, float], ...]  # (step, seconds) of the measured steps
+    span_ms: tuple[int, int] | None  # Unix milliseconds at which the first and the last of them ended
 
     @property
     def stall_s(self) -> float | None:
@@ -103,6 +105,7 @@ def figures(entries: Sequence[Entry], warm_up: int, workers: int) -> Figures:
         startup=find_startup(entries),
         checkpoints=checkpoint_writes(entries),
         step_times_s=tuple((step.metrics.step, step.metrics.step_time_s) for step in steps),
+        span_ms=(steps[0].ended_ms, steps[-1].ended_ms) if steps else None,
     )
 
 
@@ -117,7 +120,7 @@ def measured_steps(entries: Sequence[Entry], warm_up: int) -> list[MeasuredStep]
             if made[entry.attempt] > warm_up:
                 examples = metrics.examples_seen - (last.examples_seen if last else 0)
                 size = metrics.bytes_seen - (last.bytes_seen if last else 0)
-                steps.append(MeasuredStep(metrics, examples, size, _gap_s(before, entry)))
+                steps.append(MeasuredStep(metrics, entry.time_ms, examples, size, _gap_s(before, entry)))
             last = metrics
         before = entry
     return steps
@@ -189,6 +192,15 @@ def find_faults(found: Figures, asked: int, attempts: int) -> list[str]:
             "measure more steps, or on a quieter machine"
         )
     return faults
+
+
+def same_time_as(name: str, spans: Mapping[str, tuple[int, int] | None]) -> list[str]:
+    """The cells whose measured steps fell into the same time: on one machine they slow each other down."""
+    mine = spans[name]
+    if mine is None:
+        return []
+    others = {other: span for other, span in spans.items() if other != name and span is not None}
+    return [other for other, (first, last) in others.items() if first < mine[1] and mine[0] < last]
 
 
 def _gap_s(before: Entry | None, step: Entry) -> float | None:
