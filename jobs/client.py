@@ -5,7 +5,8 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,34 +19,55 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 OVER = ("SUCCEEDED", "FAILED", "CANCELLED", "INTERRUPTED")
 
 
+@dataclass(frozen=True)
+class Submission:
+    """A spec to submit or to schedule, and the folder that travels with it: this one if the spec is inside."""
+
+    spec: Path
+    priority: int | None = None  # else the spec's
+    owner: str | None = None  # else the user
+    plugins: tuple[str, ...] = ()
+    working_dir: Path | None = None
+    skip_infeasible: bool = False
+    certificate: bool = True
+
+    @property
+    def folder(self) -> Path:
+        """Raises InputError where spec and folder do not fit."""
+        here = self.spec.resolve()
+        if not here.is_file():
+            raise InputError(f"{self.spec}: no such file; give the path of a spec")
+        folder = (self.working_dir or Path.cwd()).resolve()
+        if here.is_relative_to(folder):
+            return folder
+        if self.working_dir is not None:
+            raise InputError(
+                f"{self.spec} is not inside --working-dir {self.working_dir}; choose a folder that holds it"
+            )
+        return here.parent
+
+    @property
+    def question(self) -> dict[str, Any]:
+        """What the gateway plans."""
+        return {
+            "spec": str(self.spec.resolve().relative_to(self.folder)),
+            "priority": self.priority,
+            "owner": self.owner or getpass.getuser(),
+            "plugins": list(self.plugins),
+            "skip_infeasible": self.skip_infeasible,
+            "certificate": self.certificate,
+        }
+
+
 class QueueClient:
     """One cluster's queue. Raises ClusterError when it cannot be reached, InputError for what it refuses."""
 
     def __init__(self, address: str | None = None, insecure: bool = False):
         self._jobs = RayJobs(address or default_address(), insecure)
 
-    def submit(
-        self,
-        spec: Path,
-        *,
-        priority: int | None = None,
-        owner: str | None = None,
-        plugins: Sequence[str] = (),
-        working_dir: Path | None = None,
-        skip_infeasible: bool = False,
-        certificate: bool = True,
-    ) -> dict[str, Any]:
+    def submit(self, submission: Submission) -> dict[str, Any]:
         """Queues a spec with the folder it stands in. The same spec again is the same job."""
-        folder, inside = _working_dir(spec, working_dir)
-        question = {
-            "spec": inside,
-            "priority": priority,
-            "owner": owner or getpass.getuser(),
-            "plugins": list(plugins),
-            "skip_infeasible": skip_infeasible,
-            "certificate": certificate,
-        }
-        return self._ask("submit", question, str(folder))
+        return self._answer("submit", submission.question, submission.folder)
 
     def queue(self) -> dict[str, Any]:
         """Every job, the leases that are held, the nodes."""
@@ -62,6 +84,20 @@ class QueueClient:
     def cancel(self, job_id: str) -> dict[str, Any]:
         """Ends a job at once; submitting it again continues from its last checkpoints."""
         return self._about("cancel", job_id, f"cancelled by {getpass.getuser()}")
+
+    def add_schedule(self, name: str, submission: Submission, cron: str, timezone: str, **rules: str) -> dict[str, Any]:
+        """Submits the spec on a clock; `rules` are grace, overlap and catch_up (docs/schedules.md)."""
+        question = {"name": name, "cron": cron, "timezone": timezone, "rules": rules, **submission.question}
+        return self._answer("schedule_add", question, submission.folder)
+
+    def schedules(self) -> list[dict[str, Any]]:
+        """Every schedule with its next tick."""
+        answer: list[dict[str, Any]] = self.ask("schedule_all", {"arguments": []})
+        return answer
+
+    def schedule(self, verb: str, name: str) -> dict[str, Any]:
+        """`show`, `pause`, `resume`, `remove` or `run_now`."""
+        return self._about(f"schedule_{verb}", name)
 
     def logs(self, job_id: str) -> str:
         """What the job's latest driver printed."""
@@ -97,9 +133,13 @@ class QueueClient:
             time.sleep(LOOK_S)
 
     def _about(self, verb: str, *arguments: Any) -> dict[str, Any]:
-        return self._ask(verb, {"arguments": list(arguments)})
+        return self._answer(verb, {"arguments": list(arguments)})
 
-    def _ask(self, verb: str, question: dict[str, Any], working_dir: str | None = None) -> dict[str, Any]:
+    def _answer(self, verb: str, question: dict[str, Any], folder: Path | None = None) -> dict[str, Any]:
+        answer: dict[str, Any] = self.ask(verb, question, None if folder is None else str(folder))
+        return answer
+
+    def ask(self, verb: str, question: dict[str, Any], working_dir: str | None = None) -> Any:
         """One question as one small job. Asking twice what changes something changes it once."""
         name = f"backbone-{verb}-{uuid.uuid4().hex[:12]}"
         self._jobs.submit(name, ["python", "-m", "jobs.gateway", verb, json.dumps(question)], working_dir)
@@ -110,8 +150,8 @@ class QueueClient:
             last = "\n".join((text or end.message).strip().splitlines()[-5:])
             raise ClusterError(f"the cluster could not answer ({end.status}):\n{last}")
         self._jobs.forget(name)
-        answer: dict[str, Any] = json.loads(line.removeprefix(MARK))
-        if "error" in answer:
+        answer = json.loads(line.removeprefix(MARK))
+        if isinstance(answer, dict) and "error" in answer:
             raise (InputError if answer["exit_code"] == 2 else ClusterError)(answer["error"])
         return answer
 
@@ -122,16 +162,3 @@ def default_address() -> str:
         if (address := os.environ.get(name, "")).startswith("http"):
             return address
     return DEFAULT_ADDRESS
-
-
-def _working_dir(spec: Path, working_dir: Path | None) -> tuple[Path, str]:
-    """The folder that travels, and the spec's path in it."""
-    here = spec.resolve()
-    if not here.is_file():
-        raise InputError(f"{spec}: no such file; give the path of a spec")
-    folder = (working_dir or Path.cwd()).resolve()
-    if not here.is_relative_to(folder):
-        if working_dir is not None:
-            raise InputError(f"{spec} is not inside --working-dir {working_dir}; choose a folder that holds it")
-        folder = here.parent
-    return folder, str(here.relative_to(folder))

@@ -9,12 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from jobs.clockwork import Clockwork
 from jobs.cluster import largest_cluster, live_nodes, request_nodes
 from jobs.leases import DRIVER, JOB, OWNER
 from jobs.packing import Node
 from jobs.queue import SILENT_S, Queue
 from jobs.queue_model import Settings
-from jobs.queue_rows import Directives, EventRow, JobRequest, JobRow, Released
+from jobs.queue_rows import Directives, JobRequest, JobRow, Released
 from jobs.store import Store
 from jobs.submission import RayJob, RayJobs
 from jobs.trace import load_queue_settings
@@ -51,6 +52,7 @@ class DispatcherActor:
             self._limit = largest_cluster(Path(setup.autoscaling_config))
         self._asked_for: list[Any] = []
         self._trouble = ""
+        self._clockwork = Clockwork(setup.store_url, setup.jobs_address, self._queue.jobs)
         self._see_nodes()
         threading.Thread(target=self._loop, name="dispatcher", daemon=True).start()
 
@@ -107,8 +109,28 @@ class DispatcherActor:
             "trouble": self._trouble,
         }
 
-    def events(self, limit: int) -> list[EventRow]:
-        return self._queue.events(limit=limit)
+    # --- schedules ---
+
+    def schedule_add(self, name: str, template: dict[str, Any], cron: str, timezone: str, rules: dict[str, str]) -> Any:
+        return self._clockwork.add(name, template, cron, timezone, rules)
+
+    def schedule_all(self) -> list[dict[str, Any]]:
+        return self._clockwork.all()
+
+    def schedule_show(self, name: str) -> dict[str, Any]:
+        return self._clockwork.show(name)
+
+    def schedule_pause(self, name: str) -> dict[str, Any]:
+        return self._clockwork.pause(name)
+
+    def schedule_resume(self, name: str) -> dict[str, Any]:
+        return self._clockwork.resume(name)
+
+    def schedule_remove(self, name: str) -> dict[str, Any]:
+        return self._clockwork.remove(name)
+
+    def schedule_run_now(self, name: str) -> dict[str, Any]:
+        return self._clockwork.run_now(name)
 
     def _summary(self, job: JobRow) -> dict[str, Any]:
         states = [str(cell.state) for cell in self._queue.cells(job.job_id)]
@@ -122,7 +144,7 @@ class DispatcherActor:
         while True:
             began = time.monotonic()
             trouble = [self._tried(step) for step in (self._see_nodes, self._queue.decide, self._start, self._watch)]
-            self._trouble = "; ".join(filter(None, trouble))
+            self._trouble = "; ".join(filter(None, [*trouble, self._clockwork.trouble]))
             time.sleep(max(0.05, TICK_S - (time.monotonic() - began)))
 
     def _tried(self, step: Callable[[], None]) -> str:

@@ -6,13 +6,13 @@ that the job prints.
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jobs.cluster import NAMESPACE
 from jobs.leases import ask, find_dispatcher
 from jobs.submission import MARK
-from jobs.submitting import plan_submission
+from jobs.submitting import plan_schedule, plan_submission
 from orchestrator.errors import ClusterError, OrchestratorError
 
 
@@ -28,7 +28,10 @@ def main() -> None:
 
 def _answer(verb: str, question: Mapping[str, Any]) -> Any:
     """A submission is planned here, where the cluster's data and models are; the rest is the dispatcher's."""
-    arguments = [plan_submission(question)] if verb == "submit" else question["arguments"]
+    if verb == "submit":
+        arguments: Sequence[Any] = [plan_submission(question)]
+    else:
+        arguments = plan_schedule(question) if verb == "schedule_add" else question["arguments"]
     import ray
 
     ray.init(address="auto", namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")

@@ -16,6 +16,7 @@ from rich.console import Console
 from jobs.cells import CellRunner, cancelled_result, find_final_result, infeasible_result, locked_cells
 from jobs.cluster import is_remote
 from jobs.document import build_document
+from jobs.history import compare_with_history
 from jobs.interruption import Interruption, interrupt, interruption
 from jobs.leases import Leases, hold_leases
 from jobs.preparation import Preparation, find_preparation, prepare_data
@@ -234,6 +235,7 @@ def _conclude(
     run_ids = tracking.run_ids(limit)
     results = [replace(result, mlflow_run_id=run_ids[result.cell_id]) for result in results]
     document = build_document(plan, results, _parity_facts(plan), command_line(), _finished_export(plan))
+    document["history"] = compare_with_history(plan, document)
     html, facts = plan.folder / "report.html", plan.folder / "report.json"
     write_json(facts, document)
     html.write_text(render_report(document), encoding="utf-8")
@@ -292,7 +294,7 @@ def _say_what_is_left(
             markup=False,
             soft_wrap=True,
         )
-    sentence = document["verdict"].get("sentence")
-    if sentence:
+    history = (document["history"] or {}).get("sentences", [])
+    for sentence in filter(None, [document["verdict"].get("sentence"), *history]):
         console.print(sentence, highlight=False, markup=False, soft_wrap=True)
     console.print(f"report: {plan.folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)

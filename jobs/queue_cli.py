@@ -16,6 +16,24 @@ Address = Annotated[
     str | None, typer.Option(metavar="URL", help="The cluster's job API; else RAY_ADDRESS, else http://127.0.0.1:8265.")
 ]
 Insecure = Annotated[bool, typer.Option("--insecure-cluster", help="Talk to a cluster that wants no token.")]
+Priority = Annotated[int | None, typer.Option(help="Larger goes first; else the spec's policy.priority.")]
+Owner = Annotated[str | None, typer.Option(help="Whose share and quota it counts for; else you.")]
+WorkingDir = Annotated[
+    Path | None, typer.Option(help="The folder that travels with it; else this one, if the spec is inside.")
+]
+Plugins = Annotated[
+    list[str] | None, typer.Option("--plugin", metavar="MODULE", help="Registers backbones; repeatable.")
+]
+Spec = Annotated[Path, typer.Argument(metavar="SPEC", help="A comparison or finetune.")]
+ScheduleName = Annotated[str, typer.Argument(metavar="NAME", help="`backbone schedule list` shows them.")]
+SCHEDULE_VERBS = {
+    "show": "Shows a schedule's rules, its next tick and what became of the latest ones.",
+    "history": "Shows what became of a schedule's latest ticks.",
+    "pause": "Lets ticks pass without firing; a run that is under way goes on.",
+    "resume": "Fires again, from the next tick on.",
+    "run-now": "Fires once, now.",
+    "remove": "Forgets a schedule; its jobs and results stay.",
+}
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The id that submit printed; `backbone queue` lists them.")]
 
@@ -24,18 +42,22 @@ def register(app: typer.Typer) -> None:
     """Adds the commands to the command line."""
     for command in (submit, queue, status, logs, stop, cancel):
         app.command()(command)
+    schedules = typer.Typer(help="Submits specs on a clock; docs/schedules.md has the rules.", no_args_is_help=True)
+    schedules.command("add")(add_schedule)
+    schedules.command("list")(list_schedules)
+    for verb, does in SCHEDULE_VERBS.items():
+        schedules.command(verb, help=does)(_about_schedule(verb))
+    app.add_typer(schedules, name="schedule")
 
 
 def submit(
-    spec: Annotated[Path, typer.Argument(metavar="SPEC", help="A comparison or finetune.")],
+    spec: Spec,
     address: Address = None,
-    priority: Annotated[int | None, typer.Option(help="Larger goes first; else the spec's policy.priority.")] = None,
-    owner: Annotated[str | None, typer.Option(help="Whose share and quota it counts for; else you.")] = None,
+    priority: Priority = None,
+    owner: Owner = None,
     wait: Annotated[bool, typer.Option("--wait", help="Follow its output until it is over.")] = False,
-    working_dir: Annotated[
-        Path | None, typer.Option(help="The folder that travels with it; else this one, if the spec is inside.")
-    ] = None,
-    plugin: Annotated[list[str] | None, typer.Option(metavar="MODULE", help="Registers backbones; repeatable.")] = None,
+    working_dir: WorkingDir = None,
+    plugin: Plugins = None,
     skip_infeasible: Annotated[bool, typer.Option(help="Report cells that cannot fit instead of refusing.")] = False,
     certificate: Annotated[bool, typer.Option("--certificate/--no-certificate", help="As for compare.")] = True,
     insecure: Insecure = False,
@@ -45,15 +67,11 @@ def submit(
     from orchestrator.plan import check_spec
 
     check_spec(spec)  # what is wrong with the file is told before anything travels
+    from jobs.client import Submission
+
     client = _client(address, insecure)
     job = client.submit(
-        spec,
-        priority=priority,
-        owner=owner,
-        plugins=plugin or (),
-        working_dir=working_dir,
-        skip_infeasible=skip_infeasible,
-        certificate=certificate,
+        Submission(spec, priority, owner, tuple(plugin or ()), working_dir, skip_infeasible, certificate)
     )
     if as_json:
         print(json.dumps(job, indent=2))
@@ -94,6 +112,51 @@ def stop(job: JobId, address: Address = None, insecure: Insecure = False, as_jso
 def cancel(job: JobId, address: Address = None, insecure: Insecure = False, as_json: AsJson = False) -> None:
     """Ends a job at once, without a new checkpoint."""
     _print(_client(address, insecure).cancel(job), as_json, show.print_status)
+
+
+def add_schedule(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Names it, and its results.")],
+    spec: Spec,
+    cron: Annotated[str, typer.Option(help="Five fields, such as '0 2 * * *' for every night at two.")],
+    timezone: Annotated[str, typer.Option(help="IANA, such as Europe/Berlin.")] = "UTC",
+    grace: Annotated[str, typer.Option(help="How late a tick may still fire.")] = "1h",
+    overlap: Annotated[str, typer.Option(help="skip, or queue, while an earlier run is under way.")] = "skip",
+    catch_up: Annotated[str, typer.Option(help="newest, or all, of the ticks that were missed.")] = "newest",
+    address: Address = None,
+    priority: Priority = None,
+    owner: Owner = None,
+    working_dir: WorkingDir = None,
+    plugin: Plugins = None,
+    insecure: Insecure = False,
+    as_json: AsJson = False,
+) -> None:
+    """Submits a spec at every tick of a clock; each run measures anew and is compared with its own history."""
+    from jobs.client import Submission
+    from orchestrator.plan import check_spec
+
+    check_spec(spec)
+    submission = Submission(spec, priority, owner, tuple(plugin or ()), working_dir)
+    client = _client(address, insecure)
+    added = client.add_schedule(name, submission, cron, timezone, grace=grace, overlap=overlap, catch_up=catch_up)
+    _print(added, as_json, show.print_schedule)
+
+
+def list_schedules(address: Address = None, insecure: Insecure = False, as_json: AsJson = False) -> None:
+    """Shows every schedule and when it fires next."""
+    schedules = _client(address, insecure).schedules()
+    _print({"schedules": schedules}, as_json, show.print_schedules)
+
+
+def _about_schedule(verb: str) -> Callable[..., None]:
+    """A command about one schedule."""
+
+    def command(
+        name: ScheduleName, address: Address = None, insecure: Insecure = False, as_json: AsJson = False
+    ) -> None:
+        asked = {"history": "show", "run-now": "run_now"}.get(verb, verb)
+        _print(_client(address, insecure).schedule(asked, name), as_json, show.print_schedule)
+
+    return command
 
 
 def _client(address: str | None, insecure: bool) -> "QueueClient":

@@ -64,6 +64,32 @@ def print_status(job: dict[str, Any]) -> None:
         _say(f"{_clock(event['time_s'])} {event['kind']}{cell}: {event['text']}")
 
 
+def print_schedules(answer: dict[str, Any]) -> None:
+    """A row for each schedule."""
+    table = _table("name", "cron", "timezone", "next", "spec")
+    for one in answer["schedules"]:
+        when = "paused" if one["paused"] else one["next"] or "never"
+        table.add_row(one["name"], one["cron"], one["timezone"], when, one["spec"])
+    out.print(table if answer["schedules"] else "no schedules; `backbone schedule add NAME SPEC --cron EXPR` adds one")
+
+
+def print_schedule(answer: dict[str, Any]) -> None:
+    """One schedule with its latest ticks, or what was done to it."""
+    if "removed" in answer:
+        return _say(f"removed {answer['removed']}; its jobs and results stay")
+    if "occurrence" in answer:
+        return _say(f"{answer['occurrence']} fires now; `backbone queue` shows it")
+    when = "paused" if answer["paused"] else f"next {answer['next']}"
+    rules = f"grace {float(answer['grace_s']):.0f} s, overlap {answer['overlap']}, catch-up {answer['catch_up']}"
+    _say(f"{answer['name']}: {answer['spec']} at '{answer['cron']}' {answer['timezone']}; {when}; {rules}")
+    if answer.get("history"):
+        table = _table("occurrence", "state", "job", "")
+        for firing in answer["history"]:
+            job = f"{firing['job_id']} {firing['job_state'].lower()}" if firing["job_id"] else ""
+            table.add_row(firing["occurrence"], firing["state"].lower(), job, firing["reason"])
+        out.print(table)
+
+
 def _sentence(job: dict[str, Any]) -> str:
     why = job["waiting"] or job["stop"] or job["reason"]
     return f"{job['state'].lower()}{f' ({why})' if why else ''}, {_counts(job) or 'nothing to run'}"

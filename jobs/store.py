@@ -24,6 +24,7 @@ from sqlalchemy import (
     func,
     insert,
     inspect,
+    make_url,
     select,
     update,
 )
@@ -188,10 +189,16 @@ class Store:
                 self._put(_facts, {"name": "schema", "value": str(number + 1)})
 
 
+def beside(url: str, name: str) -> Engine:
+    """An engine for other tables: in a file beside a SQLite store, which is locked, else in the same database."""
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite" and parsed.database:
+        parsed = parsed.set(database=str(Path(parsed.database).with_name(f"{name}.db")))
+    return create_engine(parsed)
+
+
 def shown(url: str) -> str:
     """The store's address without its password."""
-    from sqlalchemy import make_url
-
     return make_url(url).render_as_string(hide_password=True)
 
 

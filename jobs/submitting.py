@@ -39,6 +39,13 @@ def plan_submission(question: Mapping[str, Any], load: Any = load_plan) -> JobRe
     )
 
 
+def plan_schedule(question: Mapping[str, Any]) -> tuple[str, dict[str, Any], str, str, dict[str, str]]:
+    """What a schedule needs: name, what to submit at each tick, cron, time zone, rules. The spec is planned once."""
+    template = {key: value for key, value in question.items() if key not in ("name", "cron", "timezone", "rules")}
+    template["code"] = plan_submission(template).code
+    return question["name"], template, question["cron"], question["timezone"], dict(question["rules"])
+
+
 def _arguments(question: Mapping[str, Any]) -> Iterator[str]:
     """The options of the entry point that repeat what was asked for."""
     for plugin in question["plugins"]:

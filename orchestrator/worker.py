@@ -82,7 +82,9 @@ def run_attempt(job: Any, placement: Placement, nodes: Sequence[str] | None = No
     is the truth about checkpoints, and Ray Train's snapshot of them is never read.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
+
+    from orchestrator.worker_network import NetworkedTorchConfig
 
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     resources = {"CPU": float(placement.cpus_per_worker)}
@@ -91,7 +93,7 @@ def run_attempt(job: Any, placement: Placement, nodes: Sequence[str] | None = No
     trainer = TorchTrainer(
         _train_loop,
         train_loop_config={"job": job},
-        torch_config=TorchConfig(
+        torch_config=NetworkedTorchConfig(
             backend="nccl" if placement.gpus_per_worker else "gloo", timeout_s=PROCESS_GROUP_TIMEOUT_S
         ),
         scaling_config=ScalingConfig(

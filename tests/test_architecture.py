@@ -27,7 +27,7 @@ MAY_NOT_IMPORT = {
 
 # One door per foreign system: (what is imported, the only modules that may).
 DOORS = (
-    ("ray.train", "orchestrator.worker"),
+    ("ray.train", "orchestrator.worker*"),
     ("ray.job_submission", "jobs.submission"),
     ("mlflow", "orchestrator.tracking*"),
     ("flash_attn", "backbones.attention"),

@@ -1,0 +1,144 @@
+"""Two nodes, several users, one queue: preemption across nodes, and whatever is killed, everything ends once."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+from product import CellFolder, Job, assert_every_step_once, tracked_runs, wait_for, write_job
+from two_nodes import MISSING, TwoNodes
+
+pytestmark = [pytest.mark.e2e, pytest.mark.skipif(bool(MISSING), reason=MISSING), pytest.mark.timeout(1200)]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoNodes]:
+    nodes = TwoNodes(tmp_path_factory.mktemp("nodes") / "cluster")
+    try:
+        nodes.lay_cables()
+        nodes.start_mlflow()
+        nodes.start_ray()
+        yield nodes
+    finally:
+        nodes.take_away()
+
+
+def new_job(cluster: TwoNodes, name: str, steps: int, **changes: Any) -> Job:
+    changes = {"storage": None, "name": name, "recipe__budget__amount": steps, **changes}
+    return write_job(cluster.folder / name, **changes)
+
+
+def cell_of(cluster: TwoNodes, cell_id: str) -> CellFolder:
+    return CellFolder(cluster.storage / "cells" / cell_id)
+
+
+def submit(cluster: TwoNodes, job: Job, *options: str) -> dict[str, Any]:
+    return cluster.ask("submit", job.spec.name, *options, cwd=job.folder)
+
+
+def wait_until_over(cluster: TwoNodes, *job_ids: str, timeout_s: float = 600) -> dict[str, dict[str, Any]]:
+    def over() -> dict[str, dict[str, Any]] | None:
+        jobs = {job["job_id"]: job for job in cluster.ask("queue")["jobs"]}
+        return jobs if all(jobs[job_id]["ended_s"] for job_id in job_ids) else None
+
+    return wait_for(over, f"the end of {job_ids}", timeout_s=timeout_s)
+
+
+def wait_for_step(cluster: TwoNodes, cell_id: str, step: int) -> None:
+    cell = cell_of(cluster, cell_id)
+    wait_for(lambda: cell.step >= step and cell.checkpoint_step, f"step {step} of {cell_id}", timeout_s=300)
+
+
+def assert_nothing_leaks(cluster: TwoNodes) -> None:
+    wait_for(lambda: len(set(map(str, cluster.resources()))) == 1, "all resources free", timeout_s=60)
+    assert cluster.ask("queue")["leases"] == []
+
+
+def runs_of(cluster: TwoNodes, job_id: str) -> list[Any]:
+    uri = f"sqlite:///{cluster.storage / 'mlflow.db'}"
+    return [run for run in tracked_runs(uri) if run.data.tags["comparison_id"] == job_id]
+
+
+def test_an_urgent_finetune_on_both_nodes_preempts_two_comparisons_which_then_resume(cluster: TwoNodes) -> None:
+    steps = 100
+    first = new_job(cluster, "first", steps)
+    second = new_job(cluster, "second", steps, backbones=["tiny-mistral"])
+    urgent = new_job(cluster, "urgent", 12, placement__workers=4)
+    spec = yaml.safe_load(urgent.spec.read_text())
+    spec["backbone"], spec["seed"] = spec.pop("backbones")[0], spec.pop("seeds")[0]
+    urgent.spec.write_text(yaml.safe_dump(spec))
+    victims = [submit(cluster, first, "--owner=ada"), submit(cluster, second, "--owner=bob")]
+    cells = [victim["cells"][0]["cell_id"] for victim in victims]
+    for cell_id in cells:
+        wait_for_step(cluster, cell_id, 12)
+    finetune = submit(cluster, urgent, "--priority=10", "--owner=eve")
+
+    job_ids = [*(victim["job_id"] for victim in victims), finetune["job_id"]]
+    jobs = wait_until_over(cluster, *job_ids)
+    assert {jobs[job_id]["state"] for job_id in job_ids} == {"SUCCEEDED"}
+    told = {job_id: cluster.ask("status", job_id)["events"] for job_id in job_ids}
+    for job_id, cell_id in zip(job_ids, cells, strict=False):
+        kinds = [event["kind"] for event in told[job_id]]
+        assert kinds.count("granted") == 2, told[job_id]
+        (why,) = [event["text"] for event in told[job_id] if event["kind"] == "stop_preempted"]
+        assert why.startswith(f"preempted for {finetune['job_id']}/"), why
+        assert "priority 10 over 0" in why
+        assert_every_step_once(f"sqlite:///{cluster.storage / 'mlflow.db'}", cell_id, steps)
+        (resumed,) = [phase["step"] for phase in cell_of(cluster, cell_id).phases(2) if phase["phase"] == "resumed"]
+        assert 12 <= resumed < steps
+        assert sorted((run.data.tags["attempt"], run.info.status) for run in runs_of(cluster, job_id)) == [
+            ("1", "FINISHED"),
+            ("2", "FINISHED"),
+        ]
+    (grant,) = [event["text"] for event in told[finetune["job_id"]] if event["kind"] == "granted"]
+    assert grant.endswith("on 2 nodes")
+    nodes = (cell_of(cluster, finetune["cells"][0]["cell_id"]).path / "workers").glob("*.json")
+    assert {yaml.safe_load(file.read_text())["node"] for file in nodes} == {"10.77.0.1", "10.77.0.2"}
+    assert_nothing_leaks(cluster)
+
+
+def test_whatever_is_killed_the_job_ends_once_and_nothing_leaks(cluster: TwoNodes) -> None:
+    steps = 160
+    job = new_job(cluster, "survivor", steps, backbones=["tiny-llama2", "tiny-mistral", "tiny-qwen"], seeds=[7])
+    submitted = submit(cluster, job)
+    cells = [cell["cell_id"] for cell in submitted["cells"]]
+    one, two, _ = cells
+    wait_for_step(cluster, one, 8)
+    wait_for_step(cluster, two, 8)
+
+    assert cluster.kill("head", "ray::DispatcherActor") == 1
+    wait_for(lambda: cluster.pids("head", "ray::DispatcherActor"), "the dispatcher's return", timeout_s=60)
+    before = cell_of(cluster, one).step
+    wait_for_step(cluster, one, before + 3)
+    assert {entry["attempt"] for entry in cell_of(cluster, one).spool()} == {1}, "it trains on without a dispatcher"
+
+    assert cluster.kill("head", "jobs.compare compare.yaml") >= 1
+    wait_for(lambda: any(cell_of(cluster, one).phases(2)), "a second driver", timeout_s=120)
+    wait_for_step(cluster, one, before + 6)
+
+    cluster.kill_node("worker")
+    cluster.start_worker()
+    wait_for(lambda: max(len(cell_of(cluster, c).phases(3)) for c in (one, two)), "another lease", timeout_s=180)
+
+    assert cluster.kill("head", "gcs_server") == 1
+    for node in ("head", "worker"):
+        cluster.kill_node(node)
+    finished = {c for c in cells if (cell_of(cluster, c).path / "result.json").exists()}
+    attempts = {c: {entry["attempt"] for entry in cell_of(cluster, c).spool()} for c in finished}
+    cluster.start_ray()
+
+    jobs = wait_until_over(cluster, submitted["job_id"])
+    assert jobs[submitted["job_id"]]["state"] == "SUCCEEDED", jobs[submitted["job_id"]]
+    for cell_id in cells:
+        assert_every_step_once(f"sqlite:///{cluster.storage / 'mlflow.db'}", cell_id, steps)
+    for cell_id in finished:
+        assert {entry["attempt"] for entry in cell_of(cluster, cell_id).spool()} == attempts[cell_id]
+    assert {run.info.status for run in runs_of(cluster, submitted["job_id"])} == {"FINISHED"}
+    assert_nothing_leaks(cluster)
+
+
+def test_the_same_submission_twice_is_one_job(cluster: TwoNodes) -> None:
+    job = new_job(cluster, "survivor", 160, backbones=["tiny-llama2", "tiny-mistral", "tiny-qwen"], seeds=[7])
+    again = submit(cluster, job)
+    assert again["state"] == "SUCCEEDED"
+    assert len([one for one in cluster.ask("queue")["jobs"] if one["job_id"] == again["job_id"]]) == 1
