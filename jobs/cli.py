@@ -1,7 +1,6 @@
 """`backbone ...`: the commands people type. Listing and planning import no torch, ray, mlflow or transformers."""
 
 import json
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,8 @@ import typer
 from rich.console import Console
 
 from backbones.reference import HubError
-from jobs import queue_cli, show
+from jobs import cluster_cli, queue_cli, show
+from jobs.storage import Storage, storage_folder
 from orchestrator.errors import InputError, OrchestratorError, SpecError
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def certify(
     adaptation: Annotated[str, typer.Option(help="full, last_layer, bias_only or lora.")] = "full",
     workers: Annotated[int, typer.Option(min=1, help="Ray Train workers to shard over.")] = 2,
     gpu: Annotated[bool, typer.Option("--gpu", help="Give each worker a GPU.")] = False,
-    storage: Annotated[Path | None, typer.Option(help="Where to keep it; else BACKBONE_STORAGE, else ./runs.")] = None,
+    storage: Storage = None,
     plugin: Plugins = None,
 ) -> None:
     """Proves that a backbone is integrated rightly: weights, parity, packing, prompt, tokens, rows, learning."""
@@ -137,27 +137,26 @@ def certify(
         spec = get_spec(backbone)
     except ValueError as error:
         raise InputError(str(error)) from error
-    root = _storage(storage).expanduser().absolute()
-    run_certification(spec, recipe, placement, root, plugins, out).require()
+    run_certification(spec, recipe, placement, storage_folder(storage), plugins, out).require()
 
 
 @app.command()
 def report(
     job_id: Annotated[str, typer.Argument(metavar="ID", help="The folder name <name>-<hash> of a job.")],
-    storage: Annotated[Path | None, typer.Option(help="Where results are; else BACKBONE_STORAGE, else ./runs.")] = None,
+    storage: Storage = None,
 ) -> None:
     """Prints a finished job's ranking and writes its report anew from report.json."""
     from jobs.report.html import render_report
 
-    root = _storage(storage)
+    root = storage_folder(storage)
     facts = root / job_id / "report.json"
     if Path(job_id).name != job_id or not facts.is_file():
         known = sorted(path.parent.name for path in root.glob("*/report.json"))
-        raise InputError(f"no report {job_id!r} in {root.absolute()}; there are: {', '.join(known) or 'none'}")
+        raise InputError(f"no report {job_id!r} in {root}; there are: {', '.join(known) or 'none'}")
     document = json.loads(facts.read_text(encoding="utf-8"))
     (facts.parent / "report.html").write_text(render_report(document), encoding="utf-8")
     show.print_ranking(document)
-    out.print(f"report: {(facts.parent / 'report.html').absolute()}", highlight=False, soft_wrap=True)
+    out.print(f"report: {facts.parent / 'report.html'}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -188,10 +187,7 @@ def schema(
 
 
 queue_cli.register(app)
-
-
-def _storage(option: Path | None) -> Path:
-    return option or Path(os.environ.get("BACKBONE_STORAGE", "runs"))
+cluster_cli.register(app)
 
 
 def _load_plugins(plugins: list[str] | None) -> tuple[str, ...]:
