@@ -25,7 +25,7 @@ from orchestrator.tracking.spool import read_spool
 Document = dict[str, Any]
 
 
-def write_benchmark(plan: Plan, results: Sequence[CellResult], command: str) -> tuple[Document, tuple[Path, Path]]:
+def write_benchmark(plan: Plan, results: Sequence[CellResult], command: str) -> tuple[Document, tuple[Path, ...]]:
     """Writes the page and the facts behind it, and returns the facts and both files, the page first.
 
     The checkpoints of finished cells go: they were written to be timed, and nothing continues from them.
@@ -79,6 +79,7 @@ def benchmark_document(plan: Plan, results: Sequence[CellResult], command: str) 
         },
         "environment": _environment(measured[0] if measured else None),
         "cells": cells,
+        "metrics": {cell["backbone_id"]: _metrics(cell["figures"]) for cell in cells if cell["figures"]},
         # What every job's document has, for those who read only that.
         "ranking": [],
         "certificates": {},
@@ -232,6 +233,18 @@ def _figures(cell: Cell, forecast: CellForecast, measurement: Measurement, found
         "predicted_device_memory_gib": forecast.memory.total,
         "checkpoint_bytes": found["checkpoints"][-1]["size_bytes"] if found["checkpoints"] else None,
     }
+
+
+def _metrics(figures: Document) -> dict[str, float]:
+    """The figures as single numbers, medians where there is a spread; what was not measured is left out."""
+    spreads = ("tokens_per_second_per_device", "bytes_per_second_per_device", "examples_per_second", "step_time_s")
+    found = {
+        **{name: _median(figures[name]) for name in spreads},
+        **{name: figures[name] for name in ("mfu", "peak_device_memory_gib", "peak_host_memory_gib")},
+        **{name: figures["startup"][name] for name in ("load_s", "first_step_s")},
+        **{name: figures[name] for name in ("checkpoint_stall_s", "checkpoint_bytes")},
+    }
+    return {name: float(value) for name, value in found.items() if value is not None}
 
 
 def _scaled(spread: Document | None, factor: float) -> Document | None:

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from orchestrator.data.examples import Example
 from orchestrator.data.sources import Dataset
 from orchestrator.errors import InputError
 from orchestrator.plan import Plan, load_comparison
-from orchestrator.results import CellResult, CellStatus, find_cell_result
+from orchestrator.results import CellResult, CellStatus, Measurement, find_cell_result
 from orchestrator.schedule import passed_a_mark
 from orchestrator.spec import Benchmark
 from orchestrator.tracking.spool import Entry, note_phase, read_spool
@@ -339,6 +339,47 @@ def test_the_fastest_is_named_only_where_the_medians_are_apart() -> None:
     assert near.startswith("b and a cannot be told apart")
     assert "with the reservations below" in headline([measured_cell("a", 10, half=1, faults=("busy",)), apart[1]])
     assert headline([{**apart[0], "figures": None}]) == "No run finished, so nothing was measured."
+
+
+# --- what a GPU shows ---
+
+
+def gpu_cell(folder: Path, device: str, precision: str) -> dict[str, Any]:
+    """The document's first cell for the spool above, as if it had been written on such devices."""
+    spec = yaml.safe_load(write_comparison(folder).read_text())
+    spec["placement"]["gpus_per_worker"] = 1
+    spec["recipe"]["precision"] = precision
+    (folder / "compare.yaml").write_text(yaml.safe_dump(spec), encoding="utf-8")
+    plan = load_benchmark(folder / "compare.yaml", warm_up=1, measured=5)
+    lines = "".join(json.dumps(asdict(entry)) + "\n" for entry in SPOOL)
+    (folder / "cell" / "spool").mkdir(parents=True)
+    (folder / "cell" / "spool" / "steps.jsonl").write_text(lines, encoding="utf-8")
+    metrics = {"peak_memory_gib": 61.5, "peak_host_memory_gib": 3.5}
+    measurement = Measurement(metrics, [], {"packages": {}}, {"device": device, "workers": WORKERS}, "")
+    results = [
+        CellResult(c.cell_id, c.backbone.backbone_id, c.seed, CellStatus.SUCCEEDED, 1, None, measurement)
+        for c in plan.cells
+    ]
+    document = benchmark_document(plan, [replace(one, folder=str(folder / "cell")) for one in results], "-")
+    flops = plan.forecasts[0].flops_per_token
+    return {**document["cells"][0]["figures"], "flops": flops, "metrics": document["metrics"]["tiny-llama2"]}
+
+
+def test_mfu_divides_by_the_peak_of_the_device(tmp_path: Path) -> None:
+    found = gpu_cell(tmp_path, "NVIDIA H100 80GB HBM3", "bf16")
+    assert found["tokens_per_second_per_device"]["median"] == pytest.approx(100 / 0.5 / WORKERS)
+    assert found["mfu"] == pytest.approx(100 / 0.5 / WORKERS * found["flops"] / 989e12)
+    assert (found["peak_device_memory_gib"], found["peak_host_memory_gib"]) == (61.5, 3.5)
+    assert found["metrics"]["mfu"] == found["mfu"]
+    assert found["metrics"]["step_time_s"] == 0.5
+    assert found["metrics"]["checkpoint_stall_s"] == 1.5
+
+
+@pytest.mark.parametrize(("device", "precision"), [("NVIDIA X9000", "bf16"), ("NVIDIA H100 80GB HBM3", "fp32")])
+def test_mfu_is_never_a_guess(tmp_path: Path, device: str, precision: str) -> None:
+    found = gpu_cell(tmp_path, device, precision)
+    assert found["mfu"] is None
+    assert "mfu" not in found["metrics"]
 
 
 # --- one real run ---
