@@ -247,3 +247,18 @@ def test_models_are_fetched_once_at_pinned_revisions_and_workers_stay_offline() 
         f"HF_HUB_CACHE={cache[1]} " in command for command in all_commands() if "hf download" in command
     )
     assert "HF_HUB_OFFLINE=1" in the_command_with("ray start", "worker_start_ray_commands")
+
+
+# --- the queue ---
+
+
+def test_the_dispatcher_starts_last_on_the_head_and_with_the_drivers_storage() -> None:
+    commands = CONFIG["head_start_ray_commands"]
+    order = [
+        next(i for i, command in enumerate(commands) if words in command)
+        for words in ("mlflow server", "/health", "ray start --head", "jobs.dispatcher start")
+    ]
+    assert order == sorted(order) and order[-1] == len(commands) - 1
+    storage = re.search(r"BACKBONE_STORAGE=(\S+)", the_command_with("ray start --head", "head_start_ray_commands"))
+    assert storage and f" start --storage {storage[1]} " in commands[-1]
+    assert not [command for command in CONFIG["worker_start_ray_commands"] if "dispatcher" in command]
