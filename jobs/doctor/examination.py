@@ -1,0 +1,182 @@
+"""`backbone doctor`: asks within a deadline, judges, prints."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from rich.console import Console
+
+from jobs import packing
+from jobs.cluster import GIB, LABEL
+from jobs.doctor.demand import check_demand
+from jobs.doctor.endpoint_checks import EXPORT, check_endpoint, check_token_file, is_loopback
+from jobs.doctor.finding import Finding, exit_code, findings_json, ok, print_findings, problem, warning
+from jobs.doctor.node_checks import Node, check_clocks, check_nodes, check_storage
+from jobs.doctor.service_checks import check_dispatcher, check_mlflow
+from jobs.one_machine.state import load_state
+from orchestrator.errors import InputError
+
+DEADLINE_S = 90.0
+CONNECT_LIMIT_S = 3.0
+BOOTSTRAP = Path("/tmp/ray/ray_current_cluster")  # where `ray start` notes the GCS of this machine
+AUTOSCALING = Path("~/ray_bootstrap_config.yaml")  # where `ray up` leaves the cluster's file on the head
+
+
+def doctor(
+    spec: Path | None,
+    address: str | None,
+    storage: Path | None,
+    as_json: bool,
+    console: Console,
+    deadline_s: float = DEADLINE_S,
+) -> int:
+    """Checks a cluster, and returns 1 if anything is a problem.
+
+    address: http(s)://HOST:PORT of the dashboard, HOST:PORT of the GCS, or None for RAY_ADDRESS, else this machine's.
+    Nodes are asked where this machine is one of them. Raises SpecError, InputError.
+    """
+    findings = examine(spec, address or os.environ.get("RAY_ADDRESS") or "auto", storage, deadline_s)
+    if as_json:
+        print(findings_json(findings))
+    else:
+        print_findings(findings, console)
+    return exit_code(findings)
+
+
+def examine(spec: Path | None, address: str, storage: Path | None, deadline_s: float) -> list[Finding]:
+    """Every finding, in the order of the checks."""
+    is_url = address.startswith(("http://", "https://"))
+    if is_url:
+        found = check_endpoint(address)
+        gcs = find_gcs(storage, address) if is_loopback(address) else None
+        if gcs is None:
+            return [*found, _nodes_unseen(address), *([_demand_unseen()] if spec else [])]
+    else:
+        found, gcs = check_token_file(), find_gcs(storage, None) if address == "auto" else address
+        if gcs is None:
+            raise InputError("no cluster runs on this machine; set RAY_ADDRESS or give --address, or run `backbone up`")
+    if refused := _connection_fault(gcs):
+        remedy = "check the address; is the cluster up?"
+        return [*found, problem("reachable", f"nothing answers at {gcs}: {refused}", remedy)]
+    document, fault = probe(gcs, storage, deadline_s)
+    if not is_url and document.get("dashboard"):
+        found = check_endpoint(f"http://{document['dashboard']}")
+    if fault:
+        found.append(fault)
+    return found + judge(document, spec)
+
+
+def judge(document: Mapping[str, Any], spec: Path | None) -> list[Finding]:
+    """What a probe's document means; it may have ended early."""
+    if "nodes" not in document:
+        return []
+    alive = [node for node in document["nodes"] if node["alive"]]
+    gone = [node["address"] for node in document["nodes"] if not node["alive"]]
+    found = [check_dispatcher(document.get("dispatcher"))]
+    if gone:
+        sentence = f"{len(gone)} nodes have left: {', '.join(gone)}"
+        found.append(warning("nodes", sentence, "fine where the autoscaler ended them; else see why they died"))
+    if "facts" in document:
+        found += _judge_facts(document, alive)
+    if spec is not None:
+        found.append(check_demand(spec, [_offer(node) for node in alive], AUTOSCALING))
+    return found
+
+
+def probe(gcs: str, storage: Path | None, deadline_s: float) -> tuple[dict[str, Any], Finding | None]:
+    """What the nodes said until the deadline, and why that is not everything."""
+    with tempfile.TemporaryDirectory(prefix="backbone-doctor-") as folder:
+        out, log = Path(folder) / "document.json", Path(folder) / "log"
+        asked = str(storage.expanduser().absolute()) if storage else ""
+        command = [sys.executable, "-m", "jobs.doctor.cluster_probe", gcs, asked, str(out)]
+        environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        with open(log, "wb") as stream:
+            process = subprocess.Popen(
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True
+            )
+        try:
+            code: int | None = process.wait(deadline_s)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        document = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
+        return document, _probe_fault(code, log.read_text(encoding="utf-8", errors="replace"), gcs, deadline_s)
+
+
+def find_gcs(storage: Path | None, dashboard: str | None) -> str | None:
+    """HOST:PORT of a GCS that runs on this machine: of `backbone up` with this storage, else of `ray start`."""
+    root = (storage or Path(os.environ.get("BACKBONE_STORAGE", "runs"))).expanduser().absolute()
+    state = load_state(root)
+    ray = state.find("ray") if state else None
+    if state and ray and (dashboard is None or urlsplit(dashboard).port == state.ports.dashboard):
+        noted = Path(ray.folder) / BOOTSTRAP.name
+        if noted.is_file():
+            return noted.read_text(encoding="utf-8").strip()
+    return BOOTSTRAP.read_text(encoding="utf-8").strip() if BOOTSTRAP.is_file() else None
+
+
+def _judge_facts(document: Mapping[str, Any], alive: Sequence[Mapping[str, Any]]) -> list[Finding]:
+    facts, storage = document["facts"], document["storage"]
+    nodes = [Node(one["node_id"], one["address"], one["is_head"], facts.get(one["node_id"])) for one in alive]
+    found = check_nodes(nodes, storage)
+    if not storage:
+        remedy = "export BACKBONE_STORAGE before `ray start` on the head, or give each spec its storage"
+        found.append(warning("storage", "drivers are given no BACKBONE_STORAGE, so none was checked", remedy))
+    elif "read" in document:
+        found += check_storage(nodes, storage, document["nonces"], document["read"])
+    if "clocks" in document:
+        found += check_clocks(nodes, document["clocks"])
+    head = next((node for node in nodes if node.is_head and node.facts is not None), None)
+    return found + (check_mlflow(head.facts["tracking_uri"]) if head and head.facts else [])
+
+
+def _offer(node: Mapping[str, Any]) -> packing.Node:
+    resources = node["resources"]
+    accelerator = next((name.removeprefix(LABEL) for name in resources if name.startswith(LABEL)), None)
+    gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
+    return packing.Node(node["node_id"], gpus, cpus, int(resources.get("memory", 0) // GIB), accelerator)
+
+
+def _connection_fault(gcs: str) -> str:
+    host, _, port = gcs.rpartition(":")
+    if not host or not port.isdigit():
+        raise InputError(f"--address is {gcs!r}; write http://HOST:PORT of the dashboard, or HOST:PORT of the GCS")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_LIMIT_S).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+def _probe_fault(code: int | None, log: str, gcs: str, deadline_s: float) -> Finding | None:
+    if code == 0:
+        return None
+    if code is None:
+        remedy = "look at gcs_server.out and raylet.err in the head's session_latest/logs"
+        return problem("nodes", f"{gcs} was not through with its answers after {deadline_s:.0f} s", remedy)
+    words = log.strip().splitlines()
+    if "AuthenticationError" in log or "Unauthenticated" in log:
+        reason = next((line for line in reversed(words) if "uthentica" in line), "")
+        return problem("token", f"{gcs} does not let us in: {reason[-300:]}", EXPORT)
+    return problem("nodes", f"{gcs} could not be asked: {words[-1][-300:] if words else f'exit code {code}'}", "")
+
+
+def _nodes_unseen(address: str) -> Finding:
+    command = f"ray job submit --address {address} -- backbone doctor"
+    return ok("nodes", f"not asked, since this machine is none of them; to ask them: {command}")
+
+
+def _demand_unseen() -> Finding:
+    return warning("demand", "what the nodes offer is not known here", "run `backbone doctor SPEC` on the head")
