@@ -106,7 +106,7 @@ class _Beginning:
     def bring_up_dispatcher(self) -> None:
         """Starts the queue's dispatcher, or finds it; its own command does either."""
         service = self._service(RAY)
-        address = (Path(service.folder) / "ray_current_cluster").read_text(encoding="utf-8").strip()
+        address = _gcs_note(service).read_text(encoding="utf-8").strip()
         try:
             ran = subprocess.run(
                 commands.dispatcher_command(self.storage),
@@ -184,9 +184,17 @@ def _start_mlflow(state: State, storage: Path, service: Service) -> Service:
 
 
 def _ray_answers(state: State) -> bool:
-    """Whether the job API serves whoever has the token; it cannot without a living GCS."""
+    """Whether the start is complete, and the job API serves whoever has the token; it cannot without a living GCS."""
+    ray = state.find(RAY)
+    if ray is None or not _gcs_note(ray).exists():
+        return False
     token = Path(state.token).read_text(encoding="utf-8").strip()
     return ask(f"{dashboard_url(state)}/api/jobs/", token=token).status == 200
+
+
+def _gcs_note(ray: Service) -> Path:
+    """Where `ray start`, as its last step, notes the address of the GCS."""
+    return Path(ray.folder) / "ray_current_cluster"
 
 
 def _mlflow_answers(state: State) -> bool:
