@@ -1,8 +1,9 @@
 """Where the queue keeps what it must not forget: SQLite (WAL) or PostgreSQL, through SQLAlchemy."""
 
-import shutil
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, fields
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from sqlalchemy import (
     String,
     Table,
     Text,
-    and_,
     create_engine,
     event,
     func,
@@ -26,8 +26,8 @@ from sqlalchemy import (
     inspect,
     make_url,
     select,
-    update,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
 from sqlalchemy.pool import StaticPool
 
@@ -105,26 +105,32 @@ class Store:
     def __init__(self, url: str):
         self.url = url
         self.engine = _engine(url)
+        self._is_claimed = False
         try:
-            self._connection = self.engine.connect()
-            self._claim()
-            self._migrate()
-        except DatabaseError as error:
-            raise StoreError(_explain(url, error)) from error
+            with self._explained():
+                self._connection = self.engine.connect()
+                self._claim()
+                self._migrate()
+        except BaseException:
+            self.engine.dispose()
+            raise
 
     def close(self) -> None:
         self._connection.close()
         self.engine.dispose()
 
     def save(self, rows: Iterable[Row], events: Sequence[EventRow] = (), facts: dict[str, str] | None = None) -> None:
-        """All of it, or nothing."""
-        with self._connection.begin():
-            for row in rows:
-                self._put(_TABLES[type(row)], asdict(row))
+        """All of it, or nothing. Raises StoreError."""
+        by_table: dict[Table, list[dict[str, Any]]] = {}
+        for row in rows:
+            by_table.setdefault(_TABLES[type(row)], []).append(dict(vars(row)))
+        if facts:
+            by_table[_facts] = [{"name": name, "value": value} for name, value in facts.items()]
+        with self._transaction():
+            for table, values in by_table.items():
+                self._put(table, values)
             if events:
-                self._connection.execute(insert(_events), [asdict(one) for one in events])
-            for name, value in (facts or {}).items():
-                self._put(_facts, {"name": name, "value": value})
+                self._connection.execute(insert(_events), [dict(vars(one)) for one in events])
 
     def jobs(self) -> list[JobRow]:
         rows = self._select(select(_jobs).order_by(_jobs.c.submitted_s, _jobs.c.job_id))
@@ -152,25 +158,40 @@ class Store:
         return str(rows[0]["value"]) if rows else None
 
     def _select(self, query: Any) -> list[dict[str, Any]]:
-        with self._connection.begin():
+        with self._transaction():
             return [dict(row) for row in self._connection.execute(query).mappings()]
 
-    def _put(self, table: Table, values: dict[str, Any]) -> None:
-        keys = [column.name for column in table.primary_key]
-        here = and_(*(table.c[key] == values[key] for key in keys))
-        if not self._connection.execute(update(table).where(here).values(values)).rowcount:
-            self._connection.execute(insert(table).values(values))
+    def _put(self, table: Table, rows: list[dict[str, Any]]) -> None:
+        new = (sqlite if self.engine.dialect.name == "sqlite" else postgresql).insert(table)
+        changed = {column.name: new.excluded[column.name] for column in table.columns if not column.primary_key}
+        self._connection.execute(new.on_conflict_do_update(index_elements=table.primary_key, set_=changed), rows)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._explained():
+            if self._connection.invalidated:  # the database was restarted: its lock went with the old connection
+                self._is_claimed = False
+            if not self._is_claimed:
+                self._claim()
+            with self._connection.begin():
+                yield
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except DatabaseError as error:
+            raise StoreError(_explain(self.url, error)) from error
 
     def _claim(self) -> None:
         """Makes sure that no other dispatcher has this database."""
-        if self.engine.dialect.name == "sqlite":
-            with self._connection.begin():  # with locking_mode EXCLUSIVE, the first write keeps the file's lock
+        with self._connection.begin():
+            if self.engine.dialect.name == "sqlite":  # with locking_mode EXCLUSIVE, a write keeps the file's lock
                 self._connection.exec_driver_sql("CREATE TABLE IF NOT EXISTS claim (taken INTEGER)")
                 self._connection.exec_driver_sql("DELETE FROM claim")
-            return
-        with self._connection.begin():
-            if not self._connection.execute(select(func.pg_try_advisory_lock(POSTGRES_LOCK))).scalar():
+            elif not self._connection.execute(select(func.pg_try_advisory_lock(POSTGRES_LOCK))).scalar():
                 raise StoreError(_taken(self.url))
+        self._is_claimed = True
 
     def _migrate(self) -> None:
         has_facts = inspect(self._connection).has_table(_facts.name)
@@ -181,12 +202,24 @@ class Store:
                 f"{shown(self.url)} was written by a newer version (schema {version}; this one knows "
                 f"{len(MIGRATIONS)}); upgrade backbone-orchestrator on the head, or start with another store"
             )
-        if 0 < version < len(MIGRATIONS) and (file := self.engine.url.database) and "sqlite" in self.url:
-            shutil.copy2(file, f"{file}.schema-{version}")
+        if 0 < version < len(MIGRATIONS):
+            self._back_up(version)
         for number in range(version, len(MIGRATIONS)):
             with self._connection.begin():
                 MIGRATIONS[number](self._connection)
-                self._put(_facts, {"name": "schema", "value": str(number + 1)})
+                self._put(_facts, [{"name": "schema", "value": str(number + 1)}])
+
+    def _back_up(self, version: int) -> None:
+        """Keeps a SQLite store as it was; the file alone would lack what its write-ahead log holds."""
+        file = self.engine.url.database
+        if self.engine.dialect.name != "sqlite" or not file:
+            return
+        kept, unfinished = Path(f"{file}.schema-{version}"), Path(f"{file}.schema-{version}.partial")
+        unfinished.unlink(missing_ok=True)
+        connection: Any = self._connection.connection.driver_connection  # VACUUM runs in no transaction
+        connection.execute("VACUUM INTO ?", (str(unfinished),))
+        self._connection.rollback()
+        os.replace(unfinished, kept)
 
 
 def beside(url: str, name: str) -> Engine:
@@ -205,7 +238,7 @@ def shown(url: str) -> str:
 def _engine(url: str) -> Engine:
     try:
         if not url.startswith("sqlite"):
-            return create_engine(url)
+            return _server_engine(url)
         engine = create_engine(url, poolclass=StaticPool, connect_args={"check_same_thread": False, "timeout": 5.0})
     except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
         raise InputError(
@@ -217,9 +250,28 @@ def _engine(url: str) -> Engine:
 
     @event.listens_for(engine, "connect")
     def set_pragmas(connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # or sqlite3 would leave changes of tables outside of the transaction
         # EXCLUSIVE needs no shared memory, so WAL works on a network file system too; and it refuses a second process.
         for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=FULL"):
             connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN")
+
+    return engine
+
+
+def _server_engine(url: str) -> Engine:
+    engine = create_engine(url)
+
+    @event.listens_for(engine, "connect")
+    def watch_the_client(connection: Any, _: Any) -> None:
+        # A machine that is switched off says nothing: the server, which holds its lock, has to find out soon.
+        with connection.cursor() as cursor:
+            for setting in ("idle = 10", "interval = 5", "count = 3"):
+                cursor.execute(f"SET tcp_keepalives_{setting}")
+        connection.commit()
 
     return engine
 
