@@ -68,6 +68,8 @@ def examine(spec: Path | None, address: str, storage: Path | None, deadline_s: f
         remedy = "check the address; is the cluster up?"
         return [*found, problem("reachable", f"nothing answers at {gcs}: {refused}", remedy)]
     document, fault = probe(gcs, storage, deadline_s)
+    if is_url and _port(document.get("dashboard", "")) not in (None, _port(address)):
+        return [*found, _nodes_unseen(address)]  # the address is a tunnel, and this machine is in another cluster
     if not is_url and document.get("dashboard"):
         found = check_endpoint(f"http://{document['dashboard']}")
     if fault:
@@ -118,13 +120,21 @@ def probe(gcs: str, storage: Path | None, deadline_s: float) -> tuple[dict[str, 
 def find_gcs(storage: Path | None, dashboard: str | None) -> str | None:
     """HOST:PORT of a GCS that runs on this machine: of `backbone up` with this storage, else of `ray start`."""
     root = (storage or Path(os.environ.get("BACKBONE_STORAGE", "runs"))).expanduser().absolute()
-    state = load_state(root)
+    try:
+        state = load_state(root)
+    except InputError:
+        state = None  # another machine's, on a storage that both see
     ray = state.find("ray") if state else None
     if state and ray and (dashboard is None or urlsplit(dashboard).port == state.ports.dashboard):
         noted = Path(ray.folder) / BOOTSTRAP.name
         if noted.is_file():
             return noted.read_text(encoding="utf-8").strip()
     return BOOTSTRAP.read_text(encoding="utf-8").strip() if BOOTSTRAP.is_file() else None
+
+
+def _port(address: str) -> int | None:
+    """Of a URL, or of HOST:PORT."""
+    return urlsplit(address if "://" in address else f"//{address}").port
 
 
 def _judge_facts(document: Mapping[str, Any], alive: Sequence[Mapping[str, Any]]) -> list[Finding]:

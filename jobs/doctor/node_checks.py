@@ -110,7 +110,10 @@ def check_disks(node: Node, storage: str) -> list[Finding]:
 
 
 def check_interface(node: Node, nodes: int) -> list[Finding]:
-    """Which address gloo and NCCL will announce. Loopback is fine only as long as nobody else must connect."""
+    """Which interface gloo and NCCL will use: the one that is named, else the one with the node's own address.
+
+    Left to itself, gloo resolves the host's name; where that means loopback, no other node connects.
+    """
     facts = _facts(node)
     remedy = (
         "export GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME before `ray start` there, with the interface of the "
@@ -121,13 +124,15 @@ def check_interface(node: Node, nodes: int) -> list[Finding]:
         if not value.startswith("^") and not any(i.startswith(n) for n in names for i in facts["interfaces"]):
             has = ", ".join(facts["interfaces"])
             return [problem("network", f"{node.name}: {variable} is {value}, but its interfaces are {has}", remedy)]
-    if "GLOO_SOCKET_IFNAME" in facts["interface_variables"]:
-        return [ok("network", f"{node.name}: gloo uses {facts['interface_variables']['GLOO_SOCKET_IFNAME']}")]
+    named = facts["interface_variables"].get("GLOO_SOCKET_IFNAME")
+    own = next((name for name, address in facts["interfaces"].items() if address == node.address), None)
+    if named or own:
+        return [ok("network", f"{node.name}: workers talk over {named or own}")]
     address = facts["hostname_address"]
     if address and not address.startswith("127."):
-        return [ok("network", f"{node.name}: gloo uses {address}, the address of {facts['hostname']}")]
-    resolves = f"resolves to {address}" if address else "resolves to nothing"
-    sentence = f"{node.name}: {facts['hostname']} {resolves} and GLOO_SOCKET_IFNAME is not set"
+        return [ok("network", f"{node.name}: workers talk over {address}, the address of {facts['hostname']}")]
+    resolves = f"{facts['hostname']} resolves to {address or 'nothing'}"
+    sentence = f"{node.name}: no interface has that address, {resolves}, and GLOO_SOCKET_IFNAME is not set"
     if nodes == 1:
         return [warning("network", f"{sentence}; fine on one node, workers of several will not connect", remedy)]
     return [problem("network", f"{sentence}: workers announce 127.0.0.1 and will not connect", remedy)]

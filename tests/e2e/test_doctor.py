@@ -142,12 +142,21 @@ def test_a_sound_cluster_a_demand_that_cannot_fit_and_a_local_storage(cluster: C
 
     if os.getuid() != 0 or shutil.which("unshare") is None:
         pytest.skip("only root can give a node a file system of its own")
-    hide = ("unshare", "--mount", "sh", "-c", f'mount -t tmpfs local "{cluster.storage}" && exec "$@"', "sh")
+    hide = (
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        f'mount -t tmpfs -o size=64m local "{cluster.storage}" && exec "$@"',
+        "sh",
+    )
     cluster.start_node(hide)
     code, found = cluster.doctor()
     assert code == 1
     (sentence,) = sentences(found, "storage", "problem")
     assert sentence.startswith("node ") and f"its {cluster.storage} is not the head" in sentence
+    (full,) = [one for one in sentences(found, "disk", "problem") if str(cluster.storage) in one]
+    assert full.startswith("node ") and "0.1 GiB free" in full
 
 
 def test_a_cluster_that_hangs_does_not_hang_the_doctor(cluster: Cluster) -> None:

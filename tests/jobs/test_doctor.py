@@ -38,7 +38,7 @@ GOOD: dict[str, Any] = {
     "gpu_fault": "",
     "disks": {"/tmp": {"free_gib": 150.0, "total_gib": 200.0}, STORAGE: {"free_gib": 9000.0, "total_gib": 10000.0}},
     "storage_fault": "",
-    "interfaces": ["lo", "ens5"],
+    "interfaces": {"lo": "127.0.0.1", "ens5": "10.0.0.7"},
     "interface_variables": {"GLOO_SOCKET_IFNAME": "ens5", "NCCL_SOCKET_IFNAME": "ens5"},
     "hostname_address": "10.0.0.7",
     "listeners": [{"address": "0.0.0.0", "port": 6379, "program": "gcs_server"}],
@@ -101,7 +101,7 @@ def test_a_cluster_without_fault_has_no_warning() -> None:
             {"interface_variables": {}, "hostname_address": "127.0.1.1"},
             "network",
             "problem",
-            "ip-10-0-0-7 resolves to 127.0.1.1 and GLOO_SOCKET_IFNAME is not set",
+            "ip-10-0-0-7 resolves to 127.0.1.1, and GLOO_SOCKET_IFNAME is not set",
         ),
         ({"interface_variables": {}, "hostname_address": ""}, "network", "problem", "resolves to nothing"),
         ({"auth_mode": ""}, "listeners", "problem", "no token guards it"),
@@ -134,6 +134,16 @@ def test_a_node_that_does_not_answer_is_a_finding() -> None:
     found = check_nodes([a_node(), Node("worker", "10.0.0.6", False, None)], STORAGE)
     assert "node 10.0.0.6 does not answer" in worst(found, "nodes").sentence
     assert exit_code(found) == 1
+
+
+def test_without_a_named_interface_the_one_with_the_nodes_own_address_is_used() -> None:
+    nodes = [
+        a_node(name, interface_variables={}, hostname_address="127.0.0.1", interfaces={"eth1": f"10.0.0.{len(name)}"})
+        for name in ("head", "worker")
+    ]
+    found = [finding for finding in check_nodes(nodes, STORAGE) if finding.check == "network"]
+    assert {finding.severity for finding in found} == {Severity.OK}
+    assert all(finding.sentence.endswith("workers talk over eth1") for finding in found)
 
 
 # --- shared storage and clocks ---
@@ -426,6 +436,7 @@ def test_this_machine_can_say_everything_of_itself(tmp_path: Path, monkeypatch: 
     facts = node_facts.gather(str(tmp_path), "name", "nonce")
     text = json.dumps(facts)
     assert set(facts) == set(GOOD)
+    assert facts["interfaces"]["lo"] == "127.0.0.1"
     assert "canary" not in text
     assert facts["hub"]["token_is_set"] and not facts["hub"]["reachable"]
     assert facts["versions"]["ray"] == metadata.version("ray")
