@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # A comparison as a Ray job, on a cluster of this machine alone that the script starts, with token authentication, and
-# stops. With a cluster that runs already you need only the `ray job submit` line; docs/cluster.md says where its
-# address and its token come from.
+# stops. With a cluster that runs already (`backbone up` starts one that stays) you need only the `ray job submit` line;
+# docs/cluster.md says where its address and its token come from.
 #
-#   examples/ray_job_submit.sh SPEC STORAGE       # RAY_PORTS="6379 8265 52365" chooses other ports
+#   examples/ray_job_submit.sh SPEC STORAGE       # RAY_PORTS="6379 8265 52365 10001" chooses other ports
 set -euo pipefail
 
 spec=$(realpath "$1")
-read -r gcs_port dashboard_port agent_port <<< "${RAY_PORTS:-6379 8265 52365}" # Ray's workers have 10002 to 19999
+read -r gcs_port dashboard_port agent_port client_port <<< "${RAY_PORTS:-6379 8265 52365 10001}"
+client_port=${client_port:-$((agent_port + 1))} # Ray's workers have 10002 to 19999
 cd "$(dirname "$0")/.."
 
 # Results must outlive the job, whose working directory is a copy: the driver finds BACKBONE_STORAGE on the head.
@@ -21,6 +22,7 @@ export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$session/token
 # In the foreground (--block) the head takes its processes along when it ends; `ray stop` would end other people's too.
 ray start --head --block --disable-usage-stats --num-cpus=4 --temp-dir="$session" --port="$gcs_port" \
   --dashboard-host=127.0.0.1 --dashboard-port="$dashboard_port" --dashboard-agent-listen-port="$agent_port" \
+  --ray-client-server-port="$client_port" \
   > "$session/head.log" 2>&1 &
 head=$!
 trap 'kill "$head" && wait "$head" || true; rm -rf "$session"' EXIT
