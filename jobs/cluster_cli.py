@@ -1,4 +1,4 @@
-"""`backbone up, down`: a cluster on this machine."""
+"""`backbone up, down, doctor`: a cluster on this machine, and whether a cluster is sound."""
 
 from typing import Annotated
 
@@ -7,22 +7,23 @@ import typer
 from jobs.show import out
 from jobs.storage import Storage, storage_folder
 
-StoragePort = Annotated[int | None, typer.Option(help="Else the usual one, or another where that is taken.")]
+Port = Annotated[int | None, typer.Option(help="Else the usual one, or another where that is taken.")]
 
 
 def register(app: typer.Typer) -> None:
     """Adds the commands to the command line."""
     app.command()(up)
     app.command()(down)
+    app.command()(doctor)
 
 
 def up(
     storage: Storage = None,
     num_cpus: Annotated[int | None, typer.Option(min=1, help="What Ray may give away; else what there is.")] = None,
     num_gpus: Annotated[int | None, typer.Option(min=0, help="What Ray may give away; else what there is.")] = None,
-    port: StoragePort = None,
-    dashboard_port: StoragePort = None,
-    mlflow_port: StoragePort = None,
+    port: Port = None,
+    dashboard_port: Port = None,
+    mlflow_port: Port = None,
 ) -> None:
     """Starts Ray with a token, MLflow and the dispatcher on this machine, or what of them is missing."""
     from jobs.one_machine import cluster
@@ -38,3 +39,17 @@ def down(storage: Storage = None) -> None:
     from jobs.one_machine import cluster
 
     raise typer.Exit(cluster.down(storage_folder(storage), out))
+
+
+def doctor(
+    spec: Annotated[Path | None, typer.Argument(metavar="[SPEC]", help="Also whether the cluster can hold it.")] = None,
+    address: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="http://HOST:8265, or HOST:6379; else RAY_ADDRESS, else here.")
+    ] = None,
+    storage: Storage = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Checks a cluster before money is spent: access, versions, GPUs, shared storage, network, clocks; with remedies."""
+    from jobs.doctor import doctor as examine
+
+    raise typer.Exit(examine(spec, address, storage, as_json, out))

@@ -19,6 +19,7 @@ from orchestrator.errors import ClusterError, InputError
 from orchestrator.plan import Cell, Plan, backbone_identity, content_hash
 from orchestrator.preflight import IN_RAY_JOB
 from orchestrator.results import CellStatus
+from orchestrator.worker import load_torch
 
 ACTOR_NAME = "backbone-dispatcher"
 DRIVER, JOB, OWNER = "BACKBONE_DRIVER", "BACKBONE_JOB", "BACKBONE_OWNER"
@@ -127,6 +128,7 @@ def hold_leases(plan: Plan, cells: Sequence[Cell]) -> Iterator["Leases"]:
             f"this is {plan.job_id}, but {submitted} was submitted: the data or a model folder changed since then. "
             "Submit the spec again"
         )
+    load_torch()
     connect(plan.job.placement)
     leases = Leases(find_counterpart(), job_request(plan, cells), driver_name())
     try:

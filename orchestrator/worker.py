@@ -74,6 +74,15 @@ class Failure:
         return STATUS_OF_ERROR.get(self.kind, CellStatus.FAILED)
 
 
+def load_torch() -> None:
+    """Loads torch in the main thread, before Ray: `run_attempt` is called in threads, and needs it.
+
+    Loaded by a thread, after the libraries that Ray Train and MLflow bring along, MKL's start-up ends the process with
+    "Intel oneMKL FATAL ERROR: Cannot load libtorch_cpu.so" (seen with torch 2.13.0 and ray 2.60.0, drivers as Ray jobs).
+    """
+    import torch  # noqa: F401
+
+
 def run_attempt(job: Any, placement: Placement, nodes: Sequence[str] | None = None) -> Failure | None:
     """Runs one attempt (`CellJob` or `CertifyJob`) on a fresh Ray Train worker group; blocks. None means it finished.
 
