@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
-from product import clean_environment, wait_for
+from product import ROOT, clean_environment, wait_for
 
 from jobs.endpoint import ask
 from jobs.one_machine.services import Service, is_running, processes_of
@@ -24,24 +24,7 @@ pytestmark = pytest.mark.e2e
 
 LIMIT_S = 300
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
-UP = """
-import sys
-from pathlib import Path
-from rich.console import Console
-from jobs.one_machine import Ports, Resources, up
-from orchestrator.errors import OrchestratorError
-try:
-    sys.exit(up(Path(sys.argv[1]), Resources(cpus=2), Ports(), Console(soft_wrap=True)))
-except OrchestratorError as error:
-    sys.exit(f"error: {error}")
-"""
-DOWN = """
-import sys
-from pathlib import Path
-from rich.console import Console
-from jobs.one_machine import down
-sys.exit(down(Path(sys.argv[1]), Console(soft_wrap=True)))
-"""
+UP, DOWN = ("up", "--num-cpus", "2"), ("down",)
 
 
 @dataclass
@@ -51,10 +34,11 @@ class Machine:
     storage: Path
     token_file: Path
 
-    def begin(self, script: str) -> subprocess.Popen[str]:
+    def begin(self, command: tuple[str, ...]) -> subprocess.Popen[str]:
         environment = {**clean_environment(), "RAY_AUTH_TOKEN_PATH": str(self.token_file)}
         return subprocess.Popen(
-            [sys.executable, "-u", "-c", script, str(self.storage)],
+            [sys.executable, "-u", "-m", "jobs.cli", *command, "--storage", str(self.storage)],
+            cwd=ROOT,
             env={**environment, "TMPDIR": tempfile.gettempdir()},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -63,8 +47,8 @@ class Machine:
             start_new_session=True,
         )
 
-    def run(self, script: str) -> str:
-        process = self.begin(script)
+    def run(self, command: tuple[str, ...]) -> str:
+        process = self.begin(command)
         output, _ = process.communicate(timeout=LIMIT_S)
         assert process.returncode == 0, output
         return output
