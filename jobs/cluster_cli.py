@@ -1,5 +1,6 @@
 """`backbone up, down, doctor`: a cluster on this machine, and whether a cluster is sound."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -49,7 +50,7 @@ def doctor(
     storage: Storage = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Checks a cluster before money is spent: access, versions, GPUs, shared storage, network, clocks; with remedies."""
+    """Checks a cluster before money is spent: access, versions, GPUs, storage, network, clocks; with remedies."""
     from jobs.doctor import doctor as examine
 
     raise typer.Exit(examine(spec, address, storage, as_json, out))
