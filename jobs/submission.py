@@ -1,5 +1,6 @@
 """The only door to Ray Jobs: submitting, watching and ending drivers, over HTTP with the cluster's token."""
 
+import logging
 import os
 import shlex
 import time
@@ -42,6 +43,7 @@ class RayJobs:
             os.environ.setdefault("RAY_AUTH_MODE", "token")
         from ray.job_submission import JobSubmissionClient
 
+        logging.getLogger("ray").setLevel(logging.WARNING)
         try:
             self._client = JobSubmissionClient(self.address)
         except (ConnectionError, RuntimeError) as error:

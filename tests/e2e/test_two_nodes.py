@@ -60,10 +60,10 @@ def runs_of(cluster: TwoNodes, job_id: str) -> list[Any]:
 
 
 def test_an_urgent_finetune_on_both_nodes_preempts_two_comparisons_which_then_resume(cluster: TwoNodes) -> None:
-    steps = 100
+    steps = 300
     first = new_job(cluster, "first", steps)
     second = new_job(cluster, "second", steps, backbones=["tiny-mistral"])
-    urgent = new_job(cluster, "urgent", 12, placement__workers=4)
+    urgent = new_job(cluster, "urgent", 12, placement__workers=4, recipe__micro_batch_size=1)
     spec = yaml.safe_load(urgent.spec.read_text())
     spec["backbone"], spec["seed"] = spec.pop("backbones")[0], spec.pop("seeds")[0]
     urgent.spec.write_text(yaml.safe_dump(spec))
@@ -98,7 +98,7 @@ def test_an_urgent_finetune_on_both_nodes_preempts_two_comparisons_which_then_re
 
 
 def test_whatever_is_killed_the_job_ends_once_and_nothing_leaks(cluster: TwoNodes) -> None:
-    steps = 160
+    steps = 300
     job = new_job(cluster, "survivor", steps, backbones=["tiny-llama2", "tiny-mistral", "tiny-qwen"], seeds=[7])
     submitted = submit(cluster, job)
     cells = [cell["cell_id"] for cell in submitted["cells"]]
@@ -138,7 +138,7 @@ def test_whatever_is_killed_the_job_ends_once_and_nothing_leaks(cluster: TwoNode
 
 
 def test_the_same_submission_twice_is_one_job(cluster: TwoNodes) -> None:
-    job = new_job(cluster, "survivor", 160, backbones=["tiny-llama2", "tiny-mistral", "tiny-qwen"], seeds=[7])
+    job = new_job(cluster, "survivor", 300, backbones=["tiny-llama2", "tiny-mistral", "tiny-qwen"], seeds=[7])
     again = submit(cluster, job)
     assert again["state"] == "SUCCEEDED"
     assert len([one for one in cluster.ask("queue")["jobs"] if one["job_id"] == again["job_id"]]) == 1

@@ -141,8 +141,8 @@ class TwoNodes:
         """Every process of a node, at once and until none is left."""
 
         def gone() -> bool:
-            left = [pid for pid in _ip("netns", "pids", self._namespace(node)).split()]
-            left = [pid for pid in left if keep not in _command_line(int(pid))]
+            pids = _ip("netns", "pids", self._namespace(node)).split()
+            left = [pid for pid in pids if keep not in _command_line(int(pid))]
             for pid in left:
                 with suppress(ProcessLookupError):
                     os.kill(int(pid), signal.SIGKILL)
