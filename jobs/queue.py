@@ -56,12 +56,7 @@ class Queue:
     def submit(self, request: JobRequest) -> JobRow:
         """Queues a job. The same job again is one job: continued if it failed, else told where it stands."""
         with self._change():
-            known = self._state.jobs.get(request.job_id)
-            if known is not None and known.storage != request.storage:
-                raise InputError(
-                    f"{request.job_id} is known with the storage {known.storage}, not {request.storage}; use that one, "
-                    "or give the job another name"
-                )
+            known = self._find_known(request)
             if known is not None and (not known.state.is_over or known.state is JobState.SUCCEEDED):
                 return known
             if fault := self._impossible(request.owner, {cell.demand for cell in request.cells}):
@@ -79,7 +74,7 @@ class Queue:
         Raises AlreadyRunningError while another driver of the same job is heard.
         """
         with self._change():
-            known = self._state.jobs.get(request.job_id)
+            known = self._find_known(request)
             if known is not None and known.driver not in (None, driver) and not known.state.is_over:
                 if self._clock() - self._heard_s.get(known.job_id, 0.0) < SILENT_S:
                     raise AlreadyRunningError(
@@ -92,6 +87,8 @@ class Queue:
             self._heard_s[job.job_id] = self._clock()
             self._log("attached", job, text=f"driver {driver}, {len(request.cells)} cells to run")
             self._sync_cells(job, request.cells)
+            if job.stop:
+                self._close_waiting(job, job.stop)
             return self._directives(job)
 
     def beat(self, job_id: str, driver: str, released: Sequence[Released] = ()) -> Directives | None:
@@ -100,18 +97,18 @@ class Queue:
             job = self._state.jobs.get(job_id)
             if job is None:
                 return None
-            if job.driver != driver:
-                return Directives((), replaced=True)
+            if job.driver != driver or job.state is not JobState.RUNNING:  # it was taken for dead, or cancelled
+                return Directives((), job.reason, replaced=True)
             self._heard_s[job_id] = self._clock()
             for one in released:
-                self._release(one)
+                self._release(job_id, one)
             return self._directives(self._state.jobs[job_id])
 
     def finish(self, job_id: str, driver: str, exit_code: int) -> None:
         """A driver ends. Its cells that are not over stay unfinished: submitting again continues them."""
         with self._change():
             job = self._state.jobs.get(job_id)
-            if job is None or job.driver != driver:
+            if job is None or job.driver != driver or job.state is not JobState.RUNNING:
                 return
             if exit_code in SIGNALLED and job.code is not None and not job.stop:
                 self._lose_driver(job, f"it was interrupted (exit code {exit_code})")
@@ -129,6 +126,7 @@ class Queue:
                 self._state.put_job(replace(job, stop=why))
                 for lease in self._state.leases_of(job_id):
                     self._ask_to_stop(lease, "stopped", why)
+                self._close_waiting(job, why)
                 self._log("stopping", job, text=why)
             return self._state.jobs[job_id]
 
@@ -160,17 +158,21 @@ class Queue:
     def decide(self) -> None:
         """Grants and stops what the policy says."""
         with self._change():
-            now_s, state = self._clock(), self._state
+            now_s = self._clock()
             self._stop_jobs_without_budget(now_s)
-            held = [state.as_held(lease) for lease in state.held.values()]
-            self._last = decide(
-                now_s, self._nodes, state.line, held, self._settings, state.usage, promised=state.promised
-            )
-            state.promised = self._last.promised
-            for stop in self._last.stops:
-                self._ask_to_stop(self._lease(stop.cell_id), stop.kind, stop.reason)
-            for grant in self._last.grants:
-                self._grant(grant, now_s)
+            while not self._obey_policy(now_s):
+                pass
+
+    def _obey_policy(self, now_s: float) -> bool:
+        """One decision. Whether all of it could be done: it may start the same cell for two jobs, and only one may."""
+        state = self._state
+        held = [state.as_held(lease) for lease in state.held.values()]
+        self._last = decide(now_s, self._nodes, state.line, held, self._settings, state.usage, promised=state.promised)
+        state.promised = self._last.promised
+        for stop in self._last.stops:
+            self._ask_to_stop(self._lease(stop.cell_id), stop.kind, stop.reason)
+        granted = [grant for grant in self._last.grants if self._grant(grant, now_s)]
+        return len(granted) == len(self._last.grants)
 
     def drivers_to_start(self) -> list[JobRow]:
         """Jobs that hold a lease and have no driver: from now on they have one, of the id in the row."""
@@ -218,12 +220,12 @@ class Queue:
     def jobs(self) -> list[JobRow]:
         """All jobs, the oldest first."""
         with self._lock:
-            return list(self._state.jobs.values())
+            return sorted(self._state.jobs.values(), key=lambda job: (job.submitted_s, job.job_id))
 
     def cells(self, job_id: str) -> list[CellRow]:
         """A job's cells, in the plan's order."""
         with self._lock:
-            return list(self._state.cells[job_id].values())
+            return self._state.plan_of(job_id)
 
     def leases(self) -> list[LeaseRow]:
         """Those that are held now."""
@@ -241,12 +243,21 @@ class Queue:
         """Why the first of a job's waiting cells waits; empty when none does."""
         with self._lock:
             job = self._state.jobs[job_id]
-            return next((self._why(job, row) for row in self._state.cells[job_id].values() if row.state in WAITING), "")
+            return next((self._why(job, row) for row in self._state.plan_of(job_id) if row.state in WAITING), "")
 
     def events(self, job_id: str | None = None, limit: int = 1000) -> list[EventRow]:
         """The log, the oldest first."""
         with self._lock:
             return self._store.events(job_id, limit)
+
+    def _find_known(self, request: JobRequest) -> JobRow | None:
+        known = self._state.jobs.get(request.job_id)
+        if known is not None and known.storage != request.storage:
+            raise InputError(
+                f"{request.job_id} is known with the storage {known.storage}, not {request.storage}; use that one, "
+                "or give the job another name"
+            )
+        return known
 
     def _impossible(self, owner: str, demands: Iterable[Demand]) -> str:
         """Why such gangs can never start, or an empty string, also where nobody knows how far the cluster can grow."""
@@ -264,27 +275,30 @@ class Queue:
     # --- jobs and cells ---
 
     def _accept(self, request: JobRequest, known: JobRow | None, state: JobState, driver: str | None) -> JobRow:
-        """The row of a job as requested. A driver's own request says nothing about the code that was submitted."""
+        """The row of a job as requested. A driver's own request adds nothing to what was submitted."""
         attaching = known is not None and driver is not None
+        is_open = known is not None and not known.state.is_over
+        asked = known if known is not None and attaching and (is_open or known.code is not None) else request
         job = JobRow(
             job_id=request.job_id,
             kind=request.kind,
-            owner=known.owner if known and attaching else request.owner,
-            priority=known.priority if known and attaching else request.priority,
-            preemptible=request.preemptible,
+            owner=asked.owner,
+            priority=asked.priority,
+            preemptible=asked.preemptible,
             storage=request.storage,
-            spec_file=known.spec_file if known and attaching else request.spec_file,
-            arguments=known.arguments if known and attaching else request.arguments,
-            code=known.code if known and attaching else request.code,
-            occurrence=request.occurrence,
-            gpu_hours=request.gpu_hours,
+            spec_file=asked.spec_file,
+            arguments=asked.arguments,
+            code=asked.code,
+            occurrence=asked.occurrence,
+            gpu_hours=asked.gpu_hours,
             state=state,
             reason="",
-            stop=known.stop if known and attaching and not known.state.is_over else "",
+            stop=known.stop if known and attaching and is_open else "",
             driver=driver,
             attempt=known.attempt if known else 0,
-            losses=known.losses if known and attaching else 0,
-            submitted_s=known.submitted_s if known and not known.state.is_over else self._clock(),
+            losses=known.losses if known and attaching and is_open else 0,
+            submitted_s=known.submitted_s if known and is_open else self._clock(),
+            ended_s=self._clock() if state.is_over else None,
         )
         self._state.put_job(job)
         return job
@@ -326,8 +340,13 @@ class Queue:
             self._state.leave(row)
             self._state.put_cell(closed)
 
+    def _close_waiting(self, job: JobRow, reason: str) -> None:
+        for row in self._state.plan_of(job.job_id):
+            if row.state in WAITING:
+                self._close_cell(row, CellStatus.CANCELLED, reason)
+
     def _end_job(self, job: JobRow, state: JobState, reason: str, exit_code: int | None) -> None:
-        for row in list(self._state.cells[job.job_id].values()):
+        for row in self._state.plan_of(job.job_id):
             if not row.state.is_terminal:
                 self._close_cell(row, CellStatus.CANCELLED, reason)
         self._state.put_job(replace(job, state=state, reason=reason, ended_s=self._clock(), exit_code=exit_code))
@@ -353,7 +372,10 @@ class Queue:
 
     # --- leases ---
 
-    def _grant(self, grant: Grant, now_s: float) -> None:
+    def _grant(self, grant: Grant, now_s: float) -> bool:
+        """Writes a lease, unless the cell left the line with its twin."""
+        if self._state.line.find(grant.cell.cell_id) is None:
+            return False
         job_id, _, cell_id = grant.cell.cell_id.partition("/")
         row = self._state.cells[job_id][cell_id]
         lease = LeaseRow(
@@ -371,6 +393,7 @@ class Queue:
         self._state.put_cell(replace(row, state=CellStatus.RUNNING))
         self._state.put_lease(lease)
         self._log("granted", self._state.jobs[job_id], cell_id, grant.reason)
+        return True
 
     def _ask_to_stop(self, lease: LeaseRow, kind: str, reason: str) -> None:
         if lease.stop_kind is None:
@@ -382,13 +405,15 @@ class Queue:
         assert lease is not None, f"the policy stops {key}, which holds no lease"
         return lease
 
-    def _release(self, released: Released) -> None:
+    def _release(self, job_id: str, released: Released) -> None:
         """A lease given back. One that is over already was given back before: the answer to that was lost."""
         lease = self._state.held.get(released.lease_id)
-        if lease is None:
+        if lease is None or lease.job_id != job_id:
             return
         status, note = released.status, released.note
-        row = self._state.cells[lease.job_id][lease.cell_id]
+        row, stop = self._state.cells[lease.job_id][lease.cell_id], self._state.jobs[job_id].stop
+        if stop and not status.is_terminal:
+            status, note = CellStatus.CANCELLED, stop
         if status.is_terminal:
             self._close_cell(row, status, note)
             self._state.put_job(replace(self._state.jobs[lease.job_id], losses=0))
@@ -422,9 +447,9 @@ class Queue:
             reason = f"used its budget of {job.gpu_hours:g} GPU-hours"
             for lease in held:
                 self._ask_to_stop(lease, "budget", reason)
-            for row in list(self._state.cells[job.job_id].values()):
-                if row.state in WAITING:
-                    self._close_cell(row, CellStatus.CANCELLED, reason)
+            self._close_waiting(job, reason)
+            if not held and job.state is JobState.QUEUED:
+                self._end_job(job, JobState.FAILED, reason, None)
 
     def _why(self, job: JobRow, row: CellRow) -> str:
         queued = self._state.line.find(row.key)
@@ -435,7 +460,7 @@ class Queue:
 
     def _directives(self, job: JobRow) -> Directives:
         leases = tuple(self._state.leases_of(job.job_id))
-        rows = self._state.cells[job.job_id].values()
+        rows = self._state.plan_of(job.job_id)
         closed = tuple((row.cell_id, row.note) for row in rows if row.state is CellStatus.CANCELLED)
         if leases:
             return Directives(leases, job.stop, closed=closed)

@@ -79,6 +79,10 @@ class QueueState:
         if cluster_id != self._cluster:
             self._cluster, self._facts["cluster"] = cluster_id, cluster_id or ""
 
+    def plan_of(self, job_id: str) -> list[CellRow]:
+        """A job's cells, in the plan's order."""
+        return sorted(self.cells[job_id].values(), key=lambda row: (row.position, row.cell_id))
+
     # --- leases ---
 
     def next_lease_id(self) -> int:
@@ -143,12 +147,13 @@ class QueueState:
             self.put_job(job)
         for row in self._store.cells():
             self.put_cell(row)
-        for lease in self._store.leases():
+        leases = self._store.leases()
+        for lease in leases:
             self._last_lease_id = lease.lease_id
             if lease.ended_s is None:
                 self.put_lease(lease)
-            else:
-                self._charge(lease)
+        for lease in sorted((one for one in leases if one.ended_s is not None), key=lambda one: one.ended_s or 0.0):
+            self._charge(lease)
         for rows in self.cells.values():
             for row in rows.values():
                 if row.state in WAITING and not self.jobs[row.job_id].state.is_over:
