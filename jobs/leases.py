@@ -161,6 +161,7 @@ def job_request(plan: Plan, cells: Sequence[Cell]) -> JobRequest:
         preemptible=policy.preemptible,
         storage=str(plan.storage),
         cells=tuple(_cell_request(cell, policy.timeout_s) for cell in cells),
+        gpu_hours=policy.gpu_hours,
     )
 
 

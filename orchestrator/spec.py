@@ -221,7 +221,8 @@ class Policy(Strict):
     priority: int = 0
     preemptible: bool = True
     max_failures: Annotated[int, Field(ge=0, le=1000)] = 3
-    timeout: str = "12h"
+    timeout: str = "12h"  # of one cell, while it trains
+    gpu_hours: Annotated[float, Field(gt=0, le=1e9)] | None = None  # of all cells; the cluster's queue keeps to it
 
     @field_validator("timeout")
     @classmethod
