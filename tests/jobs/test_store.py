@@ -102,7 +102,7 @@ PRAGMAS = {"journal_mode": "wal", "synchronous": 2, "locking_mode": "exclusive"}
 
 def test_a_second_process_is_refused_with_the_remedy_until_the_first_is_killed(store_url: str) -> None:
     with held_by_another_process(store_url) as first:
-        with pytest.raises(StoreError, match="held by another dispatcher.*stop the other one"):
+        with pytest.raises(StoreError, match=r"held by another dispatcher.*stop the other one"):
             Store(store_url)
         first.send_signal(signal.SIGKILL)
         first.wait()
@@ -174,7 +174,7 @@ def test_a_store_of_a_newer_version_is_refused_and_left_alone(store_url: str) ->
     store = Store(store_url)
     store.save([JOB], facts={"schema": "99"})
     store.close()
-    with pytest.raises(StoreError, match="schema 99; this one knows 1.*upgrade"):
+    with pytest.raises(StoreError, match=r"schema 99; this one knows 1.*upgrade"):
         Store(store_url)
     engine = create_engine(store_url)
     with engine.connect() as connection:
@@ -204,7 +204,7 @@ def test_an_older_store_is_migrated_after_a_backup(tmp_path: Path, monkeypatch: 
     with kept.connect() as connection:
         assert connection.execute(text("SELECT value FROM facts WHERE name = 'schema'")).scalar() == "1"
         assert connection.execute(text("SELECT job_id FROM jobs")).scalar() == JOB.job_id
-        assert "colour" not in connection.execute(text("SELECT * FROM cells")).keys()
+        assert "colour" not in set(connection.execute(text("SELECT * FROM cells")).keys())
     kept.dispose()
 
 
