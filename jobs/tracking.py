@@ -8,49 +8,44 @@ from orchestrator.cell_job import ExportRequest, spool_folder
 from orchestrator.plan import Cell, Plan
 from orchestrator.results import CellResult, write_json
 from orchestrator.spec import Finetune
-from orchestrator.tracking.mlflow_writer import STREAMED_METRICS, MlflowWriter, TrackedRun, flatten
+from orchestrator.tracking.mlflow_writer import STREAMED_METRICS, MlflowWriter, flatten
+from orchestrator.tracking.run import TrackedRun, describe
 from orchestrator.tracking.spool import read_spool
+
+FOLDER = "tracking"  # of a job: its runs' descriptions, and what was sent of each
+SYNCED = "synced.json"  # there while nothing of a job is left to send
 
 
 class Tracking:
     """The MLflow runs of one launch. Nothing is sent, and nothing of MLflow imported, before `start`."""
 
-    def __init__(self, plan: Plan, command: str):
-        self._plan = plan
-        self._writer = MlflowWriter(plan.tracking_uri, plan.job.tracking.experiment, plan.storage / "mlartifacts")
+    def __init__(self, plan: Plan, command: str, export: ExportRequest | None):
+        self._synced = plan.folder / FOLDER / SYNCED
+        self._writer = open_writer(plan.tracking_uri, plan.job.tracking.experiment, plan.storage)
         self._parent = _parent_run(plan, command)
-        self._children = {cell.cell_id: _child_run(plan, cell, self._parent) for cell in plan.cells}
+        self._children = {cell.cell_id: _child_run(plan, cell, self._parent, export) for cell in plan.cells}
         self._started = False
 
     def start(self) -> None:
         """Starts to send in the background. A run keeps a terminal status that it was given before."""
         if not self._started:
             self._started = True
+            self._synced.unlink(missing_ok=True)
             for run in (self._parent, *self._children.values()):
                 self._writer.track(run)
             self._writer.start()
 
     def begin_attempt(self, cell: Cell, attempt: int) -> None:
         """Notes on the cell's run which attempt is under way."""
-        self._children[cell.cell_id].tags["attempt"] = str(attempt)
+        run = self._children[cell.cell_id]
+        if run.tags["attempt"] != str(attempt):
+            run.tags["attempt"] = str(attempt)
+            describe(run)
 
-    def finish_child(self, result: CellResult, export: ExportRequest | None) -> None:
+    def finish_child(self, result: CellResult) -> None:
         """Gives a cell's run its outcome."""
         run = self._children[result.cell_id]
-        run.tags |= {"attempt": str(result.attempts), "cell_status": str(result.status)}
-        if result.failure:
-            run.tags["failure"] = result.failure[:4000]
-        if result.measurement is not None:
-            metrics = result.measurement.metrics.items()
-            run.summary = {k: float(v) for k, v in metrics if v is not None and k not in STREAMED_METRICS}
-            run.summary_time_ms = _last_entry_ms(result)
-            contract = Path(result.folder) / "contract.json"
-            write_json(contract, result.measurement.contract)
-            run.artifacts = (contract,)
-            job = self._plan.job
-            if isinstance(job, Finetune) and job.export is not None and job.export.register_as is not None:
-                assert export is not None
-                run.registered_model = (job.export.register_as, export.folder)
+        take_result(run, result)
         self._writer.finish(run, result.status.mlflow_status)
 
     def finish_parent(
@@ -103,10 +98,32 @@ class Tracking:
         return self._writer.unreachable
 
 
+def open_writer(uri: str, experiment: str, storage: Path) -> MlflowWriter:
+    """A writer to the server; with SQLite instead of one, artifacts lie in the storage."""
+    return MlflowWriter(uri, experiment, storage / "mlartifacts")
+
+
+def take_result(run: TrackedRun, result: CellResult) -> None:
+    """Makes a run say what its cell came to; giving it the status is left to the caller."""
+    run.tags |= {"attempt": str(result.attempts), "cell_status": str(result.status)}
+    if result.failure:
+        run.tags["failure"] = result.failure[:4000]
+    moments = [entry.time_ms for entry in read_spool(spool_folder(Path(result.folder)))]
+    if moments:
+        run.began_ms, run.ended_ms = moments[0], moments[-1]
+    if result.measurement is not None:
+        metrics = result.measurement.metrics.items()
+        run.summary = {k: float(v) for k, v in metrics if v is not None and k not in STREAMED_METRICS}
+        run.summary_time_ms = run.ended_ms
+        contract = Path(result.folder) / "contract.json"
+        write_json(contract, result.measurement.contract)
+        run.artifacts = (contract,)
+
+
 def _parent_run(plan: Plan, command: str) -> TrackedRun:
     return TrackedRun(
         name=plan.job_id,
-        state_file=plan.folder / "tracking" / "parent.json",
+        state_file=plan.folder / FOLDER / "parent.json",
         tags={
             **_common_tags(plan, command),
             "role": plan.kind,
@@ -119,17 +136,24 @@ def _parent_run(plan: Plan, command: str) -> TrackedRun:
     )
 
 
-def _child_run(plan: Plan, cell: Cell, parent: TrackedRun) -> TrackedRun:
+def _child_run(plan: Plan, cell: Cell, parent: TrackedRun, export: ExportRequest | None) -> TrackedRun:
     facts = {"backbone_id": cell.backbone.backbone_id, "seed": str(cell.seed)}
     return TrackedRun(
         name=cell.cell_id,
-        state_file=plan.folder / "tracking" / f"{cell.cell_id}.json",
+        state_file=plan.folder / FOLDER / f"{cell.cell_id}.json",
         tags={**_common_tags(plan, command=parent.tags["mlflow.source.name"]), "role": "cell", "cell_id": cell.cell_id}
         | {**facts, "attempt": "1"},
         params={**_recipe(plan), **facts, "micro_batch_size": str(cell.micro_batch_size)},
         spool_folder=spool_folder(plan.cell_folder(cell)),
         parent=parent,
+        registered_model=_registered_model(plan, export),
     )
+
+
+def _registered_model(plan: Plan, export: ExportRequest | None) -> tuple[str, Path] | None:
+    """Under which name the exported model is registered, where the spec asks for it."""
+    name = plan.job.export.register_as if isinstance(plan.job, Finetune) and plan.job.export is not None else None
+    return None if name is None or export is None else (name, export.folder)
 
 
 def _common_tags(plan: Plan, command: str) -> dict[str, str]:

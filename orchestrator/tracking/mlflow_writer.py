@@ -10,16 +10,18 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
 from orchestrator.preflight import EXPORT_MANIFEST
-from orchestrator.results import StepMetrics, read_json, write_json
+from orchestrator.results import StepMetrics, write_json
+from orchestrator.tracking.run import Destination, Sent, describe, recall_sent, without_password
+from orchestrator.tracking.run import TrackedRun as TrackedRun  # what callers hand over
 from orchestrator.tracking.spool import Entry, read_from
 
 # Our loop retries for as long as it takes, and looks for what an unanswered request left behind before it repeats it.
@@ -38,65 +40,12 @@ GONE = "RESOURCE_DOES_NOT_EXIST"
 PERMANENT_ERRORS = ("INVALID_PARAMETER_VALUE", "PERMISSION_DENIED", "UNAUTHENTICATED", GONE)
 
 
-@dataclass
-class TrackedRun:
-    """One MLflow run: what it is called, where its spool is, and what is to become of it."""
-
-    name: str
-    state_file: Path  # remembers what was acknowledged
-    tags: dict[str, str]
-    params: dict[str, str]
-    spool_folder: Path | None = None
-    parent: "TrackedRun | None" = None
-    status: str = "RUNNING"  # MLflow RunStatus name
-    summary: dict[str, float] = field(default_factory=dict)
-    summary_time_ms: int = 0  # of the facts behind the summary, not of its sending: a repeat must be identical
-    artifacts: tuple[Path, ...] = ()
-    registered_model: tuple[str, Path] | None = None  # name and folder of an exported model
-    sent: "Sent" = field(default_factory=lambda: Sent())
-    problem: str | None = None
-
-    @property
-    def is_settled(self) -> bool:
-        """Everything is acknowledged, or MLflow refused it for good."""
-        return self.problem is not None or (self.status != "RUNNING" and self._is_sent)
-
-    @property
-    def lacks_model(self) -> bool:
-        """Whether its exported folder is still to be registered."""
-        return self.registered_model is not None and [str(part) for part in self.registered_model] != self.sent.model
-
-    @property
-    def _is_sent(self) -> bool:
-        sent = self.sent
-        known = self.status == sent.status and self.summary == sent.summary and not _changed(self.tags, sent.tags)
-        return (
-            known
-            and not self.lacks_model
-            and (self.spool_folder is None or next(read_from(self.spool_folder, sent.offset), None) is None)
-        )
-
-
-@dataclass
-class Sent:
-    """What MLflow has acknowledged, as kept in the state file."""
-
-    uri: str = ""
-    creation_id: str = ""  # a tag of the run, noted before the run is created: finds it when the answer was lost
-    run_id: str | None = None
-    params: bool = False
-    tags: dict[str, str] = field(default_factory=dict)
-    offset: int = 0
-    summary: dict[str, float] = field(default_factory=dict)
-    model: list[str] = field(default_factory=list)  # name and folder of the registered model
-    status: str = ""
-
-
 class MlflowWriter:
     """Owns the connection to one MLflow server and a thread that brings every tracked run up to date."""
 
     def __init__(self, uri: str, experiment: str, artifact_folder: Path):
         self._uri, self._experiment, self._artifact_folder = uri, experiment, artifact_folder
+        self._destination = Destination(without_password(uri), experiment)
         self._runs: list[TrackedRun] = []
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -112,10 +61,9 @@ class MlflowWriter:
 
     def track(self, run: TrackedRun) -> TrackedRun:
         """Takes a run over, remembering what an earlier process already sent to the same server."""
-        if run.state_file.exists():
-            sent = Sent(**read_json(run.state_file))
-            run.sent = sent if sent.uri == self._uri else Sent()
-        run.sent.uri = self._uri
+        run.sent = recall_sent(run, self._destination.address)
+        run.destination = self._destination
+        describe(run)
         with self._lock:
             self._runs.append(run)
         self._wake.set()
@@ -123,19 +71,22 @@ class MlflowWriter:
 
     def finish(self, run: TrackedRun, status: str) -> None:
         """Gives the run its terminal status, to be sent after everything else."""
+        run.ended_ms = run.ended_ms or time.time_ns() // 1_000_000
         run.status = status
+        if run.destination is not None:
+            describe(run)
         self._wake.set()
 
-    def close(self, timeout_s: float) -> list[TrackedRun]:
+    def close(self, timeout_s: float, is_unwanted: Callable[[], bool] = lambda: False) -> list[TrackedRun]:
         """Waits until everything is acknowledged, at most `timeout_s`; returns the runs that are not settled.
 
-        Waits less for a server that does not answer, and not at all once `hurry` was called.
+        Waits less for a server that does not answer, and not at all once `hurry` was called or it `is_unwanted`.
         """
         started = time.monotonic()
 
         def time_left() -> float:
             limit = timeout_s if self.unreachable is None else min(timeout_s, UNREACHABLE_LIMIT_S)
-            return 0.0 if self._hurried.is_set() else started + limit - time.monotonic()
+            return 0.0 if self._hurried.is_set() or is_unwanted() else started + limit - time.monotonic()
 
         self._wake.set()
         while self._thread.is_alive() and self._open_runs() and time_left() > 0:
@@ -145,6 +96,10 @@ class MlflowWriter:
         if self._thread.is_alive():
             self._thread.join(timeout=1.0)  # it may be in the middle of a request; what that sends is sent again
         return self._open_runs()
+
+    def wait_until_silent(self) -> None:
+        """After `close`: waits for the run whose turn it is; nothing is sent afterwards."""
+        self._thread.join()
 
     def hurry(self) -> None:
         """Makes `close` return at once."""
@@ -170,6 +125,8 @@ class MlflowWriter:
             self._wake.clear()
             try:
                 for run in self._open_runs():
+                    if self._closing.is_set():
+                        return
                     self._bring_up_to_date(run)
                 wait, self.unreachable = INTERVAL_S, None
                 self._wake.wait(wait)
@@ -186,7 +143,10 @@ class MlflowWriter:
         except session.exception as error:
             code = getattr(error, "error_code", "")
             if code == GONE and run.sent.run_id is not None and session.has_lost(run):
-                run.sent, self._session = Sent(uri=self._uri), None  # another database answers there now: start over
+                run.sent, self._session = (
+                    Sent(uri=self._destination.address),
+                    None,
+                )  # another database answers there now: start over
             elif code in PERMANENT_ERRORS:
                 run.problem = str(error)
             else:
@@ -250,7 +210,11 @@ class _Session:
             parent = {"mlflow.parentRunId": run.parent.sent.run_id} if run.parent and run.parent.sent.run_id else {}
             tags = {**run.tags, **parent, "creation_id": sent.creation_id}
             found = self._created(sent.creation_id)
-            created = found[0] if found else self._client.create_run(self._experiment_id, tags=tags, run_name=run.name)
+            created = (
+                found[0]
+                if found
+                else self._client.create_run(self._experiment_id, run.began_ms, tags=tags, run_name=run.name)
+            )
             sent.run_id, sent.tags = created.info.run_id, {}
         if not sent.params:
             known = self._client.get_run(sent.run_id).data.params  # of an earlier try whose answer was lost
@@ -268,10 +232,21 @@ class _Session:
         from mlflow.entities import RunTag
 
         assert run.sent.run_id is not None
-        new = _changed(run.tags, run.sent.tags)
+        tags, sent = run.tags.copy(), run.sent
+        for key in sent.tags.keys() - tags.keys():  # said of an end that was not the last word
+            self._delete_tag(run, key)
+            del sent.tags[key]
+        new = {key: value for key, value in tags.items() if sent.tags.get(key) != value}
         if new:
-            self._client.log_batch(run.sent.run_id, tags=[RunTag(key, value) for key, value in new.items()])
-            run.sent.tags = {**run.sent.tags, **new}
+            self._client.log_batch(sent.run_id, tags=[RunTag(key, value) for key, value in new.items()])
+            sent.tags = {**sent.tags, **new}
+
+    def _delete_tag(self, run: TrackedRun, key: str) -> None:
+        try:
+            self._client.delete_tag(run.sent.run_id, key)
+        except self.exception as error:  # deleted before, and the answer was lost; or the run itself is gone
+            if getattr(error, "error_code", "") != GONE or self.has_lost(run):
+                raise
 
     def _send_entries(self, run: TrackedRun) -> None:
         if run.spool_folder is None:
@@ -297,7 +272,7 @@ class _Session:
             self._client.log_batch(sent.run_id, metrics=metrics)
         for artifact in run.artifacts:
             self._client.log_artifact(sent.run_id, str(artifact))
-        self._client.set_terminated(sent.run_id, status)
+        self._client.set_terminated(sent.run_id, status, run.ended_ms or None)
         sent.status, sent.summary = status, summary
 
     def _register(self, run: TrackedRun) -> None:
@@ -351,10 +326,6 @@ def _database_lock(uri: str) -> Iterator[None]:
     database.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{database}.lock"):
         yield
-
-
-def _changed(tags: dict[str, str], sent: dict[str, str]) -> dict[str, str]:
-    return {key: value for key, value in tags.copy().items() if sent.get(key) != value}
 
 
 def _groups(items: list[Any], size: int) -> Iterator[list[Any]]:
