@@ -32,6 +32,7 @@ from orchestrator.preflight import IN_RAY_JOB
 from orchestrator.results import CellResult, CellStatus, write_json
 from orchestrator.spec import Finetune
 from orchestrator.tracking.mlflow_writer import TrackedRun
+from orchestrator.tracking.sender import driver_of
 
 UPLOAD_LIMIT_S = 120.0
 UPLOAD_LIMIT_INTERRUPTED_S = 10.0
@@ -55,16 +56,16 @@ def launch(plan: Plan, console: Console, certify: bool) -> Outcome:
     """
     infeasible = _infeasible(plan)
     with ExitStack() as held, interruption(console) as received:
+        held.enter_context(driver_of(plan.folder))
         if not is_remote():
             held.enter_context(_locked(plan))
         finished = _find_all_finished(plan)
         cells = open_cells(plan)
-        plan.folder.mkdir(parents=True, exist_ok=True)
         (plan.folder / "spec.yaml").write_text(plan.source.text, encoding="utf-8")
         _announce(plan, console, finished, cells)
-        tracking = Tracking(plan, command_line())
+        tracking = Tracking(plan, command_line(), export_request(plan))
         for result in (*finished.values(), *infeasible.values()):
-            tracking.finish_child(result, export_request(plan))
+            tracking.finish_child(result)
         try:
             results, leases = [], None
             if cells or find_preparation(plan) is None:
@@ -229,7 +230,7 @@ def _conclude(
 ) -> Outcome:
     """Finishes the MLflow runs and writes the report, which names them."""
     for result in results:
-        tracking.finish_child(result, export_request(plan))
+        tracking.finish_child(result)
     tracking.start()
     limit = UPLOAD_LIMIT_INTERRUPTED_S if interrupted else UPLOAD_LIMIT_S
     run_ids = tracking.run_ids(limit)
