@@ -262,3 +262,39 @@ def test_the_dispatcher_starts_last_on_the_head_and_with_the_drivers_storage() -
     storage = re.search(r"BACKBONE_STORAGE=(\S+)", the_command_with("ray start --head", "head_start_ray_commands"))
     assert storage and f" start --storage {storage[1]} " in commands[-1]
     assert not [command for command in CONFIG["worker_start_ray_commands"] if "dispatcher" in command]
+
+
+# --- the variant for machines of one's own ---
+
+ON_PREMISE: dict[str, Any] = yaml.safe_load((ROOT / "deploy" / "on-premise.yaml").read_text(encoding="utf-8"))
+# (as on AWS, as there): the only differences between the commands of the two files
+DIFFERENCES = (
+    ("-o ubuntu -g ubuntu", "-o $USER -g $(id -gn)"),
+    ("--uid=ubuntu", "--uid=$USER"),
+    ("/home/ubuntu/", "$HOME/"),
+    (" --autoscaling-config ~/ray_bootstrap_config.yaml", ""),  # it does not say what those machines have
+)
+AWS_ONLY = ("boto3",)
+
+
+def test_the_variant_passes_the_validation_that_ray_up_runs() -> None:
+    validate_config(prepare_config(copy.deepcopy(ON_PREMISE)))
+
+
+def test_the_variant_holds_no_secret() -> None:
+    assert secrets_in((ROOT / "deploy" / "on-premise.yaml").read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("key", [key for key in COMMAND_LISTS if key != "initialization_commands"])
+def test_the_variants_commands_are_those_of_aws_but_for_names(key: str) -> None:
+    expected = []
+    for command in CONFIG[key]:
+        for on_aws, there in DIFFERENCES:
+            command = command.replace(on_aws, there)
+        expected += [] if any(word in command for word in AWS_ONLY) else [command]
+    assert ON_PREMISE[key] == expected
+
+
+def test_the_variant_copies_the_same_files() -> None:
+    for key in ("file_mounts", "rsync_exclude", "cluster_synced_files"):
+        assert ON_PREMISE[key] == CONFIG[key]
