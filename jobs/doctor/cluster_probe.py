@@ -43,6 +43,7 @@ def main() -> None:
     try:
         document["facts"] = cluster.each(node_facts.gather, lambda node_id: (storage, nonces[node_id], run))
         write_json(out, document)
+        cluster.ids = list(document["facts"])  # who was silent once is not waited for again
         written = [nonces[node_id] for node_id, facts in document["facts"].items() if not facts["storage_fault"]]
         document["nonces"] = nonces
         document["read"] = cluster.each(node_facts.read_nonces, lambda node_id: (storage, written, NFS_LIMIT_S))

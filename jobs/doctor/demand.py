@@ -17,6 +17,8 @@ def check_demand(spec: Path, nodes: Sequence[Node], autoscaling_config: Path) ->
     planned = load_plan(spec)
     demand = demand_of(planned.job.placement)
     largest = largest_cluster(autoscaling_config) if autoscaling_config.expanduser().is_file() else []
+    if not any(node.gpus or node.cpus for node in largest):
+        largest = []  # machines of one's own: the launcher's file does not say what they have
     return judge_demand(demand, nodes, largest)
 
 

@@ -40,6 +40,7 @@ def check_nodes(nodes: Sequence[Node], storage: str) -> list[Finding]:
         found += check_interface(node, len(nodes))
         found += check_listeners(node)
         found += check_token_of(node)
+        found += check_mlflow_settings(node)
         found += check_hub(node)
     return found + check_drivers(answering)
 
@@ -148,8 +149,7 @@ def check_listeners(node: Node) -> list[Finding]:
         found.append(problem("listeners", sentence, remedy))
     ray = [one for one in facts["listeners"] if one["program"] != "mlflow"]
     if ray:
-        ports = ", ".join(f"{one['program']} {one['port']}" for one in ray[:12]) + (", ..." if len(ray) > 12 else "")
-        sentence = f"{node.name}: Ray listens on more than loopback, always ({ports})"
+        sentence = f"{node.name}: Ray listens on more than loopback, always ({_by_program(ray)})"
         if facts["auth_mode"].lower() == "token":
             found.append(ok("listeners", f"{sentence}; the token guards it, and only a firewall hides its traffic"))
         else:
@@ -157,6 +157,15 @@ def check_listeners(node: Node) -> list[Finding]:
                 problem("listeners", f"{sentence}, and no token guards it", "RAY_AUTH_MODE=token on every node")
             )
     return found
+
+
+def check_mlflow_settings(node: Node) -> list[Finding]:
+    """Of an MLflow server that runs there, as far as this user can see it: what MLflow leaves open by default."""
+    open_settings = [name for name, value in _facts(node)["mlflow_settings"].items() if value.lower() != "false"]
+    if not open_settings:
+        return []
+    remedy = f"start it again with {' '.join(f'{name}=false' for name in open_settings)}"
+    return [problem("mlflow", f"{node.name}: its MLflow server runs with {', '.join(open_settings)} on", remedy)]
 
 
 def check_token_of(node: Node) -> list[Finding]:
@@ -222,19 +231,30 @@ def check_clocks(nodes: Sequence[Node], clocks: Mapping[str, Sequence[float]]) -
             continue
         offset, error = clocks[node.node_id]
         surely = abs(offset) - error
-        sentence = f"{node.name}: its clock is {offset:+.2f} s off, give or take {error:.2f} s"
+        sentence = f"{node.name}: its clock is {offset:+.3f} s off, give or take {error:.3f} s"
         if surely > CLOCK_PROBLEM_S:
             found.append(problem("clocks", sentence, "start time synchronisation there (chrony or systemd-timesyncd)"))
         elif surely > CLOCK_WARNING_S:
             found.append(warning("clocks", sentence, "start time synchronisation there; schedules and logs go by it"))
     worst = max((error for _, error in clocks.values()), default=0.0)
-    return found or ([ok("clocks", f"{len(clocks)} clocks agree, to {worst:.2f} s")] if clocks else [])
+    return found or ([ok("clocks", f"{len(clocks)} clocks agree, to {worst:.3f} s")] if clocks else [])
 
 
 def _see_each_other(node: Node, model: Node, nonces: Mapping[str, str], read: Mapping[str, Mapping[str, str]]) -> bool:
     forth = nonces[model.node_id] in read.get(node.node_id, {})
     back = nonces[node.node_id] in read.get(model.node_id, {})
     return forth and back
+
+
+def _by_program(listeners: Sequence[Mapping[str, Any]]) -> str:
+    """`gcs_server 6379, raylet 33577 and 41033, ray on 9 ports`."""
+    ports: dict[str, list[int]] = {}
+    for one in listeners:
+        ports.setdefault(one["program"], []).append(one["port"])
+    return ", ".join(
+        f"{program} {' and '.join(map(str, mine))}" if len(mine) < 4 else f"{program} on {len(mine)} ports"
+        for program, mine in ports.items()
+    )
 
 
 def _silent(node: Node) -> Finding:

@@ -21,6 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 PACKAGES = ("ray", "torch", "transformers", "backbone-orchestrator")
+MLFLOW_SETTINGS = ("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION")  # on by default
 GIB = 2**30
 LISTENING = "0A"  # in /proc/net/tcp
 GET_ADDRESS = 0x8915  # SIOCGIFADDR
@@ -40,6 +41,7 @@ def gather(storage: str, nonce_name: str, nonce: str) -> dict[str, Any]:
         },
         "hostname_address": hostname_address(),
         "listeners": listeners(),
+        "mlflow_settings": mlflow_settings(),
         "auth_mode": os.environ.get("RAY_AUTH_MODE", ""),
         "token_mode": token_mode(),
         "hub": hub(),
@@ -246,6 +248,17 @@ def socket_owners(root: Path = Path("/proc")) -> dict[str, str]:
                     if target.startswith("socket:["):
                         owners[target[8:-1]] = program
     return owners
+
+
+def mlflow_settings(root: Path = Path("/proc")) -> dict[str, str]:
+    """What an MLflow server on this node was told of the settings that are dangerous; its default where of nothing."""
+    for process in root.iterdir():
+        if process.name.isdigit() and program_name(process) == "mlflow":
+            with contextlib.suppress(OSError):
+                told = (process / "environ").read_bytes().decode(errors="replace").split("\0")
+                variables = dict(word.split("=", 1) for word in told if "=" in word)
+                return {name: variables.get(name, "true") for name in MLFLOW_SETTINGS}
+    return {}
 
 
 def program_name(process: Path) -> str:

@@ -5,6 +5,7 @@ repeated after any crash. Storage, with its queue, results and MLflow database, 
 """
 
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -125,7 +126,8 @@ class _Beginning:
             ) from None
         if ran.returncode:
             raise ResourcesError(f"the dispatcher does not start:\n{ran.stdout.strip()[-3000:]}")
-        self.console.print(ran.stdout.strip().splitlines()[-1] if ran.stdout.strip() else "the dispatcher is up")
+        said = ran.stdout.strip().splitlines() or ["the dispatcher is up"]
+        self.console.print(said[-1], highlight=False, markup=False, soft_wrap=True)
 
     def undo(self) -> None:
         """Ends what this `up` started, not what it found."""
@@ -255,7 +257,7 @@ def _locked(storage: Path) -> Iterator[None]:
 
 
 def _tell(began: _Beginning, console: Console) -> None:
-    state = began.state
+    state, token = began.state, shlex.quote(began.state.token)
     lines = [
         "",
         "It is up." if began.started else "It was up already.",
@@ -264,7 +266,7 @@ def _tell(began: _Beginning, console: Console) -> None:
         f"  token    {state.token} (whoever has it can run any code here)",
         "",
         "In every shell that uses it:",
-        f"  export RAY_ADDRESS={dashboard_url(state)} RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={state.token}",
+        f"  export RAY_ADDRESS={dashboard_url(state)} RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={token}",
         "  backbone submit jobs/specs/demo.yaml",
         "",
         "And to end it: backbone down",

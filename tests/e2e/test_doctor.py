@@ -158,6 +158,16 @@ def test_a_sound_cluster_a_demand_that_cannot_fit_and_a_local_storage(cluster: C
     (full,) = [one for one in sentences(found, "disk", "problem") if str(cluster.storage) in one]
     assert full.startswith("node ") and "0.1 GiB free" in full
 
+    (raylet,) = [process for process in processes_of(cluster.services[1]) if process.name() == "raylet"]
+    raylet.suspend()
+    began = time.monotonic()
+    code, found = cluster.doctor()
+    assert time.monotonic() - began < 60
+    assert code == 1
+    (sentence,) = sentences(found, "nodes", "problem")
+    assert sentence.startswith("node ") and "does not answer" in sentence
+    assert sentences(found, "nodes", "ok") == ["1 of 2 nodes answer"]
+
 
 def test_a_cluster_that_hangs_does_not_hang_the_doctor(cluster: Cluster) -> None:
     (gcs,) = [process for process in processes_of(cluster.services[0]) if process.name() == "gcs_server"]

@@ -42,6 +42,7 @@ GOOD: dict[str, Any] = {
     "interface_variables": {"GLOO_SOCKET_IFNAME": "ens5", "NCCL_SOCKET_IFNAME": "ens5"},
     "hostname_address": "10.0.0.7",
     "listeners": [{"address": "0.0.0.0", "port": 6379, "program": "gcs_server"}],
+    "mlflow_settings": {},
     "auth_mode": "token",
     "token_mode": "0600",
     "hub": {
@@ -110,6 +111,12 @@ def test_a_cluster_without_fault_has_no_warning() -> None:
             "listeners",
             "problem",
             "MLflow listens on 0.0.0.0:5000; it has no login",
+        ),
+        (
+            {"mlflow_settings": {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "true"}},
+            "mlflow",
+            "problem",
+            "its MLflow server runs with MLFLOW_SERVER_ENABLE_JOB_EXECUTION on",
         ),
         ({"token_mode": "0644"}, "token file", "problem", "mode 0644"),
         ({"hub__cached_models": []}, "hub", "warning", "offline, and 0 models"),
@@ -523,6 +530,24 @@ def test_listening_sockets_are_read_from_the_kernel() -> None:
 def test_programs_are_known_by_their_command_line(tmp_path: Path, command: str, program: str) -> None:
     (tmp_path / "cmdline").write_bytes(command.replace(" ", "\0").encode())
     assert node_facts.program_name(tmp_path) == program
+
+
+def test_an_mlflow_server_is_held_to_what_it_was_told(tmp_path: Path) -> None:
+    assert node_facts.mlflow_settings(tmp_path) == {}
+    process = tmp_path / "77"
+    process.mkdir()
+    (process / "cmdline").write_bytes(b"python\0-m\0mlflow\0server")
+    (process / "environ").write_bytes(b"HOME=/root\0MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false")
+    assert node_facts.mlflow_settings(tmp_path) == {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "true",
+    }
+
+
+def test_many_ports_of_one_program_are_counted() -> None:
+    many = [{"address": "0.0.0.0", "port": port, "program": "ray"} for port in range(9)]
+    found = check_nodes([a_node(listeners=[*GOOD["listeners"], *many])], STORAGE)
+    assert "(gcs_server 6379, ray on 9 ports)" in worst(found, "listeners").sentence
 
 
 # --- what is printed ---
