@@ -16,6 +16,7 @@ from jobs.packing import Node
 from jobs.queue import SILENT_S, Queue
 from jobs.queue_model import Settings
 from jobs.queue_rows import Directives, JobRequest, JobRow, Released
+from jobs.reconciler import Reconciler
 from jobs.store import Store
 from jobs.submission import RayJob, RayJobs
 from jobs.trace import load_queue_settings
@@ -52,6 +53,7 @@ class DispatcherActor:
             self._limit = largest_cluster(Path(setup.autoscaling_config))
         self._asked_for: list[Any] = []
         self._trouble = ""
+        self._reconciler = Reconciler()
         self._clockwork = Clockwork(setup.store_url, setup.jobs_address, self._queue.jobs)
         self._see_nodes()
         threading.Thread(target=self._loop, name="dispatcher", daemon=True).start()
@@ -143,8 +145,9 @@ class DispatcherActor:
     def _loop(self) -> None:
         while True:
             began = time.monotonic()
-            trouble = [self._tried(step) for step in (self._see_nodes, self._queue.decide, self._start, self._watch)]
-            self._trouble = "; ".join(filter(None, [*trouble, self._clockwork.trouble]))
+            steps = (self._see_nodes, self._queue.decide, self._start, self._watch, self._reconcile)
+            trouble = [self._tried(step) for step in steps]
+            self._trouble = "; ".join(filter(None, [*trouble, self._clockwork.trouble, self._reconciler.trouble]))
             time.sleep(max(0.05, TICK_S - (time.monotonic() - began)))
 
     def _tried(self, step: Callable[[], None]) -> str:
@@ -162,6 +165,10 @@ class DispatcherActor:
         if self._limit is not None and (demands := self._queue.demands()) != self._asked_for:
             request_nodes(demands)
             self._asked_for = demands
+
+    def _reconcile(self) -> None:
+        """MLflow hears of what a driver could not say any more."""
+        self._reconciler.step(self._queue.jobs())
 
     def _start(self) -> None:
         for job in self._queue.drivers_to_start():
