@@ -11,7 +11,8 @@ import pytest
 from mlflow import MlflowClient
 
 from orchestrator.results import EvaluationPoint, StepMetrics, read_json, write_json
-from orchestrator.tracking.mlflow_writer import STREAMED_METRICS, MlflowWriter, TrackedRun
+from orchestrator.tracking.mlflow_writer import STREAMED_METRICS, MlflowWriter
+from orchestrator.tracking.run import TrackedRun, described_runs, without_password
 from orchestrator.tracking.spool import SpoolWriter
 
 STEPS = 130  # more than two batches of the writer
@@ -255,6 +256,58 @@ def test_a_job_that_goes_on_with_another_database_sends_everything_anew(
     assert {run.info.status for run in stored_runs(uri)} == {"FINISHED"}
     assert len(points(uri, child, "loss")) == STEPS
     assert MlflowClient(uri).get_run(str(child.sent.run_id)).data.tags["mlflow.parentRunId"] == parent.sent.run_id
+
+
+def test_a_cell_that_goes_on_loses_what_was_said_of_its_last_end(uri: str, tmp_path: Path) -> None:
+    parent, child = tracked(tmp_path)
+    child.tags |= {"failure": "a node died", "cell_status": "FAILED"}
+    send(uri, parent, child, status="FAILED")
+    noted = read_json(child.state_file)
+
+    for _ in range(2):  # the second time as if the answers to the deletions had been lost
+        parent, child = tracked(tmp_path)
+        send(uri, parent, child)
+        assert not {"failure", "cell_status"} & stored_runs_by_name(uri)["cell-1"].data.tags.keys()
+        assert child.problem is None
+        write_json(child.state_file, noted)
+
+
+def stored_runs_by_name(uri: str) -> dict[str, Any]:
+    return {run.info.run_name: run for run in stored_runs(uri)}
+
+
+def test_a_run_that_is_sent_late_began_and_ended_when_it_did(uri: str, tmp_path: Path) -> None:
+    parent, child = tracked(tmp_path, began_ms=1_000, ended_ms=5_000)
+    send(uri, parent, child)
+
+    run = stored_runs_by_name(uri)["cell-1"]
+    assert (run.info.start_time, run.info.end_time) == (1_000, 5_000)
+
+
+def test_a_description_says_all_that_its_process_knew(uri: str, spool: Path, tmp_path: Path) -> None:
+    facts = {"summary": {"mfu": 0.5}, "summary_time_ms": 7, "artifacts": (spool / "steps.jsonl",)}
+    parent, child = tracked(tmp_path, spool, registered_model=None, **facts)
+    send(uri, parent, child, status="FAILED")
+
+    for run in (parent, child):
+        run.sent = TrackedRun("", tmp_path, {}, {}).sent  # not part of it: the state file says what was sent
+    assert described_runs(tmp_path) == [parent, child]
+
+
+@pytest.mark.parametrize(
+    ("uri_with_password", "shown"),
+    [
+        ("http://ada:pa@ss@host:5000/mlflow", "http://***@host:5000/mlflow"),
+        (
+            "postgresql://host/db?user=ada&password=canary&sslmode=x",
+            "postgresql://host/db?user=ada&password=***&sslmode=x",
+        ),
+        ("sqlite:////home/me@work/mlflow.db", "sqlite:////home/me@work/mlflow.db"),
+        ("http://host:5000", "http://host:5000"),
+    ],
+)
+def test_no_password_is_left_in_an_address(uri_with_password: str, shown: str) -> None:
+    assert without_password(uri_with_password) == shown
 
 
 @pytest.fixture
