@@ -82,6 +82,7 @@ def benchmark_document(plan: Plan, results: Sequence[CellResult], command: str) 
         "metrics": {cell["backbone_id"]: _metrics(cell["figures"]) for cell in cells if cell["figures"]},
         # What every job's document has, for those who read only that.
         "ranking": [],
+        "history": None,
         "certificates": {},
         "verdict": {"sentence": headline(cells)},
     }
@@ -119,15 +120,16 @@ def print_benchmark(document: Document, out: Console) -> None:
     out = out if out.is_terminal else Console(width=200)  # a log or a pipe gets whole names
     found = [cell for cell in document["cells"] if cell["figures"]]
     facts = document["benchmark"]
-    out.print(
-        f"{facts['measured_steps']} steps after {facts['warm_up_steps']} of warm-up, on "
-        f"{document['environment']['hardware']}: median [10th to 90th percentile]",
-        highlight=False,
-        markup=False,
-    )
-    out.print(_table(SPEED, found))
-    out.print()
-    out.print(_table(AROUND, found))
+    if found:
+        out.print(
+            f"{facts['measured_steps']} steps after {facts['warm_up_steps']} of warm-up, on "
+            f"{document['environment']['hardware']}: median [10th to 90th percentile]",
+            highlight=False,
+            markup=False,
+        )
+        out.print(_table(SPEED, found))
+        out.print()
+        out.print(_table(AROUND, found))
     for cell in document["cells"]:
         for fault in cell["faults"]:
             out.print(f"{cell['backbone_id']}: {fault}", highlight=False, markup=False)

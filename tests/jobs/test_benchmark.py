@@ -15,6 +15,7 @@ from jobs.benchmark_document import benchmark_document, headline, print_benchmar
 from jobs.benchmark_plan import HELD_OUT_EXAMPLES, TRAINING_EXAMPLES, load_benchmark, sample
 from jobs.launch import launch
 from jobs.report.benchmark import render_benchmark
+from jobs.report.formats import duration
 from jobs.throughput import (
     CheckpointWrite,
     Figures,
@@ -427,7 +428,8 @@ def test_its_checkpoints_are_gone_and_its_files_stand(finished: tuple[Plan, dict
     page = Page((plan.folder / "benchmark.html").read_text())
     assert page.open == []
     assert "Text per second and device" in page.text
-    assert all(f"{cell['figures']['step_time_s']['median']:.2g}"[:4] in page.text for cell in document["cells"])
+    medians = [duration(cell["figures"]["step_time_s"]["median"]) for cell in document["cells"]]
+    assert all(" ".join(median.split()) in page.text for median in medians)
 
 
 def test_its_figures_do_not_change_when_they_are_read_again(
@@ -465,3 +467,7 @@ def test_the_terminal_shows_each_backbone_and_how_to_see_this_measurement_again(
     assert "6 steps after 2 of warm-up" in shown
     assert shown.count("tiny-llama2") >= 2 and shown.count("tiny-qwen") >= 2
     assert f"--occurrence {plan.job.occurrence}" in shown
+    print_benchmark(
+        {**document, "cells": [{**cell, "figures": None, "faults": []} for cell in document["cells"]]}, Console()
+    )
+    assert capsys.readouterr().out.startswith("the same command measures anew"), "no table of nothing"
