@@ -207,4 +207,5 @@ class DispatcherActor:
         elif found.exit_code is not None and found.exit_code >= 0 and found.exit_code < 128:
             self._queue.finish(job.job_id, job.driver, found.exit_code)
         else:
-            self._queue.driver_lost(job.job_id, job.driver, found.message or found.status)
+            said = found.message.strip().splitlines()  # the first line is Ray's, the others are the driver's last words
+            self._queue.driver_lost(job.job_id, job.driver, said[0].partition(", last available")[0] if said else "")
