@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from jobs.doctor.finding import Finding, ok, problem, warning
 from jobs.endpoint import Answer, ask
 
-CHECK = "token"
+CHECK, REACHABLE = "token", "reachable"
 SUBMIT_PATH = "/api/jobs/"
 LOCAL = ("localhost", "127.0.0.1", "::1")
 EXPORT = "export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=FILE, with the cluster's token in FILE (mode 0600)"
@@ -68,7 +68,7 @@ def _check_stranger(url: str, answer: Answer) -> Finding:
     if answer.status in (401, 403):
         return ok(CHECK, f"{url} refuses those who have no token")
     sentence = f"{url} answers {answer.status}: something else listens there"
-    return problem("reachable", sentence, "give the address of Ray's dashboard, usually http://HOST:8265")
+    return problem(REACHABLE, sentence, "give the address of Ray's dashboard, usually http://HOST:8265")
 
 
 def _check_ours(url: str) -> list[Finding]:
@@ -85,7 +85,7 @@ def _check_ours(url: str) -> list[Finding]:
         remedy = "copy the cluster's token again (docs/cluster.md); RAY_AUTH_TOKEN, where set, goes before the file"
         return [*found, problem(CHECK, f"{url} refuses our token: it is another cluster's, or an old one", remedy)]
     sentence = f"the job API answers {status or 'nothing'} to our token"
-    return [*found, problem("reachable", sentence, "look at dashboard.log in the head's session_latest/logs")]
+    return [*found, problem(REACHABLE, sentence, "look at dashboard.log in the head's session_latest/logs")]
 
 
 def _check_version(url: str, is_open: bool) -> Finding | None:
@@ -108,4 +108,4 @@ def _version(text: str) -> str:
 
 def _unreachable(url: str, answer: Answer) -> Finding:
     remedy = "check the address; is the cluster up, and the tunnel (`ray dashboard cluster.yaml`) open?"
-    return problem("reachable", f"nothing answers at {url}: {answer.text}", remedy)
+    return problem(REACHABLE, f"nothing answers at {url}: {answer.text}", remedy)

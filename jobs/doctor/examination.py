@@ -18,7 +18,7 @@ from rich.console import Console
 from jobs import packing
 from jobs.cluster import GIB, LABEL
 from jobs.doctor.demand import check_demand
-from jobs.doctor.endpoint_checks import EXPORT, check_endpoint, check_token_file, is_loopback
+from jobs.doctor.endpoint_checks import EXPORT, REACHABLE, check_endpoint, check_token_file, is_loopback
 from jobs.doctor.finding import Finding, exit_code, findings_json, ok, print_findings, problem, warning
 from jobs.doctor.node_checks import Node, check_clocks, check_nodes, check_storage
 from jobs.doctor.service_checks import check_dispatcher, check_mlflow
@@ -57,6 +57,8 @@ def examine(spec: Path | None, address: str, storage: Path | None, deadline_s: f
     is_url = address.startswith(("http://", "https://"))
     if is_url:
         found = check_endpoint(address)
+        if any(finding.check == REACHABLE for finding in found):
+            return found
         gcs = find_gcs(storage, address) if is_loopback(address) else None
         if gcs is None:
             return [*found, _nodes_unseen(address), *([_demand_unseen()] if spec else [])]
@@ -66,7 +68,7 @@ def examine(spec: Path | None, address: str, storage: Path | None, deadline_s: f
             raise InputError("no cluster runs on this machine; set RAY_ADDRESS or give --address, or run `backbone up`")
     if refused := _connection_fault(gcs):
         remedy = "check the address; is the cluster up?"
-        return [*found, problem("reachable", f"nothing answers at {gcs}: {refused}", remedy)]
+        return [*found, problem(REACHABLE, f"nothing answers at {gcs}: {refused}", remedy)]
     document, fault = probe(gcs, storage, deadline_s)
     if is_url and _port(document.get("dashboard", "")) not in (None, _port(address)):
         return [*found, _nodes_unseen(address)]  # the address is a tunnel, and this machine is in another cluster

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+LISTED = 4  # of a kind
+
 
 class Severity(StrEnum):
     """OK: as it should be. WARNING: works, at a risk. PROBLEM: a run would fail, or the cluster is open; exit 1."""
@@ -50,13 +52,13 @@ def findings_json(findings: Sequence[Finding]) -> str:
 
 
 def print_findings(findings: Sequence[Finding], console: Console) -> None:
-    """The table, the worst last, where the eye is when the command ends."""
+    """The table, the worst last, where the eye is when the command ends. Of what is well, the first few of a kind."""
     colours = {Severity.OK: "green", Severity.WARNING: "yellow", Severity.PROBLEM: "red"}
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("", no_wrap=True)
     table.add_column("check", no_wrap=True)
     table.add_column("found", overflow="fold")
-    for finding in sorted(findings, key=lambda one: list(Severity).index(one.severity)):
+    for finding in sorted(_shortened(findings), key=lambda one: list(Severity).index(one.severity)):
         found = Text(finding.sentence)
         if finding.remedy:
             found.append(f"\n{finding.remedy}", style="italic")
@@ -64,3 +66,15 @@ def print_findings(findings: Sequence[Finding], console: Console) -> None:
     (console if console.is_terminal else Console(width=160, file=console.file)).print(table)
     counts = {severity: sum(one.severity is severity for one in findings) for severity in Severity}
     console.print(f"\n{counts[Severity.PROBLEM]} problems, {counts[Severity.WARNING]} warnings", highlight=False)
+
+
+def _shortened(findings: Sequence[Finding]) -> list[Finding]:
+    """A cluster of a hundred sound nodes has no hundred rows to say so."""
+    shown: list[Finding] = []
+    for check in dict.fromkeys(finding.check for finding in findings):
+        mine = [finding for finding in findings if finding.check == check]
+        well = [finding for finding in mine if finding.severity is Severity.OK]
+        shown += [finding for finding in mine if finding.severity is not Severity.OK] + well[:LISTED]
+        if len(well) > LISTED:
+            shown.append(ok(check, f"and {len(well) - LISTED} more; --json has them"))
+    return shown

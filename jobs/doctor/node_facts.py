@@ -17,7 +17,7 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 PACKAGES = ("ray", "torch", "transformers", "backbone-orchestrator")
@@ -29,6 +29,7 @@ GET_ADDRESS = 0x8915  # SIOCGIFADDR
 
 def gather(storage: str, nonce_name: str, nonce: str) -> dict[str, Any]:
     """Every fact of this node as plain data; writes the nonce below the storage, if that exists here."""
+    tracking_uri, served = os.environ.get("MLFLOW_TRACKING_URI", ""), served_sockets()
     return {
         "hostname": socket.gethostname(),
         "versions": versions(),
@@ -40,12 +41,12 @@ def gather(storage: str, nonce_name: str, nonce: str) -> dict[str, Any]:
             name: os.environ[name] for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if name in os.environ
         },
         "hostname_address": hostname_address(),
-        "listeners": listeners(),
-        "mlflow_settings": mlflow_settings(),
+        "listeners": listeners(served),
+        "mlflow_settings": mlflow_settings(served, port_of(tracking_uri)),
         "auth_mode": os.environ.get("RAY_AUTH_MODE", ""),
         "token_mode": token_mode(),
         "hub": hub(),
-        "tracking_uri": without_password(os.environ.get("MLFLOW_TRACKING_URI", "")),
+        "tracking_uri": without_password(tracking_uri),
     }
 
 
@@ -194,25 +195,61 @@ def hub_answers(endpoint: str, limit_s: float = 5.0) -> bool:
     return True
 
 
+def port_of(uri: str) -> int | None:
+    """Of a URL; None where it names none."""
+    with contextlib.suppress(ValueError):
+        return urlsplit(uri).port
+    return None
+
+
 def without_password(uri: str) -> str:
     """A URI as it may be shown."""
     return re.sub(r"://[^/@]*@", "://***@", uri)
 
 
-def listeners(root: Path = Path("/proc")) -> list[dict[str, Any]]:
+def listeners(served: list["Served"]) -> list[dict[str, Any]]:
     """Sockets of Ray's and MLflow's processes that listen on more than loopback: address, port, program."""
-    sockets = {}
-    for table in ("net/tcp", "net/tcp6"):
-        with contextlib.suppress(OSError):
-            sockets.update(parse_sockets((root / table).read_text(encoding="utf-8")))
     found = [
-        {"address": address, "port": port, "program": program}
-        for inode, program in socket_owners(root).items()
-        if inode in sockets
-        for address, port in [sockets[inode]]
-        if not is_loopback(address)
+        {"address": one.address, "port": one.port, "program": one.program}
+        for one in served
+        if not is_loopback(one.address)
     ]
     return sorted(found, key=lambda one: (one["program"], one["port"]))
+
+
+def mlflow_settings(served: list["Served"], port: int | None) -> dict[str, str]:
+    """What the MLflow server at `port` was told of the settings that are dangerous; its default where of nothing."""
+    for one in served:
+        if one.program == "mlflow" and one.port == port:
+            with contextlib.suppress(OSError):
+                told = (one.process / "environ").read_bytes().decode(errors="replace").split("\0")
+                variables = dict(word.split("=", 1) for word in told if "=" in word)
+                return {name: variables.get(name, "true") for name in MLFLOW_SETTINGS}
+    return {}
+
+
+class Served(NamedTuple):
+    """One listening socket of Ray or MLflow."""
+
+    address: str
+    port: int
+    program: str
+    process: Path  # below /proc
+
+
+def served_sockets(root: Path = Path("/proc")) -> list[Served]:
+    """Of the processes that this user may look into."""
+    listening = {}
+    for table in ("net/tcp", "net/tcp6"):
+        with contextlib.suppress(OSError):
+            listening.update(parse_sockets((root / table).read_text(encoding="utf-8")))
+    processes = [process for process in root.iterdir() if process.name.isdigit()]
+    return [
+        Served(*listening[inode], program, process)
+        for process in processes
+        if (program := program_name(process))
+        for inode in sorted(socket_inodes(process) & listening.keys())
+    ]
 
 
 def parse_sockets(table: str) -> dict[str, tuple[str, int]]:
@@ -234,31 +271,16 @@ def is_loopback(address: str) -> bool:
     return address.startswith("127.") or address == "::1"
 
 
-def socket_owners(root: Path = Path("/proc")) -> dict[str, str]:
-    """The program behind each socket inode, of the processes of Ray and MLflow that this user may look into."""
-    owners = {}
-    for process in root.iterdir():
-        program = program_name(process) if process.name.isdigit() else ""
-        if not program:
-            continue
-        with contextlib.suppress(OSError):
-            for link in (process / "fd").iterdir():
-                with contextlib.suppress(OSError):
-                    target = os.readlink(link)
-                    if target.startswith("socket:["):
-                        owners[target[8:-1]] = program
-    return owners
-
-
-def mlflow_settings(root: Path = Path("/proc")) -> dict[str, str]:
-    """What an MLflow server on this node was told of the settings that are dangerous; its default where of nothing."""
-    for process in root.iterdir():
-        if process.name.isdigit() and program_name(process) == "mlflow":
+def socket_inodes(process: Path) -> set[str]:
+    """The sockets that a process has open."""
+    found = set()
+    with contextlib.suppress(OSError):
+        for link in (process / "fd").iterdir():
             with contextlib.suppress(OSError):
-                told = (process / "environ").read_bytes().decode(errors="replace").split("\0")
-                variables = dict(word.split("=", 1) for word in told if "=" in word)
-                return {name: variables.get(name, "true") for name in MLFLOW_SETTINGS}
-    return {}
+                target = os.readlink(link)
+                if target.startswith("socket:["):
+                    found.add(target[8:-1])
+    return found
 
 
 def program_name(process: Path) -> str:

@@ -380,6 +380,14 @@ def test_a_gcs_that_does_not_answer_is_a_finding_within_seconds(tmp_path: Path, 
     assert "nothing answers at 127.0.0.1" in worst(found, "reachable").sentence
 
 
+def test_an_address_where_nothing_answers_is_the_only_finding(tmp_path: Path, token_file: Path) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    (found,) = examine(None, url, tmp_path, 10)
+    assert found.check == "reachable" and found.remedy
+
+
 def test_an_address_of_another_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="write http://HOST:PORT of the dashboard"):
         examine(None, "ray://head", tmp_path, 10)
@@ -507,6 +515,7 @@ def test_listening_sockets_are_read_from_the_kernel() -> None:
         listener.listen()
         inode = str(os.fstat(listener.fileno()).st_ino)
         table = node_facts.parse_sockets(Path("/proc/net/tcp").read_text())
+        assert inode in node_facts.socket_inodes(Path("/proc/self"))
         assert table[inode] == listener.getsockname()
     assert [node_facts.is_loopback(address) for address in ("127.0.0.1", "::1", "0.0.0.0", "::")] == [
         True,
@@ -533,12 +542,10 @@ def test_programs_are_known_by_their_command_line(tmp_path: Path, command: str, 
 
 
 def test_an_mlflow_server_is_held_to_what_it_was_told(tmp_path: Path) -> None:
-    assert node_facts.mlflow_settings(tmp_path) == {}
-    process = tmp_path / "77"
-    process.mkdir()
-    (process / "cmdline").write_bytes(b"python\0-m\0mlflow\0server")
-    (process / "environ").write_bytes(b"HOME=/root\0MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false")
-    assert node_facts.mlflow_settings(tmp_path) == {
+    (tmp_path / "environ").write_bytes(b"HOME=/root\0MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false")
+    served = [node_facts.Served("127.0.0.1", 5000, "mlflow", tmp_path)]
+    assert node_facts.mlflow_settings(served, 5001) == {}
+    assert node_facts.mlflow_settings(served, 5000) == {
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "true",
     }
@@ -568,6 +575,18 @@ def test_findings_are_a_table_with_the_worst_last_and_as_json(capsys: pytest.Cap
         "sentence": "open",
         "remedy": "close it",
     }
+
+
+def test_a_large_sound_cluster_prints_a_few_rows_of_a_kind_but_every_problem(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = [ok("disk", f"node {n}: much") for n in range(100)] + [problem("disk", f"bad {n}", "") for n in range(9)]
+    print_findings(found, Console())
+    text = capsys.readouterr().out
+    assert text.count("much") == 4
+    assert "and 96 more" in text
+    assert text.count("bad ") == 9
+    assert len(json.loads(findings_json(found))["findings"]) == 109
 
 
 def test_the_command_returns_1_for_a_problem(
