@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,7 +19,7 @@ from orchestrator.errors import AlreadyRunningError, ResourcesError
 from orchestrator.measurement import find_measurement
 from orchestrator.plan import Cell
 from orchestrator.results import CellResult, CellStatus, find_cell_result, read_json, save_cell_result, write_json
-from orchestrator.spec import Policy
+from orchestrator.spec import Placement, Policy
 from orchestrator.worker import Failure, run_attempt
 
 WAIT_FOR_NODES_S = 20 * 60
@@ -71,6 +71,7 @@ class CellRunner:
     report: Report  # told of each change of status and each attempt
     notice: Callable[[str], None]  # told why nothing trains
     leases: Leases
+    run_attempt: Callable[[CellJob, Placement, Sequence[str] | None], Failure | None] = run_attempt  # blocks
     _changed: threading.Event = field(default_factory=threading.Event)
     _stopping: threading.Event = field(default_factory=threading.Event)
     _stopped_at: float = 0.0
@@ -238,7 +239,7 @@ class CellRunner:
             job.stop_file.touch()
         nodes = [node for node, workers in lease.placement for _ in range(workers)]
         try:
-            return run_attempt(job, cell.placement, nodes if self.leases.counterpart.is_shared else None)
+            return self.run_attempt(job, cell.placement, nodes if self.leases.counterpart.is_shared else None)
         finally:
             del self._jobs[cell.cell_id]
 
