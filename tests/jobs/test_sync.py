@@ -363,6 +363,7 @@ def row(plan: Plan, state: JobState, reason: str = "") -> JobRow:
         code=None,
         occurrence=None,
         gpu_hours=None,
+        in_turn=False,
         state=state,
         reason=reason,
         stop="",
@@ -407,17 +408,18 @@ def test_the_reconciler_ends_the_runs_of_an_interrupted_job_with_the_queues_reas
     assert steps_of(dead) == list(range(1, STEPS + 1))
 
 
-def test_the_reconciler_starts_nothing_for_jobs_that_run_or_that_it_synced(
+def test_the_reconciler_starts_nothing_for_jobs_that_run_or_that_mlflow_knows_or_never_heard_of(
     dead: Plan, new_reconciler: Callable[..., Reconciler]
 ) -> None:
-    running = new_reconciler()
-    running.step([row(dead, JobState.RUNNING)])
-    run_sync(dead)
-    synced = new_reconciler()
-    synced.step([row(dead, JobState.CANCELLED)])
+    reconciler = new_reconciler()
+    reconciler.step([row(dead, JobState.RUNNING), row(dead, JobState.QUEUED)])
+    reconciler.step([replace(row(dead, JobState.CANCELLED), job_id="cancelled-before-it-began")])
+    assert not reconciler.is_at_work
 
-    assert not running.is_at_work
-    assert not synced.is_at_work
+    run_sync(dead)
+    after_a_restart = new_reconciler()
+    after_a_restart.step([row(dead, JobState.CANCELLED)])
+    assert not after_a_restart.is_at_work
 
 
 def test_the_reconciler_tries_again_later_and_then_less_often(
