@@ -54,29 +54,33 @@ def doctor(
 
 def examine(spec: Path | None, address: str, storage: Path | None, deadline_s: float) -> list[Finding]:
     """Every finding, in the order of the checks."""
-    is_url = address.startswith(("http://", "https://"))
-    if is_url:
-        found = check_endpoint(address)
-        if any(finding.check == REACHABLE for finding in found):
-            return found
-        gcs = find_gcs(storage, address) if is_loopback(address) else None
-        if gcs is None:
-            return [*found, _nodes_unseen(address), *([_demand_unseen()] if spec else [])]
-    else:
-        found, gcs = check_token_file(), find_gcs(storage, None) if address == "auto" else address
-        if gcs is None:
-            raise InputError("no cluster runs on this machine; set RAY_ADDRESS or give --address, or run `backbone up`")
+    if address.startswith(("http://", "https://")):
+        return _examine_dashboard(spec, address, storage, deadline_s)
+    gcs = find_gcs(storage, None) if address == "auto" else address
+    if gcs is None:
+        raise InputError("no cluster runs on this machine; set RAY_ADDRESS or give --address, or run `backbone up`")
     if refused := _connection_fault(gcs):
-        remedy = "check the address; is the cluster up?"
-        return [*found, problem(REACHABLE, f"nothing answers at {gcs}: {refused}", remedy)]
-    document, fault = probe(gcs, storage, deadline_s)
-    if is_url and _port(document.get("dashboard", "")) not in (None, _port(address)):
-        return [*found, _nodes_unseen(address)]  # the address is a tunnel, and this machine is in another cluster
-    if not is_url and document.get("dashboard"):
-        found = check_endpoint(f"http://{document['dashboard']}")
-    if fault:
-        found.append(fault)
-    return found + judge(document, spec)
+        gone = problem(REACHABLE, f"nothing answers at {gcs}: {refused}", "check the address; is the cluster up?")
+        return [*check_token_file(), gone]
+    document, faults = probe(gcs, storage, deadline_s)
+    dashboard = document.get("dashboard")
+    outside = check_endpoint(f"http://{dashboard}") if dashboard else check_token_file()
+    return [*outside, *faults, *judge(document, spec)]
+
+
+def _examine_dashboard(spec: Path | None, url: str, storage: Path | None, deadline_s: float) -> list[Finding]:
+    """From outside; and from inside, where the address is this machine's own cluster and not a tunnel."""
+    found = check_endpoint(url)
+    if any(finding.check == REACHABLE for finding in found):
+        return found
+    gcs = find_gcs(storage, url) if is_loopback(url) else None
+    document: dict[str, Any] = {}
+    faults: list[Finding] = []
+    if gcs is not None and not _connection_fault(gcs):
+        document, faults = probe(gcs, storage, deadline_s)
+    if document and _port(document["dashboard"]) == _port(url):
+        return [*found, *faults, *judge(document, spec)]
+    return [*found, *faults, _nodes_unseen(url), *([_demand_unseen()] if spec else [])]
 
 
 def judge(document: Mapping[str, Any], spec: Path | None) -> list[Finding]:
@@ -96,7 +100,7 @@ def judge(document: Mapping[str, Any], spec: Path | None) -> list[Finding]:
     return found
 
 
-def probe(gcs: str, storage: Path | None, deadline_s: float) -> tuple[dict[str, Any], Finding | None]:
+def probe(gcs: str, storage: Path | None, deadline_s: float) -> tuple[dict[str, Any], list[Finding]]:
     """What the nodes said until the deadline, and why that is not everything."""
     with tempfile.TemporaryDirectory(prefix="backbone-doctor-") as folder:
         out, log = Path(folder) / "document.json", Path(folder) / "log"
@@ -116,7 +120,7 @@ def probe(gcs: str, storage: Path | None, deadline_s: float) -> tuple[dict[str, 
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         document = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
-        return document, _probe_fault(code, log.read_text(encoding="utf-8", errors="replace"), gcs, deadline_s)
+        return document, _probe_faults(code, log.read_text(encoding="utf-8", errors="replace"), gcs, deadline_s)
 
 
 def find_gcs(storage: Path | None, dashboard: str | None) -> str | None:
@@ -172,17 +176,19 @@ def _connection_fault(gcs: str) -> str:
     return ""
 
 
-def _probe_fault(code: int | None, log: str, gcs: str, deadline_s: float) -> Finding | None:
-    if code == 0:
-        return None
-    if code is None:
-        remedy = "look at gcs_server.out and raylet.err in the head's session_latest/logs"
-        return problem("nodes", f"{gcs} was not through with its answers after {deadline_s:.0f} s", remedy)
+def _probe_faults(code: int | None, log: str, gcs: str, deadline_s: float) -> list[Finding]:
+    """Why a probe ended early; nothing if it did not."""
     words = log.strip().splitlines()
+    logs = "look at gcs_server.out and raylet.err in the head's session_latest/logs"
+    if code == 0:
+        return []
+    if code is None:
+        return [problem("nodes", f"{gcs} was not through with its answers after {deadline_s:.0f} s", logs)]
     if "AuthenticationError" in log or "Unauthenticated" in log:
         reason = next((line for line in reversed(words) if "uthentica" in line), "")
-        return problem("token", f"{gcs} does not let us in: {reason[-300:]}", EXPORT)
-    return problem("nodes", f"{gcs} could not be asked: {words[-1][-300:] if words else f'exit code {code}'}", "")
+        return [problem("token", f"{gcs} does not let us in: {reason[-300:]}", EXPORT)]
+    last = words[-1][-300:] if words else f"exit code {code}"
+    return [problem("nodes", f"{gcs} could not be asked: {last}", logs)]
 
 
 def _nodes_unseen(address: str) -> Finding:

@@ -368,8 +368,12 @@ def test_a_laptop_is_told_how_to_ask_the_nodes(
     write_token(token_file)
     url = serve(guarded).url
     monkeypatch.setattr("jobs.doctor.examination.BOOTSTRAP", tmp_path / "no-ray-here")
-    found = examine(None, url, tmp_path, 10)
-    assert f"ray job submit --address {url} -- backbone doctor" in worst(found, "nodes").sentence
+    for noted in (None, "127.0.0.1:1"):  # no Ray was ever started here; one was, and is gone
+        if noted:
+            (tmp_path / "no-ray-here").write_text(noted)
+        found = examine(None, url, tmp_path, 10)
+        assert f"ray job submit --address {url} -- backbone doctor" in worst(found, "nodes").sentence
+        assert exit_code(found) == 0
 
 
 def test_a_gcs_that_does_not_answer_is_a_finding_within_seconds(tmp_path: Path, token_file: Path) -> None:
