@@ -20,6 +20,7 @@ from orchestrator.measurement import find_measurement
 from orchestrator.plan import Cell
 from orchestrator.results import CellResult, CellStatus, find_cell_result, read_json, save_cell_result, write_json
 from orchestrator.spec import Placement, Policy
+from orchestrator.tracking.spool import note_phase
 from orchestrator.worker import Failure, run_attempt
 
 WAIT_FOR_NODES_S = 20 * 60
@@ -90,7 +91,8 @@ class CellRunner:
             while open_cells:
                 told = self.leases.directives
                 self._obey(told, open_cells, started)
-                results |= self._collect() | self._close(told, open_cells)
+                results |= self._collect()
+                results |= self._close(told, [cell for cell_id, cell in open_cells.items() if cell_id not in results])
                 open_cells = {cell_id: cell for cell_id, cell in open_cells.items() if cell_id not in results}
                 idle.check(told, self.leases.problem, is_idle=bool(open_cells) and not self._running)
                 self._changed.wait(1.0)
@@ -142,15 +144,15 @@ class CellRunner:
             self.leases.give_back(lease_id, cell.cell_id, outcome.status, note)
         return results
 
-    def _close(self, told: Directives, open_cells: Mapping[str, Cell]) -> dict[str, CellResult]:
+    def _close(self, told: Directives, open_cells: Iterable[Cell]) -> dict[str, CellResult]:
         """The cells that will get no lease: the queue closed them, or all are asked to stop."""
         closed = dict(told.closed)
         training = {running.cell.cell_id for running in self._running.values()}
         results = {}
-        for cell_id, cell in open_cells.items():
-            reason = closed.get(cell_id, told.stop or "stopped before it was started")
-            if cell_id not in training and (cell_id in closed or self._stopping.is_set()):
-                results[cell_id] = self._end(cell, self._tries_of(cell).history, CellStatus.CANCELLED, reason)
+        for cell in open_cells:
+            reason = closed.get(cell.cell_id, told.stop or "stopped before it was started")
+            if cell.cell_id not in training and (cell.cell_id in closed or self._stopping.is_set()):
+                results[cell.cell_id] = self._end(cell, self._tries_of(cell).history, CellStatus.CANCELLED, reason)
         return results
 
     def _start(self, cell: Cell, lease: LeaseRow) -> None:
@@ -238,6 +240,7 @@ class CellRunner:
         ):  # asked after the caller looked, before there was a job
             job.stop_file.touch()
         nodes = [node for node, workers in lease.placement for _ in range(workers)]
+        note_phase(job.spool_folder, attempt, "starting")
         try:
             return self.run_attempt(job, cell.placement, nodes if self.leases.counterpart.is_shared else None)
         finally:

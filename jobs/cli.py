@@ -117,6 +117,25 @@ def finetune(
 
 
 @app.command()
+def benchmark(
+    spec: Spec,
+    steps: Annotated[int, typer.Option(help="Steps to measure.")] = 20,
+    warmup: Annotated[int, typer.Option(help="Steps before them, which do not count.")] = 5,
+    occurrence: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A measurement to finish or show; else a new one.")
+    ] = None,
+    skip_infeasible: SkipInfeasible = False,
+    plugin: Plugins = None,
+) -> None:
+    """Measures how fast the backbones of a comparison train, and what they need, whatever they learn."""
+    plugins = _load_plugins(plugin)
+    from jobs.benchmark_plan import load_benchmark
+
+    planned = load_benchmark(spec, warmup, steps, occurrence)
+    _launch(replace(planned, plugins=plugins), skip_infeasible, certificate=False)
+
+
+@app.command()
 def certify(
     backbone: Annotated[str, typer.Argument(metavar="ID", help="A registered id, or an hf: reference.")],
     attention: Annotated[str, typer.Option(help="The attention kernel that training would use.")] = "auto",
@@ -215,7 +234,12 @@ def _launch(planned: "Plan", skip_infeasible: bool, certificate: bool) -> None:
     from jobs.launch import launch
 
     outcome = launch(planned, out, certificate)
-    show.print_ranking(outcome.document)
+    if planned.kind == "benchmark":
+        from jobs.benchmark_document import print_benchmark
+
+        print_benchmark(outcome.document, out)
+    else:
+        show.print_ranking(outcome.document)
     raise typer.Exit(outcome.exit_code)
 
 

@@ -10,13 +10,16 @@ from typing import Any
 
 import numpy as np
 
+from jobs.history import compare_with_history
 from jobs.paired_tests import CellScores
+from jobs.preparation import find_preparation
+from jobs.report.html import render_report
 from jobs.verdict import judge
 from orchestrator.cell_job import spool_folder
 from orchestrator.certificate.record import find_cell_certificate
 from orchestrator.measurement import ItemScores, load_item_scores
-from orchestrator.plan import Plan
-from orchestrator.results import CellResult, CellStatus
+from orchestrator.plan import Plan, backbone_identity, backbone_slug
+from orchestrator.results import CellResult, CellStatus, write_json
 from orchestrator.spec import Comparison
 from orchestrator.tracking.spool import read_spool
 
@@ -55,6 +58,30 @@ def build_document(
         "ranking": verdict.pop("ranking", []),
         "verdict": verdict,
     }
+
+
+def write_report(
+    plan: Plan, results: Sequence[CellResult], command: str, export: Path | None
+) -> tuple[dict[str, Any], tuple[Path, ...]]:
+    """Writes the report, the facts behind it and the certificates; returns the facts and the files, the page first."""
+    preparation = find_preparation(plan)
+    document = build_document(plan, results, {} if preparation is None else preparation.facts, command, export)
+    document["history"] = compare_with_history(plan, document)
+    page, facts = plan.folder / "report.html", plan.folder / "report.json"
+    write_json(facts, document)
+    page.write_text(render_report(document), encoding="utf-8")
+    return document, (page, facts, *_write_certificates(plan, document))
+
+
+def _write_certificates(plan: Plan, document: dict[str, Any]) -> list[Path]:
+    """Each candidate's certificate as a file of its own, beside the report and for MLflow."""
+    files = []
+    for spec in plan.backbones:
+        certificate = document["certificates"].get(spec.backbone_id)
+        if certificate is not None:
+            files.append(plan.folder / f"certificate-{backbone_slug(spec)}-{backbone_identity(spec)[:10]}.json")
+            write_json(files[-1], certificate)
+    return files
 
 
 def _judge(plan: Plan, results: Sequence[CellResult]) -> dict[str, Any]:

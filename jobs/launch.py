@@ -13,23 +13,23 @@ from typing import Any
 
 from rich.console import Console
 
+from jobs.benchmark_document import write_benchmark
+from jobs.benchmark_plan import KIND as BENCHMARK
 from jobs.cells import CellRunner, cancelled_result, find_final_result, infeasible_result, locked_cells
 from jobs.cluster import is_remote
-from jobs.document import build_document
-from jobs.history import compare_with_history
+from jobs.document import write_report
 from jobs.interruption import Interruption, interrupt, interruption
 from jobs.leases import Leases, hold_leases
 from jobs.preparation import Preparation, find_preparation, prepare_data
 from jobs.progress import Progress
-from jobs.report.html import render_report
 from jobs.tracking import Tracking
 from orchestrator.cell_job import CellJob, ExportRequest, find_export
 from orchestrator.certificate.record import FOLDER as CERTIFICATES
 from orchestrator.certificate.record import CertificateRequest
 from orchestrator.memory import find_device_gib
-from orchestrator.plan import Cell, Plan, backbone_identity, backbone_slug
+from orchestrator.plan import Cell, Plan
 from orchestrator.preflight import IN_RAY_JOB
-from orchestrator.results import CellResult, CellStatus, write_json
+from orchestrator.results import CellResult, CellStatus
 from orchestrator.spec import Finetune
 from orchestrator.tracking.mlflow_writer import TrackedRun
 from orchestrator.tracking.sender import driver_of
@@ -235,35 +235,17 @@ def _conclude(
     limit = UPLOAD_LIMIT_INTERRUPTED_S if interrupted else UPLOAD_LIMIT_S
     run_ids = tracking.run_ids(limit)
     results = [replace(result, mlflow_run_id=run_ids[result.cell_id]) for result in results]
-    document = build_document(plan, results, _parity_facts(plan), command_line(), _finished_export(plan))
-    document["history"] = compare_with_history(plan, document)
-    html, facts = plan.folder / "report.html", plan.folder / "report.json"
-    write_json(facts, document)
-    html.write_text(render_report(document), encoding="utf-8")
-    certificates = _write_certificates(plan, document)
+    if plan.kind == BENCHMARK:
+        document, files = write_benchmark(plan, results, command_line())
+    else:
+        document, files = write_report(plan, results, command_line(), _finished_export(plan))
     code = _exit_code(results, interrupted)
     status = "FINISHED" if code == 0 else "FAILED" if code == 1 else "KILLED"
-    tracking.finish_parent(document, results, (html, facts, *certificates), status)
+    tracking.finish_parent(document, results, files, status)
     unsent = tracking.close(limit)
     _say_what_is_left(plan, console, results, document, unsent, tracking)
-    return Outcome(document, html, code)
-
-
-def _write_certificates(plan: Plan, document: dict[str, Any]) -> list[Path]:
-    """Each candidate's certificate as a file of its own, beside the report and for MLflow."""
-    files = []
-    for spec in plan.backbones:
-        certificate = document["certificates"].get(spec.backbone_id)
-        if certificate is not None:
-            files.append(plan.folder / f"certificate-{backbone_slug(spec)}-{backbone_identity(spec)[:10]}.json")
-            write_json(files[-1], certificate)
-    return files
-
-
-def _parity_facts(plan: Plan) -> dict[str, Any]:
-    """The parity facts of the plan's data, for the report."""
-    preparation = find_preparation(plan)
-    return {} if preparation is None else preparation.facts
+    console.print(f"report: {files[0]}", highlight=False, markup=False, soft_wrap=True)
+    return Outcome(document, files[0], code)
 
 
 def _exit_code(results: list[CellResult], interrupted: int | None) -> int:
@@ -298,4 +280,3 @@ def _say_what_is_left(
     history = (document["history"] or {}).get("sentences", [])
     for sentence in filter(None, [document["verdict"].get("sentence"), *history]):
         console.print(sentence, highlight=False, markup=False, soft_wrap=True)
-    console.print(f"report: {plan.folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from jobs.benchmark_plan import KIND as BENCHMARK
 from jobs.cluster import NAMESPACE, connect, demand_of, is_remote, live_nodes, request_nodes
 from jobs.queue import Queue
 from jobs.queue_model import Settings
@@ -162,6 +163,7 @@ def job_request(plan: Plan, cells: Sequence[Cell]) -> JobRequest:
         storage=str(plan.storage),
         cells=tuple(_cell_request(cell, policy.timeout_s) for cell in cells),
         gpu_hours=policy.gpu_hours,
+        in_turn=plan.kind == BENCHMARK,
     )
 
 

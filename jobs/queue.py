@@ -291,6 +291,7 @@ class Queue:
             code=asked.code,
             occurrence=asked.occurrence,
             gpu_hours=asked.gpu_hours,
+            in_turn=asked.in_turn,
             state=state,
             reason="",
             stop=known.stop if known and attaching and is_open else "",
@@ -339,6 +340,13 @@ class Queue:
         else:
             self._state.leave(row)
             self._state.put_cell(closed)
+        if self._state.jobs[row.job_id].in_turn:
+            self._enqueue_waiting(row.job_id)
+
+    def _enqueue_waiting(self, job_id: str) -> None:
+        for row in self._state.plan_of(job_id):
+            if row.state in WAITING:
+                self._state.enqueue(row)
 
     def _close_waiting(self, job: JobRow, reason: str) -> None:
         for row in self._state.plan_of(job.job_id):
@@ -455,8 +463,10 @@ class Queue:
         queued = self._state.line.find(row.key)
         if queued is not None:
             return self._last.why_waiting(queued) if self._last else "not looked at yet"
-        twin = self._state.training_twin(row)
-        return f"{twin.job_id} trains the same cell" if twin else "not looked at yet"
+        other = self._state.waits_for(row)
+        if other is None:
+            return "not looked at yet"
+        return f"{other.job_id} trains the same cell" if other.job_id != job.job_id else f"{other.cell_id} goes first"
 
     def _directives(self, job: JobRow) -> Directives:
         leases = tuple(self._state.leases_of(job.job_id))

@@ -51,6 +51,7 @@ class JobRequest:
     code: str | None = None  # zip on shared storage; None: the dispatcher cannot start the driver itself
     occurrence: str | None = None  # <schedule>/<tick>
     gpu_hours: float | None = None  # at this limit its cells stop at a checkpoint
+    in_turn: bool = False  # one cell at a time, as where speed is measured
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class JobRow:
     code: str | None
     occurrence: str | None
     gpu_hours: float | None
+    in_turn: bool
     state: JobState
     reason: str
     stop: str  # why it was asked to stop at a checkpoint, or empty

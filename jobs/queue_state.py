@@ -121,9 +121,16 @@ class QueueState:
     # --- the line ---
 
     def enqueue(self, row: CellRow) -> None:
-        """Puts a cell into the line, unless the same cell of another job holds a lease: it waits for that one's end."""
-        if self.line.find(row.key) is None and self.training_twin(row) is None:
+        """Puts a cell into the line, unless another one has to end first: see `waits_for`."""
+        if self.line.find(row.key) is None and self.waits_for(row) is None:
             self.line.add(row.as_queued(self.jobs[row.job_id]))
+
+    def waits_for(self, row: CellRow) -> CellRow | None:
+        """The same cell of another job, which trains, or the one before it in a job that trains one at a time."""
+        if (twin := self.training_twin(row)) is not None or not self.jobs[row.job_id].in_turn:
+            return twin
+        first = next((one for one in self.plan_of(row.job_id) if not one.state.is_terminal), row)
+        return None if first.key == row.key else first
 
     def leave(self, row: CellRow) -> None:
         if self.line.find(row.key) is not None:

@@ -49,7 +49,7 @@ _jobs = Table(
     ),
     *(Column(name, Text) for name in ("code", "occurrence", "driver")),
     *(Column(name, Integer, nullable=False) for name in ("priority", "attempt", "losses")),
-    Column("preemptible", Boolean, nullable=False),
+    *(Column(name, Boolean, nullable=False) for name in ("preemptible", "in_turn")),
     Column("arguments", JSON, nullable=False),
     Column("gpu_hours", Float),
     Column("submitted_s", Float, nullable=False),

@@ -57,6 +57,11 @@ class Tracking:
             f"val_bits_per_byte/{entry['backbone_id'].replace(':', '_').replace('@', '_')}": entry["val_bits_per_byte"]
             for entry in document["ranking"]
         }
+        run.summary |= {  # of a benchmark
+            f"{name}/{backbone_id.replace(':', '_').replace('@', '_')}": value
+            for backbone_id, values in document.get("metrics", {}).items()
+            for name, value in values.items()
+        }
         run.summary_time_ms = max((_last_entry_ms(result) for result in results), default=0)
         run.tags["verdict"] = str(document["verdict"].get("sentence", ""))
         run.artifacts = artifacts
@@ -141,7 +146,11 @@ def _child_run(plan: Plan, cell: Cell, parent: TrackedRun, export: ExportRequest
     return TrackedRun(
         name=cell.cell_id,
         state_file=plan.folder / FOLDER / f"{cell.cell_id}.json",
-        tags={**_common_tags(plan, command=parent.tags["mlflow.source.name"]), "role": "cell", "cell_id": cell.cell_id}
+        tags={
+            **_common_tags(plan, command=parent.tags["mlflow.source.name"]),
+            "role": "benchmark" if plan.kind == "benchmark" else "cell",
+            "cell_id": cell.cell_id,
+        }
         | {**facts, "attempt": "1"},
         params={**_recipe(plan), **facts, "micro_batch_size": str(cell.micro_batch_size)},
         spool_folder=spool_folder(plan.cell_folder(cell)),

@@ -563,6 +563,24 @@ def test_the_same_cell_in_another_storage_is_another_cell(open_queue: Callable[.
 # --- preemption, and clusters that go away ---
 
 
+def test_cells_whose_speed_is_measured_train_one_at_a_time(open_queue: Callable[..., Queue]) -> None:
+    queue = open_queue()
+    queue.attach(request("speed", 1, 1, 1, in_turn=True, code=None), "driver")
+    for name in ("speed-0", "speed-1", "speed-2"):
+        queue.decide()
+        (lease,) = queue.leases()
+        assert lease.cell_id == name
+        if name == "speed-0":
+            assert queue.why_waiting("speed") == "speed-0 goes first"
+            queue.beat("speed", "driver", [Released(lease.lease_id, CellStatus.QUEUED, "a worker died")])
+            queue.decide()
+            (lease,) = queue.leases()
+            assert lease.cell_id == name
+        queue.beat("speed", "driver", [Released(lease.lease_id, CellStatus.SUCCEEDED)])
+    queue.decide()
+    assert queue.leases() == []
+
+
 def test_a_preempted_cell_keeps_its_age_and_its_progress(open_queue: Callable[..., Queue], clock: Clock) -> None:
     queue = open_queue()
     driver = start(queue, request("a", 8))

@@ -28,6 +28,7 @@ JOB = JobRow(
     code="/shared/code.zip",
     occurrence=None,
     gpu_hours=2.5,
+    in_turn=True,
     state=JobState.RUNNING,
     reason="",
     stop="",
