@@ -44,6 +44,7 @@ class Queue:
     def __init__(self, store: Store, settings: Settings, clock: Callable[[], float] = time.time):
         self._store, self._settings, self._clock = store, settings, clock
         self._lock = threading.RLock()
+        self._changing = 0  # how deep
         self._state = QueueState(store, settings)
         self._nodes: tuple[Node, ...] = ()
         self._limit: Sequence[Node] | None = None
@@ -103,6 +104,15 @@ class Queue:
             for one in released:
                 self._release(job_id, one)
             return self._directives(self._state.jobs[job_id])
+
+    def beat_and_decide(self, job_id: str, driver: str, released: Sequence[Released] = ()) -> Directives | None:
+        """A beat, and, where leases came back, whom they go to: one change, one answer."""
+        with self._change():
+            told = self.beat(job_id, driver, released)
+            if told is None or not released:
+                return told
+            self.decide()
+            return self.beat(job_id, driver)
 
     def finish(self, job_id: str, driver: str, exit_code: int) -> None:
         """A driver ends. Its cells that are not over stay unfinished: submitting again continues them."""
@@ -470,8 +480,9 @@ class Queue:
 
     def _directives(self, job: JobRow) -> Directives:
         leases = tuple(self._state.leases_of(job.job_id))
-        rows = self._state.plan_of(job.job_id)
-        closed = tuple((row.cell_id, row.note) for row in rows if row.state is CellStatus.CANCELLED)
+        rows = self._state.cells[job.job_id].values()
+        cancelled = sorted((row.position, row.cell_id, row.note) for row in rows if row.state is CellStatus.CANCELLED)
+        closed = tuple((cell_id, note) for _, cell_id, note in cancelled)
         if leases:
             return Directives(leases, job.stop, closed=closed)
         demands = {row.demand for row in rows if row.state in WAITING}
@@ -491,5 +502,10 @@ class Queue:
     def _change(self) -> Iterator[None]:
         """One change at a time, and into the store before anybody is told."""
         with self._lock:
-            yield
-            self._state.save()
+            self._changing += 1
+            try:
+                yield
+            finally:
+                self._changing -= 1
+            if not self._changing:
+                self._state.save()

@@ -106,6 +106,7 @@ class Store:
         self.url = url
         self.engine = _engine(url)
         self._is_claimed = False
+        self._upserts = {table: self._upsert(table) for table in metadata.sorted_tables if table is not _events}
         try:
             with self._explained():
                 self._connection = self.engine.connect()
@@ -162,9 +163,12 @@ class Store:
             return [dict(row) for row in self._connection.execute(query).mappings()]
 
     def _put(self, table: Table, rows: list[dict[str, Any]]) -> None:
+        self._connection.execute(self._upserts[table], rows)
+
+    def _upsert(self, table: Table) -> Any:
         new = (sqlite if self.engine.dialect.name == "sqlite" else postgresql).insert(table)
         changed = {column.name: new.excluded[column.name] for column in table.columns if not column.primary_key}
-        self._connection.execute(new.on_conflict_do_update(index_elements=table.primary_key, set_=changed), rows)
+        return new.on_conflict_do_update(index_elements=table.primary_key, set_=changed)
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
