@@ -235,9 +235,8 @@ class CellRunner:
         job = self.make_job(cell, attempt, left_s)
         job.stop_file.unlink(missing_ok=True)
         self._jobs[cell.cell_id] = job
-        if (
-            self._stopping.is_set() or running.asked is not None
-        ):  # asked after the caller looked, before there was a job
+        # Whoever asked it to stop before there was a job to find could not touch its file.
+        if self._stopping.is_set() or running.asked is not None:
             job.stop_file.touch()
         nodes = [node for node, workers in lease.placement for _ in range(workers)]
         note_phase(job.spool_folder, attempt, "starting")
