@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from backbones.registry import BackboneSpec
-from jobs.cluster import connect, find_missing_hardware
+from jobs.cluster import connect, find_missing_hardware, require_joinable_address
 from jobs.launch import UPLOAD_LIMIT_S, command_line
 from jobs.report.certificate import render_certificate
 from orchestrator.certificate.record import (
@@ -94,6 +94,7 @@ def _run(job: CertifyJob, placement: Placement, show: Callable[[Proof], None]) -
     import ray
 
     try:
+        require_joinable_address()
         connect(placement)
         with _following(job.spool_folder, show):
             failure = run_attempt(job, placement)

@@ -221,8 +221,9 @@ def _load_plugins(plugins: list[str] | None) -> tuple[str, ...]:
 
 def _launch(planned: "Plan", skip_infeasible: bool, certificate: bool) -> None:
     """Refuses what cannot run here before torch and Ray are imported, then launches."""
-    from jobs.cluster import find_missing_hardware
+    from jobs.cluster import find_missing_hardware, require_joinable_address
 
+    require_joinable_address()
     problems = [] if skip_infeasible else list(planned.infeasible)
     if problems and not all(forecast.infeasible for forecast in planned.forecasts):
         hint = "; or run the others with --skip-infeasible"

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from jobs.packing import Demand, Node
+from orchestrator.errors import InputError
 from orchestrator.preflight import IN_RAY_JOB
 from orchestrator.spec import Placement
 
@@ -23,6 +24,16 @@ LABEL = "accelerator_type:"
 def is_remote() -> bool:
     """Whether this process was told of a cluster: by RAY_ADDRESS, or by running as a Ray job."""
     return IN_RAY_JOB in os.environ or "RAY_ADDRESS" in os.environ
+
+
+def require_joinable_address() -> None:
+    """Raises InputError where RAY_ADDRESS is a job API, which takes submissions but no drivers from outside."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    if address.startswith(("http://", "https://")):
+        raise InputError(
+            f"RAY_ADDRESS is {address}, a job API: `backbone submit SPEC` sends a spec there. To run on this machine "
+            "alone, unset RAY_ADDRESS"
+        )
 
 
 def find_missing_hardware(placement: Placement) -> str | None:

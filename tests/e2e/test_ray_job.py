@@ -11,7 +11,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
-from product import ROOT, Job, clean_environment, wait_for
+from product import ROOT, Job, assert_every_step_once, clean_environment, sqlite_uri, wait_for
 
 pytestmark = pytest.mark.e2e
 SCRIPT = ROOT / "examples" / "ray_job_submit.sh"
@@ -108,6 +108,26 @@ def test_a_submitted_comparison_reports_exactly_what_an_embedded_one_does(
     curves = [[cell[key] for key in ("cell_id", "loss_curve", "status", "attempts")] for cell in ours["cells"]]
     assert curves == [[c[key] for key in ("cell_id", "loss_curve", "status", "attempts")] for c in theirs["cells"]]
     assert (job.storage / "mlflow.db").exists()
+
+
+def test_a_job_whose_cluster_went_down_continues_when_it_is_submitted_to_another(
+    new_job: Callable[..., Job], submit: Callable[..., Submission]
+) -> None:
+    job = new_job(storage=None)
+    first = submit(job, str(job.storage))
+    wait_for(lambda: job.cells(), "a cell", alive=first.process)
+    cell = job.cell("tiny-llama2")
+    wait_for(lambda: cell.checkpoint_step, "a checkpoint", alive=first.process)
+    first.end()
+    reached = cell.step
+
+    second = submit(job, str(job.storage))
+    assert second.address != first.address
+    assert second.wait() == 0, second.output
+    attempt = max(entry["attempt"] for entry in cell.spool())
+    (resumed,) = [phase["step"] for phase in cell.phases(attempt) if phase["phase"] == "resumed"]
+    assert 0 < resumed <= reached
+    assert_every_step_once(sqlite_uri(job), cell.path.name, 60)
 
 
 def test_a_job_without_storage_is_refused_before_it_starts_anything(

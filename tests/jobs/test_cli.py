@@ -177,3 +177,12 @@ def test_an_interrupted_plan_exits_130_without_a_traceback(tmp_path: Path) -> No
     os.close(writer)
     assert process.returncode == 130
     assert "Traceback" not in said
+
+
+def test_the_address_of_a_job_api_is_no_place_to_train_from(tmp_path: Path) -> None:
+    spec = Path(__file__).parents[2] / "jobs" / "specs" / "demo.yaml"
+    environment = {**os.environ, "RAY_ADDRESS": "http://127.0.0.1:8265", "BACKBONE_STORAGE": str(tmp_path)}
+    command = [sys.executable, "-m", "jobs.cli", "compare", str(spec)]
+    refused = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert refused.returncode == 2
+    assert "`backbone submit SPEC` sends a spec there" in refused.stderr
