@@ -61,11 +61,14 @@ class OneMachine:
         return write_job(self.folder / name, storage=None, name=name, recipe__budget__amount=8, **changes)
 
     def wait_until_over(self, job_id: str) -> dict[str, Any]:
+        report = self.storage / job_id / "report.json"  # a question is a job on the cluster: look before asking
+        wait_for(report.exists, f"a report of {job_id}", timeout_s=300)
+
         def over() -> dict[str, Any] | None:
             job: dict[str, Any] = self.ask("status", job_id)
             return job if job["ended_s"] else None
 
-        return wait_for(over, f"the end of {job_id}", timeout_s=300)
+        return wait_for(over, f"the end of {job_id}", timeout_s=120)
 
 
 @pytest.fixture(scope="module")
@@ -149,12 +152,14 @@ def test_a_schedule_fires_twice_and_the_second_run_shows_its_history(machine: On
     )
     assert added["next"]
 
+    wait_for(lambda: len(list(machine.storage.glob("nightly-spec-*"))) >= 2, "two firings", timeout_s=300)
+
     def fired() -> list[dict[str, Any]] | None:
         history: list[dict[str, Any]] = machine.ask("schedule", "show", "nightly")["history"]
         jobs = [firing for firing in history if firing["job_id"]]
         return jobs if len(jobs) >= 2 else None
 
-    firings = wait_for(fired, "two firings", timeout_s=300)
+    firings = wait_for(fired, "two firings told of", timeout_s=60)
     machine.ask("schedule", "pause", "nightly")
     one, two = (machine.wait_until_over(firing["job_id"]) for firing in firings[:2])
     assert (one["state"], two["state"]) == ("SUCCEEDED", "SUCCEEDED")

@@ -37,11 +37,15 @@ def submit(cluster: TwoNodes, job: Job, *options: str) -> dict[str, Any]:
 
 
 def wait_until_over(cluster: TwoNodes, *job_ids: str, timeout_s: float = 600) -> dict[str, dict[str, Any]]:
+    """Each question is a job of its own on the cluster, so the reports are waited for first."""
+    reports = [cluster.storage / job_id / "report.json" for job_id in job_ids]
+    wait_for(lambda: all(report.exists() for report in reports), f"reports of {job_ids}", timeout_s=timeout_s)
+
     def over() -> dict[str, dict[str, Any]] | None:
         jobs = {job["job_id"]: job for job in cluster.ask("queue")["jobs"]}
         return jobs if all(jobs[job_id]["ended_s"] for job_id in job_ids) else None
 
-    return wait_for(over, f"the end of {job_ids}", timeout_s=timeout_s)
+    return wait_for(over, f"the end of {job_ids}", timeout_s=120)
 
 
 def wait_for_step(cluster: TwoNodes, cell_id: str, step: int) -> None:
