@@ -4,12 +4,13 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from jobs.packing import Demand, Node
+from jobs.packing import ANY, Demand, Node
 from orchestrator.errors import InputError
 from orchestrator.preflight import IN_RAY_JOB
 from orchestrator.spec import Placement
@@ -87,7 +88,7 @@ def largest_cluster(autoscaling_config: Path) -> list[Node]:
     """Every node that the autoscaler may start by its configuration. Raises OSError, KeyError."""
     types = yaml.safe_load(autoscaling_config.expanduser().read_text(encoding="utf-8"))["available_node_types"]
     return [
-        _node(f"{name}-{number}", kind.get("resources", {}))
+        replace(_node(f"{name}-{number}", kind.get("resources", {})), accelerator=ANY)
         for name, kind in types.items()
         for number in range(max(kind.get("max_workers", 0), 1))
     ]

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 
-from jobs.cluster import NAMESPACE
+from jobs.cluster import NAMESPACE, largest_cluster
 from jobs.leases import ACTOR_NAME, ask, find_dispatcher
 from orchestrator.errors import ClusterError, InputError, OrchestratorError
 
 app = typer.Typer(help="The dispatcher of a Ray cluster.", add_completion=False, pretty_exceptions_enable=False)
+
 
 @app.callback()
 def commands() -> None:
@@ -25,6 +27,9 @@ def start(
     autoscaling_config: Annotated[
         Path | None, typer.Option(help="What `ray start` was given: the cluster may grow to it.")
     ] = None,
+    may_grow: Annotated[
+        bool, typer.Option("--may-grow", help="An autoscaler adds nodes, nobody says how many.")
+    ] = False,
 ) -> None:
     """Starts the dispatcher on this node, or says that it runs."""
     import ray
@@ -33,7 +38,7 @@ def start(
         root = storage.expanduser().absolute()
         url = store or os.environ.get("BACKBONE_QUEUE_STORE") or f"sqlite:///{root / 'queue' / 'queue.db'}"
         context = _connect()
-        state = start_dispatcher(url, context.dashboard_url, settings, autoscaling_config)
+        state = start_dispatcher(url, context.dashboard_url, settings, autoscaling_config, may_grow)
     except OrchestratorError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(error.exit_code) from None
@@ -42,7 +47,11 @@ def start(
 
 
 def start_dispatcher(
-    store_url: str, dashboard_url: str, settings: Path | None = None, autoscaling_config: Path | None = None
+    store_url: str,
+    dashboard_url: str,
+    settings: Path | None = None,
+    autoscaling_config: Path | None = None,
+    may_grow: bool = False,
 ) -> dict[str, Any]:
     """Starts it on the node of this process, if the cluster has none, and waits until it answers."""
     import ray
@@ -55,6 +64,8 @@ def start_dispatcher(
     if actor is None:
         if settings is not None:
             load_queue_settings(settings)  # a wrong file is told here, not by an actor that keeps dying
+        if autoscaling_config is not None:
+            _check_autoscaling(autoscaling_config)
         if not dashboard_url:
             raise ClusterError("this Ray cluster has no dashboard, and so no job API; start it with ray[default]")
         setup = Setup(
@@ -62,6 +73,7 @@ def start_dispatcher(
             f"http://{dashboard_url}",
             None if settings is None else str(settings.absolute()),
             None if autoscaling_config is None else str(autoscaling_config.expanduser().absolute()),
+            may_grow,
         )
         options = {
             "name": ACTOR_NAME,
@@ -80,6 +92,16 @@ def start_dispatcher(
         ray.kill(actor)
         raise
     return state
+
+
+def _check_autoscaling(file: Path) -> None:
+    try:
+        largest_cluster(file)
+    except (OSError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise InputError(
+            f"--autoscaling-config {file} is no cluster file of Ray ({error!r}); give the one that `ray start` has, or "
+            "--may-grow"
+        ) from error
 
 
 def _connect() -> Any:

@@ -12,7 +12,6 @@ from typing import Any
 from jobs.clockwork import Clockwork
 from jobs.cluster import largest_cluster, live_nodes, request_nodes
 from jobs.leases import DRIVER, JOB, OWNER
-from jobs.packing import Node
 from jobs.queue import SILENT_S, Queue
 from jobs.queue_model import Settings
 from jobs.queue_rows import Directives, JobRequest, JobRow, Released
@@ -35,6 +34,7 @@ class Setup:
     jobs_address: str
     settings_file: str | None
     autoscaling_config: str | None
+    may_grow: bool  # an autoscaler adds nodes, nobody says how many
 
 
 class DispatcherActor:
@@ -48,9 +48,7 @@ class DispatcherActor:
         self._store = Store(setup.store_url)
         self._queue = Queue(self._store, settings)
         self._queue.see_cluster(ray.get_runtime_context().get_node_id())
-        self._limit: Sequence[Node] | None = None
-        if setup.autoscaling_config:
-            self._limit = largest_cluster(Path(setup.autoscaling_config))
+        self._growth = largest_cluster(Path(setup.autoscaling_config)) if setup.autoscaling_config else []
         self._asked_for: list[Any] = []
         self._trouble = ""
         self._reconciler = Reconciler()
@@ -161,8 +159,13 @@ class DispatcherActor:
 
     def _see_nodes(self) -> None:
         nodes = live_nodes()
-        self._queue.see_nodes(nodes, nodes if self._limit is None else [*nodes, *self._limit])
-        if self._limit is not None and (demands := self._queue.demands()) != self._asked_for:
+        setup = self._setup
+        if setup.autoscaling_config is not None:
+            self._queue.see_nodes(nodes, [*nodes, *self._growth])
+        else:
+            self._queue.see_nodes(nodes, None if setup.may_grow else nodes)
+        grows = setup.may_grow or setup.autoscaling_config is not None
+        if grows and (demands := self._queue.demands()) != self._asked_for:
             request_nodes(demands)
             self._asked_for = demands
 

@@ -40,6 +40,9 @@ class Demand:
         return f"{self.workers} x {{{bundle}{f', {self.accelerator}' if self.accelerator else ''}}}"
 
 
+ANY = "any"  # the accelerator of a machine that does not exist yet: its label is known once it runs
+
+
 @dataclass(frozen=True)
 class Node:
     """What one machine offers to workers."""
@@ -120,7 +123,7 @@ class Room:
         return [(count, index) for index in range(len(self._free)) if (count := self._slots(index, demand))]
 
     def _slots(self, index: int, demand: Demand) -> int:
-        if demand.accelerator is not None and demand.accelerator != self._accelerators[index]:
+        if demand.accelerator is not None and self._accelerators[index] not in (demand.accelerator, ANY):
             return 0
         free = self._free[index]
         if demand.wants_only_gpus:

@@ -4,10 +4,12 @@ import heapq
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from jobs.cluster import largest_cluster
 from jobs.packing import Demand, Node
 from jobs.queue import MAX_LOSSES, SILENT_S, START_LIMIT_S, Queue
 from jobs.queue_model import OwnerRules, QueuedCell, Settings
@@ -176,6 +178,17 @@ def test_999_gpus_wait_where_nobody_knows_how_far_the_cluster_grows(open_queue: 
     queue.see_nodes([Node(f"n{n}", 8) for n in range(125)], None)
     queue.decide()
     assert leased(queue).keys() == {"a-0"}
+
+
+def test_a_cluster_that_may_grow_is_asked_for_what_its_autoscaler_could_start(tmp_path: Path) -> None:
+    config = tmp_path / "cluster.yaml"
+    config.write_text("available_node_types: {gpu: {resources: {CPU: 192, GPU: 8}, max_workers: 2}}")
+    queue = Queue(Store("sqlite://"), RULES, Clock())
+    queue.see_nodes([], largest_cluster(config))
+    fits = [CellRequest("wide", Demand(16, accelerator="H100"), 100.0, "wide")]
+    assert queue.submit(replace(request("wide"), cells=tuple(fits))).state is JobState.QUEUED
+    with pytest.raises(InputError, match="never fits: the cluster has 16 GPUs"):
+        queue.submit(request("wider", 17))
 
 
 def test_more_gpus_than_the_quota_are_refused_even_where_the_cluster_may_grow(open_queue: Callable[..., Queue]) -> None:
