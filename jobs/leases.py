@@ -225,6 +225,7 @@ class Leases:
             if answer is None:  # its store is new
                 cells = tuple(cell for cell in self.request.cells if cell.cell_id not in self._closed)
                 self.counterpart.attach(replace(self.request, cells=cells), self.driver)
+                del self._released[: len(sent)]  # it numbers its leases anew
                 return
             self.problem = ""
         except Exception as error:  # training goes on without it; the next beat tries again
