@@ -1,0 +1,261 @@
+"""What it costs to run a cell that does nothing: 1,000 of them through the dispatcher, and through Ray Tune.
+
+    python -m benchmarks.noop_cells --cells 1000 --rounds 2 --json noop.json
+
+Both sides run on one Ray of this machine, in turns, each in a driver process of its own, as many cells at a time as
+there are CPUs. Ours is the whole path but for training: the dispatcher with its store on disk, leases, a thread and
+the files of each cell, an MLflow run per cell by the writer that jobs use (every call of it can be repeated after a
+crash); the time ends when MLflow has acknowledged all runs. Ray Tune gets `reuse_actors=True`, its own result loggers
+off, and in each trial the fewest calls that make such a run: create with tags, one metric, terminate. Both write to a
+SQLite file, the default of either. Importing MLflow and planning are not timed on our side; each of Tune's actors
+imports MLflow once. `--also-without-mlflow` measures the same with no runs written, too.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import psutil
+
+from benchmarks.cli import ROOT, machine
+
+MIB = 1024**2
+SPEC = """
+name: "{name}"
+backbones: [tiny-llama2]
+seeds: {cells}
+recipe:
+  data: {{train: "builtin:stdlib", validation: "builtin:stdlib", format: messages}}
+  sequence_length: 64
+  global_batch_size: 8
+  micro_batch_size: 8
+  budget: {{kind: steps, amount: 1}}
+placement: {{workers: 1, gpus_per_worker: 0, cpus_per_worker: 1}}
+"""
+SIDES = ("dispatcher", "tune")
+TRACKED = ("mlflow", "none")
+RAY_PROCESSES = ("gcs_server", "raylet")
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--cells", type=int, default=1000)
+    arguments.add_argument("--rounds", type=int, default=1)
+    arguments.add_argument("--json", type=Path, help="where to write every single measurement")
+    arguments.add_argument("--also-without-mlflow", action="store_true")
+    arguments.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    arguments.add_argument("--tracked", choices=TRACKED, help=argparse.SUPPRESS)
+    arguments.add_argument("--address", help=argparse.SUPPRESS)
+    arguments.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    options = arguments.parse_args()
+    if options.side:
+        sides = {"dispatcher": run_dispatcher, "tune": run_tune}
+        print(json.dumps(sides[options.side](options.cells, options.tracked == "mlflow", options)))
+        return
+    facts = machine()
+    with tempfile.TemporaryDirectory(prefix="noop-") as scratch:
+        results = run_rounds(Path(scratch), options.cells, options.rounds, TRACKED[: 1 + options.also_without_mlflow])
+    facts["load_after"] = os.getloadavg()[0]
+    print(render(facts, results))
+    if options.json:
+        options.json.write_text(json.dumps({"machine": facts, "measurements": results}, indent=2), encoding="utf-8")
+
+
+def run_rounds(scratch: Path, cells: int, rounds: int, tracking: tuple[str, ...]) -> list[dict[str, Any]]:
+    import ray
+
+    from jobs.cluster import NAMESPACE
+    from jobs.dispatcher import start_dispatcher
+
+    os.environ["PYTHONPATH"] = str(ROOT)  # for Ray's workers, which start elsewhere
+    context = ray.init(address="local", namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
+    try:
+        state = start_dispatcher(f"sqlite:///{scratch / 'queue' / 'queue.db'}", context.dashboard_url)
+        watched = {"dispatcher_process": state["pid"], **ray_processes()}
+        address = context.address_info["address"]
+        results: list[dict[str, Any]] = []
+        for side, tracked in itertools.product(SIDES, tracking):  # starts the worker processes
+            run_side(side, tracked, 8, address, scratch / f"warm-{side}-{tracked}")
+        for number, tracked, side in itertools.product(range(rounds), tracking, SIDES):
+            before = memory_mib(watched)
+            found = run_side(side, tracked, cells, address, scratch / f"{number}-{side}-{tracked}")
+            grown = {f"{name}_grown_mib": after - before[name] for name, after in memory_mib(watched).items()}
+            results.append({"round": number, "side": side, "tracked": tracked, "cells": cells, **found, **grown})
+            print(results[-1], file=sys.stderr, flush=True)
+        return results
+    finally:
+        ray.shutdown()
+
+
+def ray_processes() -> dict[str, int]:
+    """The pids of Ray's own processes, which this process started."""
+    children = psutil.Process().children(recursive=True)
+    return {name: child.pid for child in children for name in RAY_PROCESSES if child.name() == name}
+
+
+def memory_mib(pids: dict[str, int]) -> dict[str, float]:
+    return {name: psutil.Process(pid).memory_info().rss / MIB for name, pid in pids.items()}
+
+
+def run_side(side: str, tracked: str, cells: int, address: str, folder: Path) -> dict[str, Any]:
+    """One driver, in a process of its own."""
+    folder.mkdir()
+    words = ["--side", side, "--tracked", tracked, "--cells", str(cells), "--address", address, "--folder", str(folder)]
+    command = [sys.executable, "-m", "benchmarks.noop_cells", *words]
+    finished = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, Any] = json.loads(finished.stdout.splitlines()[-1])
+    return found
+
+
+def timed(work: Callable[[], None], cells: int) -> dict[str, Any]:
+    driver = {"driver": os.getpid()}
+    before = memory_mib(driver)["driver"]
+    started = time.perf_counter()
+    work()
+    seconds = time.perf_counter() - started
+    grown = memory_mib(driver)["driver"] - before
+    return {"ms_per_cell": 1000 * seconds / cells, "driver_mib": before + grown, "driver_grown_mib": grown}
+
+
+def tracking_uri(folder: Path) -> str:
+    return f"sqlite:///{folder / 'mlflow.db'}"
+
+
+def make_experiment(folder: Path) -> str:
+    """Creates the database and the experiment before anything is timed."""
+    from mlflow import MlflowClient
+
+    artifacts = (folder / "artifacts").as_uri()
+    return str(MlflowClient(tracking_uri=tracking_uri(folder)).create_experiment("noop", artifacts))
+
+
+# --- ours ---
+
+
+def run_dispatcher(cells: int, is_tracked: bool, options: argparse.Namespace) -> dict[str, Any]:
+    import ray
+
+    from jobs.cluster import NAMESPACE
+    from jobs.leases import Dispatcher, Leases, find_dispatcher, job_request
+    from orchestrator.plan import load_comparison
+    from orchestrator.tracking.mlflow_writer import MlflowWriter
+
+    os.environ["BACKBONE_STORAGE"] = str(options.folder / "storage")
+    spec = options.folder / "noop.yaml"
+    spec.write_text(SPEC.format(name=options.folder.name, cells=cells), encoding="utf-8")
+    plan = load_comparison(spec)
+    writer = None
+    if is_tracked:
+        make_experiment(options.folder)
+        writer = MlflowWriter(tracking_uri(options.folder), "noop", options.folder / "artifacts")
+        writer.start()
+    ray.init(address=options.address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
+    leases = Leases(Dispatcher(find_dispatcher()), job_request(plan, plan.cells), f"noop:{os.getpid()}")
+    return timed(lambda: train_nothing(plan, leases, writer), cells)
+
+
+def train_nothing(plan: Any, leases: Any, writer: Any) -> None:
+    """As a launch does, but for the data, the workers and the report."""
+    from jobs.cells import CellRunner
+    from orchestrator.cell_job import CellJob
+    from orchestrator.results import CellStatus
+    from orchestrator.tracking.mlflow_writer import TrackedRun
+
+    runs = {}
+
+    def report(cell: Any, status: CellStatus, attempt: int) -> None:
+        if writer is None:
+            return
+        if cell.cell_id not in runs:
+            state_file = plan.folder / "tracking" / f"{cell.cell_id}.json"
+            tags = {"cell_id": cell.cell_id, "seed": str(cell.seed)}
+            runs[cell.cell_id] = writer.track(TrackedRun(cell.cell_id, state_file, tags, {}))
+        if status.is_terminal:
+            run = runs[cell.cell_id]
+            run.summary, run.summary_time_ms = {"loss": 1.0}, time.time_ns() // 1_000_000
+            writer.finish(run, status.mlflow_status)
+
+    runner = CellRunner(
+        make_job=lambda cell, attempt, left_s: CellJob(cell, attempt, plan.cell_folder(cell), None, "", 0.0, 0.0),
+        find_finished=lambda cell: None,
+        folder=plan.cell_folder,
+        policy=plan.job.policy,
+        report=report,
+        notice=lambda text: None,
+        leases=leases,
+        run_attempt=lambda job, placement, nodes: None,
+    )
+    leases.start()
+    results = runner.run(list(plan.cells))
+    leases.finish(0)
+    assert all(result.status is CellStatus.SUCCEEDED for result in results)
+    assert writer is None or not writer.close(600.0), writer.unreachable or writer.problems
+
+
+# --- Ray Tune ---
+
+
+def run_tune(cells: int, is_tracked: bool, options: argparse.Namespace) -> dict[str, Any]:
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    import ray
+    from ray import tune
+
+    uri, experiment = tracking_uri(options.folder), make_experiment(options.folder) if is_tracked else None
+    ray.init(address=options.address, log_to_driver=False, logging_level="ERROR")
+
+    def trial(config: dict[str, Any]) -> dict[str, float]:
+        if experiment is not None:
+            from mlflow import MlflowClient
+
+            client = MlflowClient(tracking_uri=uri)
+            tags = {"cell_id": f"cell-{config['seed']}", "seed": str(config["seed"])}
+            run_id = client.create_run(experiment, tags=tags, run_name=tags["cell_id"]).info.run_id
+            client.log_metric(run_id, "loss", 1.0)
+            client.set_terminated(run_id, "FINISHED")
+        return {"loss": 1.0}
+
+    tuner = tune.Tuner(
+        tune.with_resources(trial, {"cpu": 1}),
+        param_space={"seed": tune.grid_search(list(range(cells)))},
+        tune_config=tune.TuneConfig(reuse_actors=True),
+        run_config=tune.RunConfig(storage_path=str(options.folder / "tune"), verbose=0),
+    )
+
+    def fit() -> None:
+        found = tuner.fit()
+        assert len(found) == cells and not found.errors
+
+    return timed(fit, cells)
+
+
+def render(facts: dict[str, str | float], results: list[dict[str, Any]]) -> str:
+    """A Markdown table: medians over the rounds; the ratio is the median of the rounds' ratios."""
+    load = f"load {facts['load_before']:.1f} to {facts['load_after']:.1f}"
+    title = f"{facts['date']}, {facts['processor']}, {facts['cores']} cores, Python {facts['python']}, {load}"
+    names = ("driver", "dispatcher_process", *RAY_PROCESSES)
+    columns = " | ".join(f"{name} grown MiB" for name in names)
+    table = [f"{title}; {results[0]['cells']} cells", "", f"| MLflow | side | ms per cell | ratio | {columns} |"]
+    table.append("|---|---|---:|---:|" + "---:|" * len(names))
+    for tracked, side in itertools.product(dict.fromkeys(one["tracked"] for one in results), SIDES):
+        ours, tune = ([one for one in results if (one["tracked"], one["side"]) == (tracked, which)] for which in SIDES)
+        found = ours if side == SIDES[0] else tune
+        ratio = median(a["ms_per_cell"] / b["ms_per_cell"] for a, b in zip(found, tune, strict=True))
+        grown = " | ".join(f"{median(one[f'{name}_grown_mib'] for one in found):.0f}" for name in names)
+        label = "without MLflow" if tracked == "none" else "a run per cell"
+        table.append(
+            f"| {label} | {side} | {median(one['ms_per_cell'] for one in found):.1f} | {ratio:.2f} | {grown} |"
+        )
+    return "\n".join(table)
+
+
+if __name__ == "__main__":
+    main()
