@@ -85,6 +85,10 @@ class QueueClient:
         """Ends a job at once; submitting it again continues from its last checkpoints."""
         return self._about("cancel", job_id, f"cancelled by {getpass.getuser()}")
 
+    def sync(self) -> dict[str, Any]:
+        """Gives MLflow what it lacks of jobs that are over, at once instead of at the dispatcher's next try."""
+        return self._about("sync")
+
     def add_schedule(self, name: str, submission: Submission, cron: str, timezone: str, **rules: str) -> dict[str, Any]:
         """Submits the spec on a clock; `rules` are grace, overlap and catch_up (docs/schedules.md)."""
         question = {"name": name, "cron": cron, "timezone": timezone, "rules": rules, **submission.question}

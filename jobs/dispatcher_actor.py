@@ -94,6 +94,10 @@ class DispatcherActor:
             RayJobs(self._setup.jobs_address).stop(driver)
         return self.status(job_id)
 
+    def sync(self) -> dict[str, Any]:
+        """Tries at once what MLflow still lacks of jobs that are over."""
+        return {"waiting": self._reconciler.hurry(self._queue.jobs()), "trouble": self._reconciler.trouble}
+
     def status(self, job_id: str) -> dict[str, Any]:
         """A job with its cells and its last events."""
         events = [asdict(event) for event in self._queue.events(job_id, limit=30)]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jobs import show_queue as show
+from jobs.show import out
 
 if TYPE_CHECKING:
     from jobs.client import QueueClient
@@ -40,7 +41,7 @@ JobId = Annotated[str, typer.Argument(metavar="JOB", help="The id that submit pr
 
 def register(app: typer.Typer) -> None:
     """Adds the commands to the command line."""
-    for command in (submit, queue, status, logs, stop, cancel):
+    for command in (submit, queue, status, logs, stop, cancel, sync):
         app.command()(command)
     schedules = typer.Typer(help="Submits specs on a clock; docs/schedules.md has the rules.", no_args_is_help=True)
     schedules.command("add")(add_schedule)
@@ -112,6 +113,23 @@ def stop(job: JobId, address: Address = None, insecure: Insecure = False, as_jso
 def cancel(job: JobId, address: Address = None, insecure: Insecure = False, as_json: AsJson = False) -> None:
     """Ends a job at once, without a new checkpoint."""
     _print(_client(address, insecure).cancel(job), as_json, show.print_status)
+
+
+def sync(
+    storage: Annotated[
+        Path | None, typer.Option(help="Send from this folder on this machine, instead of asking a cluster.")
+    ] = None,
+    address: Address = None,
+    insecure: Insecure = False,
+    as_json: AsJson = False,
+) -> None:
+    """Gives MLflow what it lacks of jobs whose drivers are gone, and ends their runs."""
+    if storage is None:
+        return _print(_client(address, insecure).sync(), as_json, show.print_sync)
+    from jobs.sync import LIMIT_S
+    from jobs.sync import sync as sync_storage
+
+    raise typer.Exit(sync_storage(storage.expanduser().absolute(), None, LIMIT_S, out).exit_code)
 
 
 def add_schedule(

@@ -49,6 +49,11 @@ class Reconciler:
         if (job := next((job for job in over if self._is_due(job)), None)) is not None:
             self._start(job)
 
+    def hurry(self, jobs: Sequence[JobRow]) -> list[str]:
+        """Forgets every wait; the jobs that are still to be synced."""
+        self._waits.clear()
+        return [job.job_id for job in jobs if job.state.is_over and not _is_done(job)]
+
     @property
     def is_at_work(self) -> bool:
         """Whether a sync runs."""

@@ -64,6 +64,16 @@ def print_status(job: dict[str, Any]) -> None:
         _say(f"{_clock(event['time_s'])} {event['kind']}{cell}: {event['text']}")
 
 
+def print_sync(answer: dict[str, Any]) -> None:
+    """What MLflow still lacks."""
+    waiting = answer["waiting"]
+    _say(
+        f"being sent to MLflow: {', '.join(waiting)}" if waiting else "MLflow has everything of the jobs that are over"
+    )
+    if answer["trouble"]:
+        _say(answer["trouble"])
+
+
 def print_schedules(answer: dict[str, Any]) -> None:
     """A row for each schedule."""
     table = _table("name", "cron", "timezone", "next", "spec")

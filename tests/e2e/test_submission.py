@@ -7,7 +7,6 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -126,7 +125,7 @@ def test_the_same_submission_twice_and_once_with_its_reply_lost_is_one_job(machi
     job = machine.job("once")
     first = machine.ask("submit", job.spec.name, cwd=job.folder)
     LosingProxy.target = machine.address
-    with closing(ThreadingHTTPServer(("127.0.0.1", 0), LosingProxy)) as proxy:
+    with ThreadingHTTPServer(("127.0.0.1", 0), LosingProxy) as proxy:
         threading.Thread(target=proxy.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{proxy.server_port}"
         second = machine.ask("submit", job.spec.name, cwd=job.folder, address=address)
@@ -165,9 +164,10 @@ def test_a_schedule_fires_twice_and_the_second_run_shows_its_history(machine: On
     assert (one["state"], two["state"]) == ("SUCCEEDED", "SUCCEEDED")
     assert one["cells"][0]["cell_id"] != two["cells"][0]["cell_id"], "each firing measures anew"
     report = json.loads((machine.storage / two["job_id"] / "report.json").read_text())
-    (backbone,) = {row["subject"] for row in report["history"]["rows"]}
-    assert backbone == "tiny-llama2"
-    assert [row["earlier"] for row in report["history"]["rows"]]
+    rows = report["history"]["rows"]
+    assert {row["backbone_id"] for row in rows} == {"tiny-llama2"}
+    first_tick = one["occurrence"].partition("/")[2]
+    assert {earlier["tick"] for row in rows for earlier in row["earlier"]} == {first_tick}
     assert "nightly/" in (machine.storage / two["job_id"] / "report.html").read_text()
 
 
@@ -187,7 +187,7 @@ def test_what_cannot_work_is_said_within_seconds(machine: OneMachine, what: str,
     )
     changes |= {"recipe__precison": "fp32"} if what == "bad spec" else {}
     job = machine.job(what.replace(" ", "-"), **changes)
-    wrong = machine.folder / "wrong-token"
+    wrong = machine.folder / "no-token-of-this-cluster"
     wrong.write_text("0" * 64)
     variables = {"wrong token": {"RAY_AUTH_TOKEN_PATH": str(wrong)}, "no token": {"RAY_AUTH_TOKEN_PATH": "/nowhere"}}
     address = f"http://127.0.0.1:{free_port()}" if what == "nobody there" else machine.address
