@@ -1,5 +1,6 @@
 """`backbone up` and `down`: a cluster with its token, MLflow and dispatcher, and no trace of them afterwards."""
 
+import json
 import os
 import re
 import signal
@@ -52,6 +53,21 @@ class Machine:
         output, _ = process.communicate(timeout=LIMIT_S)
         assert process.returncode == 0, output
         return output
+
+    def submit(self, *command: str, may_fail: bool = False) -> str:
+        """What `ray job submit` prints of a command that runs on the cluster."""
+        address = f"http://127.0.0.1:{self.state.ports.dashboard}"
+        ran = subprocess.run(
+            [*RAY, "job", "submit", "--address", address, "--", *command],
+            env={**clean_environment(), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token_file)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=LIMIT_S,
+            check=False,
+        )
+        assert may_fail or ran.returncode == 0, ran.stdout
+        return ran.stdout
 
     @property
     def state(self) -> State:
@@ -115,17 +131,15 @@ def test_mlflow_refuses_other_host_names_and_runs_no_jobs(machine: Machine) -> N
 
 def test_a_job_finds_storage_and_mlflow(machine: Machine) -> None:
     script = "import os; print('found', os.environ['MLFLOW_TRACKING_URI'], os.environ['BACKBONE_STORAGE'])"
-    address = f"http://127.0.0.1:{machine.state.ports.dashboard}"
-    ran = subprocess.run(
-        [*RAY, "job", "submit", "--address", address, "--", "python", "-c", script],
-        env={**clean_environment(), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(machine.token_file)},
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert f"found http://127.0.0.1:{machine.state.ports.mlflow} {machine.storage}" in ran.stdout
+    output = machine.submit("python", "-c", script)
+    assert f"found http://127.0.0.1:{machine.state.ports.mlflow} {machine.storage}" in output
+
+
+def test_the_doctor_asks_the_nodes_as_a_job(machine: Machine) -> None:
+    output = machine.submit("backbone", "doctor", "--json", may_fail=True)  # of this machine's disk, for one
+    document = json.loads(output[output.index('{\n  "exit_code"') : output.rindex("\n}") + 2])
+    well = {finding["check"] for finding in document["findings"] if finding["severity"] == "ok"}
+    assert {"token", "dispatcher", "nodes", "storage", "clocks", "mlflow", "listeners"} <= well, document
 
 
 def test_a_second_up_starts_nothing(machine: Machine) -> None:
