@@ -62,11 +62,7 @@ class DispatcherActor:
         self._queue.attach(request, driver)
 
     def beat(self, job_id: str, driver: str, released: Sequence[Released]) -> Directives | None:
-        if self._queue.beat(job_id, driver, released) is None:
-            return None
-        if released:
-            self._queue.decide()
-        return self._queue.beat(job_id, driver)
+        return self._queue.beat_and_decide(job_id, driver, released)
 
     def finish(self, job_id: str, driver: str, exit_code: int) -> None:
         self._queue.finish(job_id, driver, exit_code)

@@ -78,7 +78,7 @@ def load_torch() -> None:
     """Loads torch in the main thread, before Ray: `run_attempt` is called in threads, and needs it.
 
     Loaded by a thread, after the libraries that Ray Train and MLflow bring along, MKL's start-up ends the process with
-    "Intel oneMKL FATAL ERROR: Cannot load libtorch_cpu.so" (seen with torch 2.13.0 and ray 2.60.0, drivers as Ray jobs).
+    "Intel oneMKL FATAL ERROR: Cannot load libtorch_cpu.so" (torch 2.13.0 and ray 2.60.0, in drivers that are Ray jobs).
     """
     import torch  # noqa: F401
 

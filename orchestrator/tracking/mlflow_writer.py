@@ -203,21 +203,24 @@ class _Session:
         from mlflow.entities import Param
 
         sent = run.sent
-        if not sent.creation_id:
+        is_first_try = not sent.creation_id
+        if is_first_try:
             sent.creation_id = uuid.uuid4().hex
             write_json(run.state_file, asdict(sent))
         if sent.run_id is None:
             parent = {"mlflow.parentRunId": run.parent.sent.run_id} if run.parent and run.parent.sent.run_id else {}
-            tags = {**run.tags, **parent, "creation_id": sent.creation_id}
-            found = self._created(sent.creation_id)
+            said = run.tags.copy()
+            tags = {**said, **parent, "creation_id": sent.creation_id}
+            found = [] if is_first_try else self._created(sent.creation_id)
             created = (
                 found[0]
                 if found
                 else self._client.create_run(self._experiment_id, run.began_ms, tags=tags, run_name=run.name)
             )
-            sent.run_id, sent.tags = created.info.run_id, {}
+            sent.run_id, sent.tags, sent.sole = created.info.run_id, {} if found else said, is_first_try
         if not sent.params:
-            known = self._client.get_run(sent.run_id).data.params  # of an earlier try whose answer was lost
+            # of an earlier try whose answer was lost
+            known = {} if is_first_try else self._client.get_run(sent.run_id).data.params
             params = [Param(key, value[:6000]) for key, value in run.params.items() if key not in known]
             for group in _groups(params, 100):
                 self._client.log_batch(sent.run_id, params=group)
@@ -264,7 +267,7 @@ class _Session:
 
         sent, summary = run.sent, dict(run.summary)
         assert sent.run_id is not None
-        for late in self._created(sent.creation_id):
+        for late in [] if sent.sole else self._created(sent.creation_id):
             if late.info.run_id != sent.run_id:
                 self._client.delete_run(late.info.run_id)
         if summary:

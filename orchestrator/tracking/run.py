@@ -76,6 +76,7 @@ class Sent:
     uri: str = ""  # without a password
     creation_id: str = ""  # a tag of the run, noted before the run is created: finds it when the answer was lost
     run_id: str | None = None
+    sole: bool = False  # the first request to create it was answered, so the server made no other run of this creation
     params: bool = False
     tags: dict[str, str] = field(default_factory=dict)
     offset: int = 0

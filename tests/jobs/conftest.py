@@ -4,6 +4,7 @@ import importlib.util
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -46,7 +47,7 @@ def new_postgres_database() -> Iterator[Callable[[], str]]:
 
             yield create
         finally:
-            server.terminate()
+            server.send_signal(signal.SIGQUIT)  # at once, whoever is still connected: the data goes with it
             server.wait(START_LIMIT_S)
     finally:
         shutil.rmtree(folder)

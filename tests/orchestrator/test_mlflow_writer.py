@@ -133,6 +133,8 @@ def test_a_run_whose_creation_was_not_noted_is_found_again(uri: str, spool: Path
 
 def test_a_run_that_a_late_answer_created_twice_is_left_once(uri: str, tmp_path: Path) -> None:
     parent, child = tracked(tmp_path)
+    child.state_file.parent.mkdir(exist_ok=True)
+    write_json(child.state_file, {"uri": uri, "creation_id": "of a first try that got no answer"})
     writer = MlflowWriter(uri, "backbones", tmp_path / "artifacts")
     writer.track(parent)
     writer.track(child)
