@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.pool import StaticPool
-from test_schedule import HOUR, at
+from test_cron_schedule import HOUR, at
 
 from jobs.clocks import Clock, Clocks
 from jobs.schedule import FiringState
