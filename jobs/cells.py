@@ -118,7 +118,10 @@ class CellRunner:
             running = self._running.get(lease.lease_id)
             if lease.lease_id not in started and lease.cell_id in open_cells and not self._stopping.is_set():
                 started.add(lease.lease_id)
-                self._start(open_cells[lease.cell_id], lease)
+                if lease.stop_kind == "preempted":  # before this driver had begun
+                    self.leases.give_back(lease.lease_id, lease.cell_id, CellStatus.PREEMPTED, lease.stop_reason)
+                else:
+                    self._start(open_cells[lease.cell_id], lease)
             elif running is not None and running.asked is None and lease.stop_kind is not None:
                 running.asked = lease
                 if (job := self._jobs.get(lease.cell_id)) is not None:

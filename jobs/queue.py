@@ -55,10 +55,11 @@ class Queue:
     # --- what drivers and clients say ---
 
     def submit(self, request: JobRequest) -> JobRow:
-        """Queues a job. The same job again is one job: continued if it failed, else told where it stands."""
+        """Queues a job. The same job again is one job: what the storage lacks of it runs, or nothing."""
         with self._change():
             known = self._find_known(request)
-            if known is not None and (not known.state.is_over or known.state is JobState.SUCCEEDED):
+            is_done = known is not None and known.state is JobState.SUCCEEDED and not request.cells
+            if known is not None and (is_done or not known.state.is_over):
                 return known
             if fault := self._impossible(request.owner, {cell.demand for cell in request.cells}):
                 raise InputError(f"{request.job_id}: {fault}")
@@ -160,7 +161,7 @@ class Queue:
         with self._change():
             if self._state.cluster not in (None, cluster_id):
                 for job in [job for job in self._state.jobs.values() if job.state is JobState.RUNNING]:
-                    self._lose_driver(job, "the cluster was started anew")
+                    self._lose_driver(job, "the cluster was started anew", is_charged=False)
                 for lease in list(self._state.held.values()):
                     self._wait_again(lease, CellStatus.QUEUED, "the cluster was started anew", 0.0)
             self._state.cluster = cluster_id
@@ -371,8 +372,8 @@ class Queue:
         self._heard_s.pop(job.job_id, None)
         self._log("ended", job, text=f"{state}: {reason}")
 
-    def _lose_driver(self, job: JobRow, why: str) -> None:
-        losses = job.losses + 1
+    def _lose_driver(self, job: JobRow, why: str, is_charged: bool = True) -> None:
+        losses = job.losses + is_charged
         for lease in self._state.leases_of(job.job_id):
             self._wait_again(lease, CellStatus.QUEUED, "driver lost", 0.0)
         self._log("driver_lost", job, text=f"driver {job.driver}: {why}")

@@ -121,9 +121,19 @@ def test_submitting_a_finished_job_runs_nothing(open_queue: Callable[..., Queue]
     driver = start(queue, request("a", 4))
     queue.beat("a", driver, [Released(leased(queue)["a-0"].lease_id, CellStatus.SUCCEEDED)])
     queue.finish("a", driver, 0)
-    assert queue.submit(request("a", 4)).state is JobState.SUCCEEDED
+    assert queue.submit(request("a")).state is JobState.SUCCEEDED
     queue.decide()
     assert not queue.leases() and not queue.drivers_to_start()
+
+
+def test_a_finished_job_whose_results_were_deleted_runs_again(open_queue: Callable[..., Queue]) -> None:
+    queue = open_queue()
+    driver = start(queue, request("a", 4))
+    queue.beat("a", driver, [Released(leased(queue)["a-0"].lease_id, CellStatus.SUCCEEDED)])
+    queue.finish("a", driver, 0)
+    assert queue.submit(request("a", 4)).state is JobState.QUEUED
+    queue.decide()
+    assert [job.driver for job in queue.drivers_to_start()] == ["a.2"]
 
 
 def test_a_job_with_nothing_left_to_run_is_over_at_once(open_queue: Callable[..., Queue], clock: Clock) -> None:
