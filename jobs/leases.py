@@ -210,7 +210,10 @@ class Leases:
         self._wake.set()
         self._thread.join(ANSWER_LIMIT_S)
         self._beat()
-        self.counterpart.finish(self.request.job_id, self.driver, exit_code)
+        try:
+            self.counterpart.finish(self.request.job_id, self.driver, exit_code)
+        except Exception as error:  # it is told once more, by the exit code of this process
+            self.problem = str(error)
 
     def _beat_until_ended(self) -> None:
         while not self._ended:

@@ -1,6 +1,7 @@
 """`backbone submit, queue, status, logs, stop, cancel`: the cluster's queue from a terminal."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -150,9 +151,11 @@ def add_schedule(
 ) -> None:
     """Submits a spec at every tick of a clock; each run measures anew and is compared with its own history."""
     from jobs.client import Submission
+    from jobs.schedule import new_schedule
     from orchestrator.plan import check_spec
 
-    check_spec(spec)
+    check_spec(spec)  # what is wrong here is told before anything travels
+    new_schedule(name, cron, timezone, time.time(), grace=grace, overlap=overlap, catch_up=catch_up)
     submission = Submission(spec, priority, owner, tuple(plugin or ()), working_dir)
     client = _client(address, insecure)
     added = client.add_schedule(name, submission, cron, timezone, grace=grace, overlap=overlap, catch_up=catch_up)
