@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
+from jobs.cell_changes import CellChanges
 from jobs.packing import Demand, Node, Room
-from jobs.queue_model import HOUR_S, Grant, Settings
+from jobs.queue_model import HOUR_S, Settings
 from jobs.queue_policy import Decisions, decide
 from jobs.queue_rows import (
     WAITING,
@@ -33,7 +34,6 @@ from orchestrator.results import CellStatus
 SILENT_S = 30.0  # a driver that says nothing for so long is looked after
 START_LIMIT_S = 180.0  # so long a driver that was started may take to its first word
 MAX_LOSSES = 5  # drivers lost one after the other without any cell finishing
-MARGIN = 1.1  # over the longest run of a cell that was like this one
 SIGNALLED = (130, 143)  # exit codes; a submitted job is stopped through the queue, so its machine went down
 STATE_OF_CODE = {0: JobState.SUCCEEDED, **dict.fromkeys(SIGNALLED, JobState.CANCELLED)}
 
@@ -46,6 +46,7 @@ class Queue:
         self._lock = threading.RLock()
         self._changing = 0  # how deep
         self._state = QueueState(store, settings)
+        self._changes = CellChanges(self._state, clock)
         self._nodes: tuple[Node, ...] = ()
         self._limit: Sequence[Node] | None = None
         self._last: Decisions | None = None
@@ -66,7 +67,7 @@ class Queue:
             job = self._accept(request, known, JobState.QUEUED if request.cells else JobState.SUCCEEDED, None)
             again = " again" if known else ""
             cells = f"{len(request.cells)} cells to run, priority {job.priority}"
-            self._log("submitted", job, text=f"{job.owner} submitted it{again}: {cells}")
+            self._changes.log("submitted", job, text=f"{job.owner} submitted it{again}: {cells}")
             self._sync_cells(job, request.cells)
             return job
 
@@ -87,10 +88,10 @@ class Queue:
                 known = self._state.jobs[request.job_id]
             job = self._accept(request, known, JobState.RUNNING, driver)
             self._heard_s[job.job_id] = self._clock()
-            self._log("attached", job, text=f"driver {driver}, {len(request.cells)} cells to run")
+            self._changes.log("attached", job, text=f"driver {driver}, {len(request.cells)} cells to run")
             self._sync_cells(job, request.cells)
             if job.stop:
-                self._close_waiting(job, job.stop)
+                self._changes.close_waiting(job, job.stop)
             return self._directives(job)
 
     def beat(self, job_id: str, driver: str, released: Sequence[Released] = ()) -> Directives | None:
@@ -103,7 +104,7 @@ class Queue:
                 return Directives((), job.reason, replaced=True)
             self._heard_s[job_id] = self._clock()
             for one in released:
-                self._release(job_id, one)
+                self._changes.release(job_id, one)
             return self._directives(self._state.jobs[job_id])
 
     def beat_and_decide(self, job_id: str, driver: str, released: Sequence[Released] = ()) -> Directives | None:
@@ -136,9 +137,9 @@ class Queue:
             elif job.state is JobState.RUNNING:
                 self._state.put_job(replace(job, stop=why))
                 for lease in self._state.leases_of(job_id):
-                    self._ask_to_stop(lease, "stopped", why)
-                self._close_waiting(job, why)
-                self._log("stopping", job, text=why)
+                    self._changes.ask_to_stop(lease, "stopped", why)
+                self._changes.close_waiting(job, why)
+                self._changes.log("stopping", job, text=why)
             return self._state.jobs[job_id]
 
     def cancel(self, job_id: str, why: str) -> JobRow:
@@ -163,7 +164,7 @@ class Queue:
                 for job in [job for job in self._state.jobs.values() if job.state is JobState.RUNNING]:
                     self._lose_driver(job, "the cluster was started anew", is_charged=False)
                 for lease in list(self._state.held.values()):
-                    self._wait_again(lease, CellStatus.QUEUED, "the cluster was started anew", 0.0)
+                    self._changes.wait_again(lease, CellStatus.QUEUED, "the cluster was started anew", 0.0)
             self._state.cluster = cluster_id
 
     def decide(self) -> None:
@@ -181,8 +182,8 @@ class Queue:
         self._last = decide(now_s, self._nodes, state.line, held, self._settings, state.usage, promised=state.promised)
         state.promised = self._last.promised
         for stop in self._last.stops:
-            self._ask_to_stop(self._lease(stop.cell_id), stop.kind, stop.reason)
-        granted = [grant for grant in self._last.grants if self._grant(grant, now_s)]
+            self._changes.ask_to_stop(self._lease(stop.cell_id), stop.kind, stop.reason)
+        granted = [grant for grant in self._last.grants if self._changes.grant(grant, now_s)]
         return len(granted) == len(self._last.grants)
 
     def drivers_to_start(self) -> list[JobRow]:
@@ -199,7 +200,7 @@ class Queue:
                 row = replace(job, state=JobState.RUNNING, attempt=attempt, driver=f"{job.job_id}.{attempt}")
                 self._state.put_job(row)
                 self._heard_s[job.job_id] = self._clock() + START_LIMIT_S - SILENT_S
-                self._log("starting", row, text=f"driver {row.driver}")
+                self._changes.log("starting", row, text=f"driver {row.driver}")
                 started.append(row)
             return started
 
@@ -320,63 +321,25 @@ class Queue:
         rows = self._state.cells[job.job_id]
         for cell_id in rows.keys() - {cell.cell_id for cell in wanted}:
             if not rows[cell_id].state.is_terminal:
-                self._close_cell(rows[cell_id], CellStatus.SUCCEEDED, "found finished in the storage")
+                self._changes.close(rows[cell_id], CellStatus.SUCCEEDED, "found finished in the storage")
         for position, cell in enumerate(wanted):
             row = rows.get(cell.cell_id)
             if row is None or row.state.is_terminal:
-                self._state.put_cell(self._new_cell(job, cell, position))
-                self._state.enqueue(self._state.cells[job.job_id][cell.cell_id])
-
-    def _new_cell(self, job: JobRow, cell: CellRequest, position: int) -> CellRow:
-        predicted_s = min(cell.limit_s, MARGIN * (self._state.longest_s(cell.likeness) or cell.limit_s))
-        return CellRow(
-            job_id=job.job_id,
-            cell_id=cell.cell_id,
-            position=position,
-            state=CellStatus.QUEUED,
-            workers=cell.demand.workers,
-            gpus_per_worker=cell.demand.gpus_per_worker,
-            cpus_per_worker=cell.demand.cpus_per_worker,
-            accelerator=cell.demand.accelerator,
-            predicted_s=predicted_s,
-            queued_s=job.submitted_s,
-            likeness=cell.likeness,
-        )
-
-    def _close_cell(self, row: CellRow, status: CellStatus, note: str) -> None:
-        """A cell is over."""
-        closed = replace(row, state=status, note=note)
-        if (lease := self._state.lease_of(row.key)) is not None:
-            self._end_lease(lease, str(status), closed)
-        else:
-            self._state.leave(row)
-            self._state.put_cell(closed)
-        if self._state.jobs[row.job_id].in_turn:
-            self._enqueue_waiting(row.job_id)
-
-    def _enqueue_waiting(self, job_id: str) -> None:
-        for row in self._state.plan_of(job_id):
-            if row.state in WAITING:
-                self._state.enqueue(row)
-
-    def _close_waiting(self, job: JobRow, reason: str) -> None:
-        for row in self._state.plan_of(job.job_id):
-            if row.state in WAITING:
-                self._close_cell(row, CellStatus.CANCELLED, reason)
+                self._changes.open_cell(job, cell, position)
 
     def _end_job(self, job: JobRow, state: JobState, reason: str, exit_code: int | None) -> None:
         for row in self._state.plan_of(job.job_id):
             if not row.state.is_terminal:
-                self._close_cell(row, CellStatus.CANCELLED, reason)
+                self._changes.close(row, CellStatus.CANCELLED, reason)
         self._state.put_job(replace(job, state=state, reason=reason, ended_s=self._clock(), exit_code=exit_code))
         self._heard_s.pop(job.job_id, None)
-        self._log("ended", job, text=f"{state}: {reason}")
+        self._changes.log("ended", job, text=f"{state}: {reason}")
 
     def _lose_driver(self, job: JobRow, why: str, is_charged: bool = True) -> None:
         losses = job.losses + is_charged
         for lease in self._state.leases_of(job.job_id):
-            self._wait_again(lease, CellStatus.QUEUED, "driver lost", 0.0)
-        self._log("driver_lost", job, text=f"driver {job.driver}: {why}")
+            self._changes.wait_again(lease, CellStatus.QUEUED, "driver lost", 0.0)
+        self._changes.log("driver_lost", job, text=f"driver {job.driver}: {why}")
         if job.stop:
             self._end_job(job, JobState.CANCELLED, job.stop, None)
         elif job.code is None:
@@ -389,72 +352,10 @@ class Queue:
             self._state.put_job(replace(job, state=JobState.QUEUED, driver=None, losses=losses))
             self._heard_s.pop(job.job_id, None)
 
-    # --- leases ---
-
-    def _grant(self, grant: Grant, now_s: float) -> bool:
-        """Writes a lease, unless the cell left the line with its twin."""
-        if self._state.line.find(grant.cell.cell_id) is None:
-            return False
-        job_id, _, cell_id = grant.cell.cell_id.partition("/")
-        row = self._state.cells[job_id][cell_id]
-        lease = LeaseRow(
-            lease_id=self._state.next_lease_id(),
-            job_id=job_id,
-            cell_id=cell_id,
-            owner=grant.cell.owner,
-            gpus=grant.cell.gpus,
-            placement=grant.placement,
-            granted_s=now_s,
-            reason=grant.reason,
-        )
-        for twin in self._state.twins(row):
-            self._state.leave(twin)
-        self._state.put_cell(replace(row, state=CellStatus.RUNNING))
-        self._state.put_lease(lease)
-        self._log("granted", self._state.jobs[job_id], cell_id, grant.reason)
-        return True
-
-    def _ask_to_stop(self, lease: LeaseRow, kind: str, reason: str) -> None:
-        if lease.stop_kind is None:
-            self._state.put_lease(replace(lease, stop_kind=kind, stop_reason=reason, stop_asked_s=self._clock()))
-            self._log(f"stop_{kind}", self._state.jobs[lease.job_id], lease.cell_id, reason)
-
     def _lease(self, key: str) -> LeaseRow:
         lease = self._state.lease_of(key)
         assert lease is not None, f"the policy stops {key}, which holds no lease"
         return lease
-
-    def _release(self, job_id: str, released: Released) -> None:
-        """A lease given back. One that is over already was given back before: the answer to that was lost."""
-        lease = self._state.held.get(released.lease_id)
-        if lease is None or lease.job_id != job_id:
-            return
-        status, note = released.status, released.note
-        row, stop = self._state.cells[lease.job_id][lease.cell_id], self._state.jobs[job_id].stop
-        if stop and not status.is_terminal:
-            status, note = CellStatus.CANCELLED, stop
-        if status.is_terminal:
-            self._close_cell(row, status, note)
-            self._state.put_job(replace(self._state.jobs[lease.job_id], losses=0))
-            self._log(
-                "cell_ended", self._state.jobs[lease.job_id], lease.cell_id, f"{status}{': ' if note else ''}{note}"
-            )
-        else:
-            trained_s = (lease.stop_asked_s or lease.granted_s) - lease.granted_s
-            self._wait_again(lease, status, note, trained_s)
-            self._log("given_back", self._state.jobs[lease.job_id], lease.cell_id, note)
-
-    def _wait_again(self, lease: LeaseRow, status: CellStatus, how: str, trained_s: float) -> None:
-        now_s, row = self._clock(), self._state.cells[lease.job_id][lease.cell_id]
-        back = self._state.as_held(lease).given_back(now_s, trained_s)
-        queued_s = row.queued_s + now_s - lease.granted_s
-        waits = replace(row, state=status, predicted_s=back.predicted_s, queued_s=queued_s, note=how)
-        self._end_lease(lease, how, waits)
-
-    def _end_lease(self, lease: LeaseRow, how: str, cell: CellRow) -> None:
-        now_s = self._clock()
-        trained_s = cell.trained_s + now_s - lease.granted_s
-        self._state.end_lease(replace(lease, ended_s=now_s, ended=how), replace(cell, trained_s=trained_s))
 
     def _stop_jobs_without_budget(self, now_s: float) -> None:
         """Stops the cells of jobs that used their GPU-hours, and takes what waits of them out of the line."""
@@ -465,8 +366,8 @@ class Queue:
                 continue
             reason = f"used its budget of {job.gpu_hours:g} GPU-hours"
             for lease in held:
-                self._ask_to_stop(lease, "budget", reason)
-            self._close_waiting(job, reason)
+                self._changes.ask_to_stop(lease, "budget", reason)
+            self._changes.close_waiting(job, reason)
             if not held and job.state is JobState.QUEUED:
                 self._end_job(job, JobState.FAILED, reason, None)
 
@@ -495,9 +396,6 @@ class Queue:
         most = f"{max((n.gpus for n in nodes), default=0)} GPUs and {max((n.cpus for n in nodes), default=0)} CPUs"
         gpus, cpus = sum(node.gpus for node in nodes), sum(node.cpus for node in nodes)
         return f"the cluster has {gpus} GPUs and {cpus} CPUs on {len(nodes)} nodes, at most {most} on one"
-
-    def _log(self, kind: str, job: JobRow, cell_id: str = "", text: str = "") -> None:
-        self._state.log(self._clock(), kind, job, cell_id, text)
 
     @contextmanager
     def _change(self) -> Iterator[None]:
