@@ -65,7 +65,7 @@ class CellChanges:
         job_id, _, cell_id = grant.cell.cell_id.partition("/")
         row = self._state.cells[job_id][cell_id]
         lease = LeaseRow(
-            lease_id=self._state.next_lease_id(),
+            lease_id=self._state.next_lease_id(now_s),
             job_id=job_id,
             cell_id=cell_id,
             owner=grant.cell.owner,

@@ -115,6 +115,7 @@ class CellRunner:
         if (told.stop or told.replaced) and not self._stopping.is_set():
             self.stop()
         for lease in told.leases:
+            self._adopt(lease, started)
             running = self._running.get(lease.lease_id)
             if lease.lease_id not in started and lease.cell_id in open_cells and not self._stopping.is_set():
                 started.add(lease.lease_id)
@@ -126,6 +127,13 @@ class CellRunner:
                 running.asked = lease
                 if (job := self._jobs.get(lease.cell_id)) is not None:
                     job.stop_file.touch()
+
+    def _adopt(self, lease: LeaseRow, started: set[int]) -> None:
+        """A queue that lost its store leases anew what trains already."""
+        known = [lease_id for lease_id, one in self._running.items() if one.cell.cell_id == lease.cell_id]
+        if known and known != [lease.lease_id]:
+            self._running[lease.lease_id] = self._running.pop(known[0])
+            started.add(lease.lease_id)
 
     def _collect(self) -> dict[str, CellResult]:
         """The cells that ended; what must wait again gives its lease back."""

@@ -110,10 +110,11 @@ class QueueClient:
 
     def follow(self, job_id: str) -> Iterator[str]:
         """What its drivers print, piece by piece, until the job is over."""
+        printed: dict[str, int] = {}  # characters, by driver
         while True:
             job = self.status(job_id)
             if job["driver"] and self._jobs.find(job["driver"]) is not None:
-                yield from self._follow_driver(job["driver"])
+                yield from self._follow_driver(job["driver"], printed)
             if job["state"] in OVER:
                 return
             time.sleep(LOOK_S)
@@ -124,14 +125,13 @@ class QueueClient:
             pass
         return self.status(job_id)
 
-    def _follow_driver(self, driver: str) -> Iterator[str]:
-        printed = 0
+    def _follow_driver(self, driver: str, printed: dict[str, int]) -> Iterator[str]:
         while True:
             job = self._jobs.find(driver)
             text = self._jobs.logs(driver)
-            if len(text) > printed:
-                yield text[printed:]
-                printed = len(text)
+            if len(text) > printed.get(driver, 0):
+                yield text[printed.get(driver, 0) :]
+                printed[driver] = len(text)
             if job is None or job.is_over:
                 return
             time.sleep(LOOK_S)

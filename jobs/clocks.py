@@ -167,7 +167,10 @@ class Clocks:
         `tick`, keeps no other schedule from firing, and is raised in an ExceptionGroup at the end.
         """
         errors: list[Exception] = []
-        for clock in self.all():
+        for name in [clock.schedule.name for clock in self.all()]:
+            clock = self._find(name)  # anew: firing the one before took its time
+            if clock is None:
+                continue
             try:
                 self._decide(clock.schedule, now_s, is_active)
                 self._fire_what_is_owed(clock, fire)
@@ -185,7 +188,7 @@ class Clocks:
         unfired = [_unfired(schedule.name, ticks, now_s) for ticks in decided.unfired]
         with self._engine.begin() as connection:
             _record(connection, owed + unfired)
-            _update(connection, replace(schedule, handled_s=decided.handled_s))
+            _handled(connection, schedule.name, decided.handled_s)
 
     def _fire_what_is_owed(self, clock: Clock, fire: Fire) -> None:
         for firing in reversed(self._firings(clock.schedule.name, FiringState.FIRING)):
@@ -256,6 +259,10 @@ def _unfired(name: str, unfired: Unfired, now_s: float) -> Firing:
 def _update(connection: Connection, schedule: Schedule) -> None:
     changing = {"paused": schedule.paused, "handled_s": schedule.handled_s}
     connection.execute(update(_schedules).where(_schedules.c.name == schedule.name).values(changing))
+
+
+def _handled(connection: Connection, name: str, handled_s: float) -> None:
+    connection.execute(update(_schedules).where(_schedules.c.name == name).values({"handled_s": handled_s}))
 
 
 def _row(clock: Clock) -> dict[str, Any]:

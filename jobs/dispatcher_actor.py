@@ -12,6 +12,7 @@ from typing import Any
 from jobs.clockwork import Clockwork
 from jobs.cluster import largest_cluster, live_nodes, request_nodes
 from jobs.leases import DRIVER, JOB, OWNER
+from jobs.packing import Node
 from jobs.queue import SILENT_S, Queue
 from jobs.queue_model import Settings
 from jobs.queue_rows import Directives, JobRequest, JobRow, Released
@@ -21,6 +22,7 @@ from jobs.submission import RayJob, RayJobs
 from jobs.trace import load_queue_settings
 
 TICK_S = 1.0
+TRY_AGAIN_S = 5.0
 LOOK_AFTER_S = 10.0  # a driver that is silent for so long is asked for at Ray
 ENTRY_POINTS = {"comparison": "jobs.compare", "finetune": "jobs.finetune", "benchmark": "jobs.benchmark"}
 log = logging.getLogger("backbone.dispatcher")
@@ -43,12 +45,27 @@ class DispatcherActor:
     def __init__(self, setup: Setup):
         import ray
 
+        try:
+            self._open(setup)
+        except Exception:
+            # Ray starts an actor that crashes again, but never one whose constructor raised: a database that is away
+            # for a minute would end the dispatcher for good.
+            if ray.get_runtime_context().was_current_actor_reconstructed:
+                log.exception("dispatcher: not back yet")
+                time.sleep(TRY_AGAIN_S)
+                os._exit(1)
+            raise
+
+    def _open(self, setup: Setup) -> None:
+        import ray
+
         self._setup = setup
         settings = load_queue_settings(Path(setup.settings_file)) if setup.settings_file else Settings()
         self._store = Store(setup.store_url)
         self._queue = Queue(self._store, settings)
         self._queue.see_cluster(ray.get_runtime_context().get_node_id())
         self._growth = largest_cluster(Path(setup.autoscaling_config)) if setup.autoscaling_config else []
+        self._seen: dict[str, Node] = {}
         self._asked_for: list[Any] = []
         self._trouble = ""
         self._reconciler = Reconciler()
@@ -163,7 +180,8 @@ class DispatcherActor:
         if setup.autoscaling_config is not None:
             self._queue.see_nodes(nodes, [*nodes, *self._growth])
         else:
-            self._queue.see_nodes(nodes, None if setup.may_grow else nodes)
+            self._seen |= {node.node_id: node for node in nodes}  # one that was here may come back
+            self._queue.see_nodes(nodes, None if setup.may_grow else list(self._seen.values()))
         grows = setup.may_grow or setup.autoscaling_config is not None
         if grows and (demands := self._queue.demands()) != self._asked_for:
             request_nodes(demands)
@@ -174,21 +192,27 @@ class DispatcherActor:
         self._reconciler.step(self._queue.jobs())
 
     def _start(self) -> None:
+        if not self._queue.wants_drivers():
+            return
+        ray_jobs = RayJobs(self._setup.jobs_address)  # if it does not answer, no job is to blame
         for job in self._queue.drivers_to_start():
             try:
-                self._start_driver(job)
+                self._start_driver(ray_jobs, job)
             except Exception as error:
                 self._queue.driver_lost(job.job_id, job.driver or "", f"could not be started: {error}")
 
-    def _start_driver(self, job: JobRow) -> None:
+    def _start_driver(self, ray_jobs: RayJobs, job: JobRow) -> None:
         assert job.driver is not None
+        if (stale := ray_jobs.find(job.driver)) is not None and stale.is_over:  # of a store that was lost
+            ray_jobs.forget(job.driver)
         command = ["python", "-m", ENTRY_POINTS[job.kind], job.spec_file, *job.arguments]
         variables = {DRIVER: job.driver, JOB: job.job_id, OWNER: job.owner, "BACKBONE_STORAGE": job.storage}
-        RayJobs(self._setup.jobs_address).submit(job.driver, command, job.code, variables)
+        ray_jobs.submit(job.driver, command, job.code, variables)
 
     def _watch(self) -> None:
         """Looks after silent drivers: one that ended by itself is done, any other is replaced."""
-        silent = [(job, silence_s) for job, silence_s in self._queue.running() if silence_s > LOOK_AFTER_S]
+        running = self._queue.running()  # one that was just started is silent too, for less than no time
+        silent = [(job, silence_s) for job, silence_s in running if silence_s > LOOK_AFTER_S or silence_s < 0]
         if not silent:
             return
         ray_jobs = RayJobs(self._setup.jobs_address)

@@ -96,8 +96,9 @@ def ask(actor: Any, method: str, *arguments: Any) -> Any:
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
     except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
+        said = str(error).strip().splitlines() or [type(error).__name__]  # the last line is why it could not start
         raise ClusterError(
-            f"the dispatcher did not answer within {ANSWER_LIMIT_S:.0f} s ({type(error).__name__}); "
+            f"the dispatcher did not answer within {ANSWER_LIMIT_S:.0f} s ({said[-1].strip()}); "
             "`backbone doctor` finds the cause; on the head `python -m jobs.dispatcher start --storage DIR` starts it"
         ) from error
 

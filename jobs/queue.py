@@ -31,6 +31,8 @@ from jobs.store import Store
 from orchestrator.errors import AlreadyRunningError, InputError
 from orchestrator.results import CellStatus
 
+SIGN_OF_LIFE_S = 60.0  # how exactly the store knows when its queue was last at work
+LARGEST_PRIORITY = 1_000_000
 SILENT_S = 30.0  # a driver that says nothing for so long is looked after
 START_LIMIT_S = 180.0  # so long a driver that was started may take to its first word
 MAX_LOSSES = 5  # drivers lost one after the other without any cell finishing
@@ -59,6 +61,8 @@ class Queue:
         """Queues a job. The same job again is one job: what the storage lacks of it runs, or nothing."""
         with self._change():
             known = self._find_known(request)
+            if known is not None and known.stop and not known.state.is_over:
+                raise InputError(f"{known.job_id} is still stopping ({known.stop}); submit it again once it is over")
             is_done = known is not None and known.state is JobState.SUCCEEDED and not request.cells
             if known is not None and (is_done or not known.state.is_over):
                 return known
@@ -78,6 +82,8 @@ class Queue:
         """
         with self._change():
             known = self._find_known(request)
+            if known is not None and known.state.is_over and driver.startswith(f"{known.job_id}."):
+                raise InputError(f"{known.job_id} is over ({known.reason}); submit it again to continue it")
             if known is not None and known.driver not in (None, driver) and not known.state.is_over:
                 if self._clock() - self._heard_s.get(known.job_id, 0.0) < SILENT_S:
                     raise AlreadyRunningError(
@@ -161,16 +167,20 @@ class Queue:
         """Which cluster this is. On another one than the store's last, every driver is gone with what it held."""
         with self._change():
             if self._state.cluster not in (None, cluster_id):
+                for lease in list(self._state.held.values()):
+                    last_s = max(lease.granted_s, self._state.alive_s)  # nobody trained while the cluster was down
+                    gone = CellChanges(self._state, lambda: last_s)  # noqa: B023 - used before the next turn
+                    gone.wait_again(lease, CellStatus.QUEUED, "the cluster was started anew", 0.0)
                 for job in [job for job in self._state.jobs.values() if job.state is JobState.RUNNING]:
                     self._lose_driver(job, "the cluster was started anew", is_charged=False)
-                for lease in list(self._state.held.values()):
-                    self._changes.wait_again(lease, CellStatus.QUEUED, "the cluster was started anew", 0.0)
             self._state.cluster = cluster_id
 
     def decide(self) -> None:
         """Grants and stops what the policy says."""
         with self._change():
             now_s = self._clock()
+            if now_s > self._state.alive_s + SIGN_OF_LIFE_S:
+                self._state.alive_s = now_s
             self._stop_jobs_without_budget(now_s)
             while not self._obey_policy(now_s):
                 pass
@@ -189,13 +199,8 @@ class Queue:
     def drivers_to_start(self) -> list[JobRow]:
         """Jobs that hold a lease and have no driver: from now on they have one, of the id in the row."""
         with self._change():
-            waiting = dict.fromkeys(
-                lease.job_id
-                for lease in self._state.held.values()
-                if self._state.jobs[lease.job_id].state is JobState.QUEUED and self._state.jobs[lease.job_id].code
-            )
             started = []
-            for job in map(self._state.jobs.__getitem__, waiting):
+            for job in self._driverless():
                 attempt = job.attempt + 1
                 row = replace(job, state=JobState.RUNNING, attempt=attempt, driver=f"{job.job_id}.{attempt}")
                 self._state.put_job(row)
@@ -203,6 +208,20 @@ class Queue:
                 self._changes.log("starting", row, text=f"driver {row.driver}")
                 started.append(row)
             return started
+
+    def wants_drivers(self) -> bool:
+        """Whether `drivers_to_start` has any."""
+        with self._lock:
+            return bool(self._driverless())
+
+    def _driverless(self) -> list[JobRow]:
+        """Submitted jobs without a driver that hold a lease, or lack nothing but the report of their cells."""
+        held = {lease.job_id for lease in self._state.held.values()}
+        queued = [job for job in self._state.jobs.values() if job.state is JobState.QUEUED and job.code]
+        return [job for job in queued if job.job_id in held or not self._has_open_cells(job)]
+
+    def _has_open_cells(self, job: JobRow) -> bool:
+        return any(not row.state.is_terminal for row in self._state.cells[job.job_id].values())
 
     def running(self) -> list[tuple[JobRow, float]]:
         """Jobs with a driver, and for how many seconds it has been silent."""
@@ -263,6 +282,9 @@ class Queue:
             return self._store.events(job_id, limit)
 
     def _find_known(self, request: JobRequest) -> JobRow | None:
+        """The job as it is known. Raises InputError for what must not enter the store."""
+        if abs(request.priority) > LARGEST_PRIORITY:
+            raise InputError(f"priority {request.priority} is too large; stay within ±{LARGEST_PRIORITY:,}")
         known = self._state.jobs.get(request.job_id)
         if known is not None and known.storage != request.storage:
             raise InputError(

@@ -18,7 +18,9 @@ Address = Annotated[
     str | None, typer.Option(metavar="URL", help="The cluster's job API; else RAY_ADDRESS, else http://127.0.0.1:8265.")
 ]
 Insecure = Annotated[bool, typer.Option("--insecure-cluster", help="Talk to a cluster that wants no token.")]
-Priority = Annotated[int | None, typer.Option(help="Larger goes first; else the spec's policy.priority.")]
+Priority = Annotated[
+    int | None, typer.Option(min=-1_000_000, max=1_000_000, help="Larger goes first; else the spec's policy.priority.")
+]
 Owner = Annotated[str | None, typer.Option(help="Whose share and quota it counts for; else you.")]
 WorkingDir = Annotated[
     Path | None, typer.Option(help="The folder that travels with it; else this one, if the spec is inside.")

@@ -27,6 +27,7 @@ class QueueState:
         self._events: list[EventRow] = []
         self._facts: dict[str, str] = {}
         self._promised: str | None = store.fact("promised") or None
+        self._alive_s = float(store.fact("alive") or 0.0)
         self._cluster: str | None = store.fact("cluster") or None
         self._load()
 
@@ -83,10 +84,20 @@ class QueueState:
         """A job's cells, in the plan's order."""
         return sorted(self.cells[job_id].values(), key=lambda row: (row.position, row.cell_id))
 
+    @property
+    def alive_s(self) -> float:
+        """When the queue was last at work, to the minute."""
+        return self._alive_s
+
+    @alive_s.setter
+    def alive_s(self, time_s: float) -> None:
+        self._alive_s, self._facts["alive"] = time_s, str(time_s)
+
     # --- leases ---
 
-    def next_lease_id(self) -> int:
-        self._last_lease_id += 1
+    def next_lease_id(self, now_s: float) -> int:
+        """Larger than any before, of a store that was lost too."""
+        self._last_lease_id = max(self._last_lease_id, int(now_s)) + 1
         return self._last_lease_id
 
     def lease_of(self, key: str) -> LeaseRow | None:

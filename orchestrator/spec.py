@@ -218,7 +218,7 @@ class VerdictRule(Strict):
 class Policy(Strict):
     """How the job layer treats the cells; never part of their identity."""
 
-    priority: int = 0
+    priority: Annotated[int, Field(ge=-1_000_000, le=1_000_000)] = 0
     preemptible: bool = True
     max_failures: Annotated[int, Field(ge=0, le=1000)] = 3
     timeout: str = "12h"  # of one cell, while it trains

@@ -272,7 +272,7 @@ DIFFERENCES = (
     ("-o ubuntu -g ubuntu", "-o $USER -g $(id -gn)"),
     ("--uid=ubuntu", "--uid=$USER"),
     ("/home/ubuntu/", "$HOME/"),
-    (" --autoscaling-config ~/ray_bootstrap_config.yaml", ""),  # it does not say what those machines have
+    (" --autoscaling-config ~/ray_bootstrap_config.yaml", " --may-grow"),  # it does not say what those machines have
 )
 AWS_ONLY = ("boto3",)
 

@@ -586,6 +586,58 @@ def test_the_same_cell_in_another_storage_is_another_cell(open_queue: Callable[.
 # --- preemption, and clusters that go away ---
 
 
+def test_a_job_whose_driver_died_after_its_last_cell_gets_another_one_for_the_report(
+    open_queue: Callable[..., Queue],
+) -> None:
+    queue = open_queue()
+    driver = start(queue, request("a", 4))
+    queue.beat("a", driver, [Released(leased(queue)["a-0"].lease_id, CellStatus.SUCCEEDED)])
+    queue.driver_lost("a", driver, "killed")
+    assert [job.driver for job in queue.drivers_to_start()] == ["a.2"]
+    queue.finish("a", "a.2", 0)
+    assert queue.find("a").state is JobState.SUCCEEDED
+
+
+def test_a_job_that_was_cancelled_while_its_driver_started_stays_cancelled(open_queue: Callable[..., Queue]) -> None:
+    queue = open_queue()
+    queue.submit(request("a", 4))
+    queue.decide()
+    (job,) = queue.drivers_to_start()
+    queue.cancel("a", "no longer wanted")
+    with pytest.raises(InputError, match=r"a is over \(no longer wanted\); submit it again"):
+        queue.attach(request("a", 4), str(job.driver))
+    assert queue.find("a").state is JobState.CANCELLED
+
+
+def test_a_job_that_still_stops_is_not_submitted_in_vain(open_queue: Callable[..., Queue]) -> None:
+    queue = open_queue()
+    start(queue, request("a", 4))
+    queue.stop("a", "stopped by ada")
+    with pytest.raises(InputError, match="still stopping"):
+        queue.submit(request("a", 4))
+
+
+def test_the_time_that_a_cluster_was_down_is_charged_to_nobody(open_queue: Callable[..., Queue], clock: Clock) -> None:
+    queue = open_queue()
+    queue.see_cluster("one")
+    start(queue, request("a", 4, gpu_hours=1.0))
+    clock.now_s += 600
+    queue.decide()
+    clock.now_s += 60 * 3600
+    queue = open_queue()
+    queue.see_cluster("another")
+    queue.decide()
+    assert queue.find("a").state is JobState.QUEUED, "it used 40 GPU-minutes of its hour"
+    assert [lease.job_id for lease in queue.leases()] == ["a"]
+
+
+def test_a_priority_that_no_database_holds_is_refused(open_queue: Callable[..., Queue]) -> None:
+    queue = open_queue()
+    with pytest.raises(InputError, match="priority 9223372036854775808 is too large"):
+        queue.submit(request("a", 4, priority=2**63))
+    assert queue.submit(request("b", 4)).state is JobState.QUEUED
+
+
 def test_cells_whose_speed_is_measured_train_one_at_a_time(open_queue: Callable[..., Queue]) -> None:
     queue = open_queue()
     queue.attach(request("speed", 1, 1, 1, in_turn=True, code=None), "driver")

@@ -16,7 +16,7 @@ from jobs.queue import SILENT_S, Queue
 from jobs.queue_model import OwnerRules, Settings
 from jobs.queue_rows import WAITING, CellRequest, Directives, JobRequest, JobState, LeaseRow, Released
 from jobs.store import Store
-from orchestrator.errors import AlreadyRunningError
+from orchestrator.errors import AlreadyRunningError, InputError
 from orchestrator.results import CellStatus
 
 NODES = (Node("n0", 4, 8), Node("n1", 4, 8), Node("n2", 2, 8, accelerator="H100"))
@@ -90,8 +90,12 @@ class Restarts(RuleBasedStateMachine):
     @rule(job_id=st.sampled_from(SUBMITTED))
     def submit(self, job_id: str) -> None:
         known = {row.job_id for row in self.queue.jobs() if not row.state.is_over}
+        stopping = {row.job_id for row in self.queue.jobs() if row.stop and not row.state.is_over}
         before = observed(self.queue)
-        self.queue.submit(self.asked(job_id))
+        try:
+            self.queue.submit(self.asked(job_id))
+        except InputError:
+            assert job_id in stopping
         if job_id in known:
             assert observed(self.queue) == before
 
