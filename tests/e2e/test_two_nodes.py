@@ -53,6 +53,11 @@ def wait_for_step(cluster: TwoNodes, cell_id: str, step: int) -> None:
     wait_for(lambda: cell.step >= step and cell.checkpoint_step, f"step {step} of {cell_id}", timeout_s=300)
 
 
+def wait_until_it_trains(cluster: TwoNodes, cell_id: str) -> None:
+    cell = cell_of(cluster, cell_id)
+    wait_for(lambda: cell.step >= 2, f"two steps of {cell_id}", timeout_s=180)
+
+
 def assert_nothing_leaks(cluster: TwoNodes) -> None:
     wait_for(lambda: len(set(map(str, cluster.resources()))) == 1, "all resources free", timeout_s=60)
     assert cluster.ask("queue")["leases"] == []
@@ -75,7 +80,7 @@ def test_an_urgent_finetune_on_both_nodes_preempts_two_comparisons_which_then_re
     victims = [submit(cluster, job, f"--owner={owner}", "--no-certificate") for owner, job in owners.items()]
     cells = [victim["cells"][0]["cell_id"] for victim in victims]
     for cell_id in cells:
-        wait_for(lambda cell=cell_of(cluster, cell_id): cell.step >= 2, f"two steps of {cell_id}", timeout_s=180)
+        wait_until_it_trains(cluster, cell_id)
     finetune = submit(cluster, urgent, "--priority=10", "--owner=eve")
 
     job_ids = [*(victim["job_id"] for victim in victims), finetune["job_id"]]
