@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 from product import CellFolder, Job, assert_every_step_once, tracked_runs, wait_for, write_job
-from two_nodes import MISSING, TwoNodes
+from two_nodes import ADDRESSES, MISSING, TwoNodes
 
 pytestmark = [pytest.mark.e2e, pytest.mark.skipif(bool(MISSING), reason=MISSING), pytest.mark.timeout(1200)]
 
@@ -56,6 +56,22 @@ def wait_for_step(cluster: TwoNodes, cell_id: str, step: int) -> None:
 def wait_until_it_trains(cluster: TwoNodes, cell_id: str) -> None:
     cell = cell_of(cluster, cell_id)
     wait_for(lambda: cell.step >= 2, f"two steps of {cell_id}", timeout_s=180)
+
+
+def training_on_the_worker(cluster: TwoNodes, cells: list[str]) -> CellFolder | None:
+    """A cell whose latest attempt takes steps on the second node."""
+    for cell in (cell_of(cluster, cell_id) for cell_id in cells):
+        file = cell.path / "workers" / "rank-0.json"
+        steps = cell.entries("step")
+        if file.exists() and steps and not (cell.path / "result.json").exists():
+            worker = yaml.safe_load(file.read_text())
+            if worker["node"] == ADDRESSES["worker"] and steps[-1]["attempt"] == worker["attempt"]:
+                return cell
+    return None
+
+
+def attempts_of(cell: CellFolder) -> int:
+    return int(yaml.safe_load((cell.path / "attempts.json").read_text())["count"])
 
 
 def assert_nothing_leaks(cluster: TwoNodes) -> None:
@@ -108,7 +124,7 @@ def test_an_urgent_finetune_on_both_nodes_preempts_two_comparisons_which_then_re
 
 
 def test_whatever_is_killed_the_job_ends_once_and_nothing_leaks(cluster: TwoNodes) -> None:
-    steps = 300
+    steps = 500
     job = new_job(cluster, "survivor", steps, backbones=["tiny-llama2", "tiny-mistral", "tiny-qwen"], seeds=[7])
     submitted = submit(cluster, job)
     cells = [cell["cell_id"] for cell in submitted["cells"]]
@@ -126,9 +142,11 @@ def test_whatever_is_killed_the_job_ends_once_and_nothing_leaks(cluster: TwoNode
     wait_for(lambda: any(cell_of(cluster, one).phases(2)), "a second driver", timeout_s=120)
     wait_for_step(cluster, one, before + 6)
 
+    victim = wait_for(lambda: training_on_the_worker(cluster, cells), "a cell on the worker", timeout_s=180)
+    attempt = attempts_of(victim)
     cluster.kill_node("worker")
     cluster.start_worker()
-    wait_for(lambda: max(len(cell_of(cluster, c).phases(3)) for c in (one, two)), "another lease", timeout_s=180)
+    wait_for(lambda: attempts_of(victim) > attempt, f"another attempt at {victim.path.name}", timeout_s=240)
 
     assert cluster.kill("head", "gcs_server") == 1
     for node in ("head", "worker"):
@@ -148,7 +166,7 @@ def test_whatever_is_killed_the_job_ends_once_and_nothing_leaks(cluster: TwoNode
 
 
 def test_the_same_submission_twice_is_one_job(cluster: TwoNodes) -> None:
-    job = new_job(cluster, "survivor", 300, backbones=["tiny-llama2", "tiny-mistral", "tiny-qwen"], seeds=[7])
+    job = new_job(cluster, "survivor", 500, backbones=["tiny-llama2", "tiny-mistral", "tiny-qwen"], seeds=[7])
     again = submit(cluster, job)
     assert again["state"] == "SUCCEEDED"
     assert len([one for one in cluster.ask("queue")["jobs"] if one["job_id"] == again["job_id"]]) == 1
