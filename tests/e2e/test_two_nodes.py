@@ -6,13 +6,15 @@ from typing import Any
 import pytest
 import yaml
 from product import CellFolder, Job, assert_every_step_once, tracked_runs, wait_for, write_job
-from two_nodes import ADDRESSES, MISSING, TwoNodes
+from two_nodes import ADDRESSES, TwoNodes, find_missing
 
-pytestmark = [pytest.mark.e2e, pytest.mark.skipif(bool(MISSING), reason=MISSING), pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoNodes]:
+    if missing := find_missing():
+        pytest.skip(missing)
     nodes = TwoNodes(tmp_path_factory.mktemp("nodes") / "cluster")
     try:
         nodes.lay_cables()
