@@ -1,7 +1,5 @@
 """What a benchmark found: `benchmark.json`, `benchmark.html`, and the tables for a terminal."""
 
-import os
-import platform
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs.benchmark_plan import KIND
+from jobs.document import environment, outcome
 from jobs.report.formats import NOT_AVAILABLE, count, duration, percent, short_id, significant, size
 from jobs.throughput import Spread, figures, find_faults, same_time_as
 from orchestrator.cell_job import spool_folder
@@ -77,7 +76,7 @@ def benchmark_document(plan: Plan, results: Sequence[CellResult], command: str) 
             "training_examples": len(plan.train.examples),
             "held_out_examples": len(plan.validation.examples),
         },
-        "environment": _environment(measured[0] if measured else None),
+        "environment": environment(measured[0] if measured else None),
         "cells": cells,
         "metrics": {cell["backbone_id"]: _metrics(cell["figures"]) for cell in cells if cell["figures"]},
         # What every job's document has, for those who read only that.
@@ -180,27 +179,9 @@ def _median(spread: Document | None) -> float | None:
     return None if spread is None else float(spread["median"])
 
 
-def _environment(first: Measurement | None) -> Document:
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": first.contract["packages"] if first else {},
-        "hardware": f"{first.data['workers']} x {first.data['device']}" if first else NOT_AVAILABLE,
-        "load_average": os.getloadavg()[0],
-    }
-
-
 def _cell_facts(cell: Cell, forecast: CellForecast, result: CellResult, job: Benchmark) -> Document:
     facts = {
-        "cell_id": result.cell_id,
-        "backbone_id": result.backbone_id,
-        "seed": result.seed,
-        "status": str(result.status),
-        "attempts": result.attempts,
-        "mlflow_run_id": result.mlflow_run_id,
-        "failure": result.failure,
-        "restarts": result.restarts,
-        "folder": result.folder,
+        **outcome(result),
         "figures": None,
         "faults": [],
         "contract": {},

@@ -13,13 +13,14 @@ import numpy as np
 from jobs.history import compare_with_history
 from jobs.paired_tests import CellScores
 from jobs.preparation import find_preparation
+from jobs.report.formats import NOT_AVAILABLE
 from jobs.report.html import render_report
 from jobs.verdict import judge
 from orchestrator.cell_job import spool_folder
 from orchestrator.certificate.record import find_cell_certificate
 from orchestrator.measurement import ItemScores, load_item_scores
 from orchestrator.plan import Plan, backbone_identity, backbone_slug
-from orchestrator.results import CellResult, CellStatus, write_json
+from orchestrator.results import CellResult, CellStatus, Measurement, write_json
 from orchestrator.spec import Comparison
 from orchestrator.tracking.spool import read_spool
 
@@ -45,13 +46,7 @@ def build_document(
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "export": None if export is None else str(export),
         },
-        "environment": {
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-            "packages": first.contract["packages"] if first else {},
-            "hardware": f"{first.data['workers']} x {first.data['device']}" if first else "n/a",
-            "load_average": os.getloadavg()[0],
-        },
+        "environment": environment(first),
         "data": _data_facts(plan, parity),
         "certificates": _certificates(results) if isinstance(plan.job, Comparison) else {},
         "cells": [_cell_facts(result) for result in results],
@@ -140,8 +135,19 @@ def _certificates(results: Sequence[CellResult]) -> dict[str, Any]:
     return {backbone_id: None if backbone_id in without else certificate for backbone_id, certificate in held}
 
 
-def _cell_facts(result: CellResult) -> dict[str, Any]:
-    measurement = result.measurement
+def environment(first: Measurement | None) -> dict[str, Any]:
+    """Where a job ran: this process's Python and load, and what the workers of a measurement ran on."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": first.contract["packages"] if first else {},
+        "hardware": f"{first.data['workers']} x {first.data['device']}" if first else NOT_AVAILABLE,
+        "load_average": os.getloadavg()[0],
+    }
+
+
+def outcome(result: CellResult) -> dict[str, Any]:
+    """What became of a cell, whatever it measured."""
     return {
         "cell_id": result.cell_id,
         "backbone_id": result.backbone_id,
@@ -152,6 +158,13 @@ def _cell_facts(result: CellResult) -> dict[str, Any]:
         "failure": result.failure,
         "restarts": result.restarts,
         "folder": result.folder,
+    }
+
+
+def _cell_facts(result: CellResult) -> dict[str, Any]:
+    measurement = result.measurement
+    return {
+        **outcome(result),
         "metrics": measurement.metrics if measurement else {},
         "evaluations": [asdict(point) for point in measurement.evaluations] if measurement else [],
         "loss_curve": _loss_curve(result) if measurement else [],

@@ -1,9 +1,11 @@
-"""One HTTP question with a time limit, and whatever the answer was. No ray, no mlflow."""
+"""One HTTP question with a time limit, and the token that a Ray cluster wants with it. No ray, no mlflow."""
 
 import http.client
+import os
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,21 @@ def ask(url: str, *, token: str | None = None, host: str | None = None, timeout_
         return Answer(None, str(error.reason))
     except (OSError, http.client.HTTPException, ValueError) as error:
         return Answer(None, str(error) or type(error).__name__)
+
+
+def token_path() -> Path:
+    """Where Ray's servers and clients look for the token: RAY_AUTH_TOKEN_PATH, else ~/.ray/auth_token."""
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser().absolute()
+
+
+def find_token() -> str | None:
+    """The token as Ray's clients look it up: RAY_AUTH_TOKEN, else the file."""
+    if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
+        return token
+    try:
+        return token_path().read_text(encoding="utf-8").strip() or None
+    except OSError:
+        return None
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.endpoint import ask
+from jobs.endpoint import ask, find_token
 from orchestrator.errors import ClusterError
 
 LIMIT_S = 10.0
@@ -39,7 +39,7 @@ class RayJobs:
     def __init__(self, address: str, insecure: bool = False):
         self.address = address.rstrip("/")
         require_reachable(self.address, insecure)
-        if _token() is not None:
+        if find_token() is not None:
             os.environ.setdefault("RAY_AUTH_MODE", "token")
         from ray.job_submission import JobSubmissionClient
 
@@ -125,7 +125,7 @@ def require_reachable(address: str, insecure: bool) -> None:
         raise ClusterError(
             f"'{address}' is no address of a job API; give http://HOST:8265 (`ray dashboard` forwards it)"
         )
-    token = _token()
+    token = find_token()
     answer = ask(f"{address}/api/version", token=token, timeout_s=LIMIT_S)
     if answer.status is None:
         raise ClusterError(
@@ -143,18 +143,6 @@ def require_reachable(address: str, insecure: bool) -> None:
             f"{address} answers without a token: anybody who reaches it can run anything there. Start it with "
             "RAY_AUTH_MODE=token (docs/cluster.md), or say --insecure-cluster"
         )
-
-
-def _token() -> str | None:
-    """The cluster's token, looked for where Ray looks."""
-    if token := os.environ.get("RAY_AUTH_TOKEN"):
-        return token
-    path = os.path.expanduser(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token")
-    try:
-        with open(path, encoding="utf-8") as file:
-            return file.read().strip() or None
-    except OSError:
-        return None
 
 
 def _explain(error: Exception) -> str:

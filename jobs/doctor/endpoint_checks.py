@@ -4,11 +4,10 @@ import json
 import os
 import stat
 from importlib import metadata
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from jobs.doctor.finding import Finding, ok, problem, warning
-from jobs.endpoint import Answer, ask
+from jobs.endpoint import Answer, ask, find_token, token_path
 
 CHECK, REACHABLE = "token", "reachable"
 SUBMIT_PATH = "/api/jobs/"
@@ -35,18 +34,6 @@ def check_endpoint(url: str) -> list[Finding]:
 def is_loopback(url: str) -> bool:
     """Whether only this machine, or a tunnel that ends here, serves the address."""
     return urlsplit(url).hostname in LOCAL
-
-
-def find_token() -> str | None:
-    """The token as Ray's clients look it up: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token."""
-    if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
-        return token
-    path = token_path()
-    return path.read_text(encoding="utf-8").strip() or None if path.is_file() else None
-
-
-def token_path() -> Path:
-    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
 
 
 def check_token_file() -> list[Finding]:

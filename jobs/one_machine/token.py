@@ -8,12 +8,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from jobs.endpoint import token_path
 from orchestrator.errors import InputError
-
-
-def token_path() -> Path:
-    """Where Ray's servers and clients look: RAY_AUTH_TOKEN_PATH, else ~/.ray/auth_token."""
-    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser().absolute()
 
 
 def ensure_token(console: Console) -> Path:
