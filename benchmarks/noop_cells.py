@@ -8,7 +8,8 @@ the files of each cell, an MLflow run per cell by the writer that jobs use (ever
 crash); the time ends when MLflow has acknowledged all runs. Ray Tune gets `reuse_actors=True`, its own result loggers
 off, and in each trial the fewest calls that make such a run: create with tags, one metric, terminate. Both write to a
 SQLite file, the default of either. Importing MLflow and planning are not timed on our side; each of Tune's actors
-imports MLflow once. `--also-without-mlflow` measures the same with no runs written, too.
+imports MLflow once. Beside them stand those calls alone, in one process and with nothing else to do: what MLflow itself
+asks for, whoever calls it. `--also-without-mlflow` measures the two sides with no runs written, too.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -42,6 +43,7 @@ recipe:
 placement: {{workers: 1, gpus_per_worker: 0, cpus_per_worker: 1}}
 """
 SIDES = ("dispatcher", "tune")
+CALLS = "mlflow-calls-alone"
 TRACKED = ("mlflow", "none")
 RAY_PROCESSES = ("gcs_server", "raylet")
 
@@ -52,13 +54,13 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=1)
     arguments.add_argument("--json", type=Path, help="where to write every single measurement")
     arguments.add_argument("--also-without-mlflow", action="store_true")
-    arguments.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    arguments.add_argument("--side", choices=(*SIDES, CALLS), help=argparse.SUPPRESS)
     arguments.add_argument("--tracked", choices=TRACKED, help=argparse.SUPPRESS)
     arguments.add_argument("--address", help=argparse.SUPPRESS)
     arguments.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = arguments.parse_args()
     if options.side:
-        sides = {"dispatcher": run_dispatcher, "tune": run_tune}
+        sides = {"dispatcher": run_dispatcher, "tune": run_tune, CALLS: run_calls}
         print(json.dumps(sides[options.side](options.cells, options.tracked == "mlflow", options)))
         return
     facts = machine()
@@ -85,7 +87,7 @@ def run_rounds(scratch: Path, cells: int, rounds: int, tracking: tuple[str, ...]
         results: list[dict[str, Any]] = []
         for side, tracked in itertools.product(SIDES, tracking):  # starts the worker processes
             run_side(side, tracked, 8, address, scratch / f"warm-{side}-{tracked}")
-        for number, tracked, side in itertools.product(range(rounds), tracking, SIDES):
+        for number, (tracked, side) in itertools.product(range(rounds), rows_of(tracking)):
             before = memory_mib(watched)
             found = run_side(side, tracked, cells, address, scratch / f"{number}-{side}-{tracked}")
             grown = {f"{name}_grown_mib": after - before[name] for name, after in memory_mib(watched).items()}
@@ -94,6 +96,11 @@ def run_rounds(scratch: Path, cells: int, rounds: int, tracking: tuple[str, ...]
         return results
     finally:
         ray.shutdown()
+
+
+def rows_of(tracking: Iterable[str]) -> list[tuple[str, str]]:
+    """(tracked, side) of what is measured in a round."""
+    return [(tracked, side) for tracked in tracking for side in (*SIDES, *[CALLS] * (tracked == "mlflow"))]
 
 
 def ray_processes() -> dict[str, int]:
@@ -201,7 +208,27 @@ def train_nothing(plan: Any, leases: Any, writer: Any) -> None:
     assert writer is None or not writer.close(600.0), writer.unreachable or writer.problems
 
 
-# --- Ray Tune ---
+# --- Ray Tune, and MLflow by itself ---
+
+
+def write_run(uri: str, experiment: str, seed: int) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri)
+    tags = {"cell_id": f"cell-{seed}", "seed": str(seed)}
+    run_id = client.create_run(experiment, tags=tags, run_name=tags["cell_id"]).info.run_id
+    client.log_metric(run_id, "loss", 1.0)
+    client.set_terminated(run_id, "FINISHED")
+
+
+def run_calls(cells: int, _: bool, options: argparse.Namespace) -> dict[str, Any]:
+    uri, experiment = tracking_uri(options.folder), make_experiment(options.folder)
+
+    def write_all() -> None:
+        for seed in range(cells):
+            write_run(uri, experiment, seed)
+
+    return timed(write_all, cells)
 
 
 def run_tune(cells: int, is_tracked: bool, options: argparse.Namespace) -> dict[str, Any]:
@@ -214,13 +241,7 @@ def run_tune(cells: int, is_tracked: bool, options: argparse.Namespace) -> dict[
 
     def trial(config: dict[str, Any]) -> dict[str, float]:
         if experiment is not None:
-            from mlflow import MlflowClient
-
-            client = MlflowClient(tracking_uri=uri)
-            tags = {"cell_id": f"cell-{config['seed']}", "seed": str(config["seed"])}
-            run_id = client.create_run(experiment, tags=tags, run_name=tags["cell_id"]).info.run_id
-            client.log_metric(run_id, "loss", 1.0)
-            client.set_terminated(run_id, "FINISHED")
+            write_run(uri, experiment, config["seed"])
         return {"loss": 1.0}
 
     tuner = tune.Tuner(
@@ -245,9 +266,9 @@ def render(facts: dict[str, str | float], results: list[dict[str, Any]]) -> str:
     columns = " | ".join(f"{name} grown MiB" for name in names)
     table = [f"{title}; {results[0]['cells']} cells", "", f"| MLflow | side | ms per cell | ratio | {columns} |"]
     table.append("|---|---|---:|---:|" + "---:|" * len(names))
-    for tracked, side in itertools.product(dict.fromkeys(one["tracked"] for one in results), SIDES):
-        ours, tune = ([one for one in results if (one["tracked"], one["side"]) == (tracked, which)] for which in SIDES)
-        found = ours if side == SIDES[0] else tune
+    for tracked, side in rows_of(dict.fromkeys(one["tracked"] for one in results)):
+        kind = [one for one in results if one["tracked"] == tracked]
+        found, tune = ([one for one in kind if one["side"] == which] for which in (side, "tune"))
         ratio = median(a["ms_per_cell"] / b["ms_per_cell"] for a, b in zip(found, tune, strict=True))
         grown = " | ".join(f"{median(one[f'{name}_grown_mib'] for one in found):.0f}" for name in names)
         label = "without MLflow" if tracked == "none" else "a run per cell"

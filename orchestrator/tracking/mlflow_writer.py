@@ -218,6 +218,7 @@ class _Session:
                 else self._client.create_run(self._experiment_id, run.began_ms, tags=tags, run_name=run.name)
             )
             sent.run_id, sent.tags, sent.sole = created.info.run_id, {} if found else said, is_first_try
+            sent.status = "RUNNING"  # so MLflow makes them
         if not sent.params:
             # of an earlier try whose answer was lost
             known = {} if is_first_try else self._client.get_run(sent.run_id).data.params
