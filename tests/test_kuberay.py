@@ -1,8 +1,11 @@
 """The manifests of deploy/kuberay: strict against the fields that Kubernetes and KubeRay know, and as closed as AWS.
 
-Pods and claims are held to Kubernetes' own schemas. For KubeRay's resources this file lists, of the fields that KubeRay
-1.7 has, those that the manifests may use; anything else is refused, as KubeRay's published schema would silently drop
-it. With KUBERAY_CRDS=FOLDER (helm-chart/kuberay-operator/crds of a KubeRay release) they are held to that schema too.
+Pods and claims are held to Kubernetes' own schemas. For KubeRay's resources this file lists the fields of KubeRay
+1.7.0 and refuses anything else, which the API server would drop unless asked to be strict. Names, types, enums and
+minima are those of docs/reference/api.md of ray-project/kuberay at v1.7.0 (commit 97509c3a7216), which like the CRDs is
+generated from the Go types of ray-operator/apis/ray/v1; what is required is from those types, and what the validators
+refuse from controllers/ray/utils/validation.go, as far as these manifests go. Structs that no manifest uses are open.
+With KUBERAY_CRDS=FOLDER (helm-chart/kuberay-operator/crds of a KubeRay release) they are held to that schema too.
 """
 
 import copy
@@ -10,15 +13,16 @@ import os
 import re
 import shlex
 import subprocess
+import zoneinfo
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "deploy" / "kuberay"
@@ -44,53 +48,158 @@ class Fields(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
 
+Int32 = Annotated[int, Field(ge=-(2**31), lt=2**31)]
+Natural = Annotated[int, Field(ge=0, lt=2**31)]
+Positive = Annotated[int, Field(ge=1, lt=2**31)]
+Manager = Literal["ray.io/kuberay-operator", "kueue.x-k8s.io/multikueue"]
+Strings = dict[str, str]
+Open = dict[str, Any]  # a type of Kubernetes, or a struct of KubeRay that no manifest uses
+TOKENS_SINCE = (2, 52, 0)  # Ray's version
+
+
 class Auth(Fields):
-    mode: Literal["disabled", "token"]
+    mode: Literal["disabled", "token"] | None = None
     secretName: str | None = None
+    enableK8sTokenAuth: bool | None = None
 
 
 class Autoscaler(Fields):
-    idleTimeoutSeconds: int | None = None
+    version: Literal["v1", "v2"] | None = None
+    idleTimeoutSeconds: Natural | None = None
     upscalingMode: Literal["Default", "Aggressive", "Conservative"] | None = None
+    image: str | None = None
+    imagePullPolicy: str | None = None
+    command: list[str] | None = None
+    args: list[str] | None = None
+    env: list[Open] | None = None
+    envFrom: list[Open] | None = None
+    volumeMounts: list[Open] | None = None
+    resources: Open | None = None
+    securityContext: Open | None = None
 
 
 class Head(Fields):
+    template: Open  # held to Kubernetes' schema below
+    rayStartParams: Strings | None = None
+    resources: Strings | None = None
+    labels: Strings | None = None
     serviceType: str | None = None
-    rayStartParams: dict[str, str]
-    template: dict[str, Any]  # held to Kubernetes' schema below
+    headService: Open | None = None
+    enableIngress: bool | None = None
+    ingressOptions: Open | None = None
+
+
+class ScaleStrategy(Fields):
+    workersToDelete: list[str] | None = None
 
 
 class Worker(Fields):
     groupName: str
-    replicas: int | None = None
-    minReplicas: int = Field(ge=0)
-    maxReplicas: int = Field(ge=0)
-    rayStartParams: dict[str, str]
-    template: dict[str, Any]
+    template: Open
+    minReplicas: Natural
+    maxReplicas: Natural
+    replicas: Int32 | None = None
+    numOfHosts: Int32 | None = None
+    priority: Int32 | None = None
+    idleTimeoutSeconds: Natural | None = None
+    suspend: bool | None = None
+    rayStartParams: Strings | None = None
+    resources: Strings | None = None
+    labels: Strings | None = None
+    scaleStrategy: ScaleStrategy | None = None
+
+    @model_validator(mode="after")
+    def bounds_are_in_order(self) -> Self:
+        if self.minReplicas > self.maxReplicas:
+            raise ValueError("minReplicas is greater than maxReplicas")
+        return self
 
 
 class ClusterSpec(Fields):
-    rayVersion: str
-    authOptions: Auth
+    headGroupSpec: Head
+    workerGroupSpecs: list[Worker] | None = None
+    rayVersion: str | None = None
+    authOptions: Auth | None = None
     enableInTreeAutoscaling: bool | None = None
     autoscalerOptions: Autoscaler | None = None
-    headGroupSpec: Head
-    workerGroupSpecs: list[Worker]
+    headServiceAnnotations: Strings | None = None
+    suspend: bool | None = None
+    managedBy: Manager | None = None
+    upgradeStrategy: Open | None = None
+    gcsFaultToleranceOptions: Open | None = None
+    historyServerOptions: Open | None = None
+    networkPolicy: Open | None = None
+    tlsOptions: Open | None = None
+
+    @model_validator(mode="after")
+    def tokens_need_a_ray_that_has_them(self) -> Self:
+        ray = tuple(int(part) for part in (self.rayVersion or "0").split("."))
+        if self.authOptions and self.authOptions.mode != "disabled" and ray < TOKENS_SINCE:
+            raise ValueError("tokens need a rayVersion of at least 2.52.0")
+        return self
+
+    @model_validator(mode="after")
+    def resources_and_labels_are_given_once(self) -> Self:
+        for group in (self.headGroupSpec, *(self.workerGroupSpecs or [])):
+            params = (group.rayStartParams or {}).keys()
+            if "labels" in params or (group.resources and params & {"num-cpus", "num-gpus", "memory", "resources"}):
+                raise ValueError("labels and resources belong in one place")
+        return self
+
+
+class SubmitterConfig(Fields):
+    backoffLimit: Int32 | None = None
 
 
 class JobSpec(Fields):
-    clusterSelector: dict[str, str]
-    entrypoint: str
+    clusterSelector: Strings | None = None
+    rayClusterSpec: ClusterSpec | None = None
+    entrypoint: str | None = None
     entrypointNumCpus: float | None = None
-    submissionMode: Literal["K8sJobMode", "HTTPMode", "SidecarMode"] | None = None
+    entrypointNumGpus: float | None = None
+    entrypointResources: str | None = None
     runtimeEnvYAML: str | None = None
+    jobId: str | None = None
+    metadata: Strings | None = None
+    submissionMode: Literal["K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"] | None = None
+    submitterPodTemplate: Open | None = None
+    submitterConfig: SubmitterConfig | None = None
+    backoffLimit: Natural | None = None
+    activeDeadlineSeconds: Positive | None = None
+    preRunningDeadlineSeconds: Positive | None = None
+    ttlSecondsAfterFinished: Natural | None = None
+    shutdownAfterJobFinishes: bool | None = None
+    deletionStrategy: Open | None = None
+    suspend: bool | None = None
+    managedBy: Manager | None = None
+
+    @model_validator(mode="after")
+    def a_selected_cluster_is_left_as_it_is(self) -> Self:
+        if not self.clusterSelector:
+            if self.rayClusterSpec is None:
+                raise ValueError("neither clusterSelector nor rayClusterSpec")
+        elif not self.clusterSelector.get("ray.io/cluster"):
+            raise ValueError("clusterSelector names no cluster")
+        elif self.submissionMode == "SidecarMode" or self.backoffLimit or self.suspend:
+            raise ValueError("a selected cluster admits no SidecarMode, backoffLimit or suspend")
+        if (self.suspend or self.ttlSecondsAfterFinished) and not self.shutdownAfterJobFinishes:
+            raise ValueError("suspend and ttlSecondsAfterFinished need shutdownAfterJobFinishes")
+        return self
 
 
 class CronJobSpec(Fields):
-    schedule: str
-    timeZone: str | None = None
-    suspend: bool | None = None
     jobTemplate: JobSpec
+    schedule: str
+    timeZone: str | None = Field(default=None, min_length=1)
+    suspend: bool | None = None
+
+    @model_validator(mode="after")
+    def the_time_zone_is_known_and_apart(self) -> Self:
+        if "TZ" in self.schedule or not (self.schedule.startswith("@") or len(self.schedule.split()) == 5):
+            raise ValueError("schedule has five fields, and no time zone")
+        if self.timeZone is not None and self.timeZone not in zoneinfo.available_timezones():
+            raise ValueError("timeZone is unknown")
+        return self
 
 
 class Metadata(Fields):
@@ -152,6 +261,10 @@ def test_every_manifest_holds_known_fields_of_the_right_type(document: dict[str,
         lambda cluster: cluster["spec"]["authOptions"].update(mode="tokens"),
         lambda cluster: cluster["spec"]["workerGroupSpecs"][0].update(maxReplica=2),
         lambda cluster: cluster["spec"]["workerGroupSpecs"][0].update(maxReplicas="2"),
+        lambda cluster: cluster["spec"]["workerGroupSpecs"][0].update(minReplicas=3),
+        lambda cluster: cluster["spec"]["headGroupSpec"].update(resources={"CPU": "0"}),
+        lambda cluster: cluster["spec"].update(rayVersion="2.51.0"),
+        lambda cluster: cluster["spec"].pop("rayVersion"),
         lambda cluster: cluster["spec"]["headGroupSpec"]["rayStartParams"].update({"num-cpus": 0}),
         lambda cluster: cluster["spec"]["headGroupSpec"]["template"]["spec"].update(container=[]),
         lambda cluster: cluster["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0].update(envs=[]),
@@ -165,6 +278,29 @@ def test_a_damaged_manifest_is_refused(damage: Callable[[dict[str, Any]], None])
         validate(cluster)
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda spec: spec.update(timezone="Europe/Berlin"),
+        lambda spec: spec.update(timeZone=""),
+        lambda spec: spec.update(timeZone="Europe/Nowhere"),
+        lambda spec: spec.update(schedule="TZ=Europe/Berlin 0 2 * * *"),
+        lambda spec: spec.update(concurrencyPolicy="Forbid"),
+        lambda spec: spec.update(jobTemplate={"spec": spec["jobTemplate"]}),
+        lambda spec: spec["jobTemplate"].pop("clusterSelector"),
+        lambda spec: spec["jobTemplate"].update(clusterSelector={"cluster": "backbone"}),
+        lambda spec: spec["jobTemplate"].update(submissionMode="SidecarMode"),
+        lambda spec: spec["jobTemplate"].update(backoffLimit=1),
+        lambda spec: spec["jobTemplate"].update(ttlSecondsAfterFinished=60),
+    ],
+)
+def test_a_damaged_job_is_refused(damage: Callable[[dict[str, Any]], None]) -> None:
+    (cron,) = [copy.deepcopy(document) for document in RAY if document["kind"] == "RayCronJob"]
+    damage(cron["spec"])
+    with pytest.raises(ValidationError):
+        validate(cron)
+
+
 @pytest.mark.skipif(CRDS is None, reason="KUBERAY_CRDS names no folder with KubeRay's published schemas")
 @pytest.mark.parametrize("document", RAY, ids=[document["kind"] for document in RAY])
 def test_every_manifest_holds_to_kuberays_published_schema(document: dict[str, Any]) -> None:
@@ -174,7 +310,7 @@ def test_every_manifest_holds_to_kuberays_published_schema(document: dict[str, A
 
 
 def closed(schema: Any) -> Any:
-    """The schema with unknown fields refused, which Kubernetes would drop without a word."""
+    """The schema with unknown fields refused, which Kubernetes drops unless asked to be strict."""
     if isinstance(schema, list):
         return [closed(one) for one in schema]
     if not isinstance(schema, dict):
