@@ -11,11 +11,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from jobs.leases import Leases
-from jobs.queue_policy import NEVER_FITS
+from jobs.leases import Idle, Leases
 from jobs.queue_rows import Directives, LeaseRow
 from orchestrator.cell_job import CellJob
-from orchestrator.errors import AlreadyRunningError, ResourcesError
+from orchestrator.errors import AlreadyRunningError
 from orchestrator.measurement import find_measurement
 from orchestrator.plan import Cell
 from orchestrator.results import CellResult, CellStatus, find_cell_result, read_json, save_cell_result, write_json
@@ -23,7 +22,6 @@ from orchestrator.spec import Placement, Policy
 from orchestrator.tracking.spool import note_phase
 from orchestrator.worker import Failure, run_attempt
 
-WAIT_FOR_NODES_S = 20 * 60
 # After a request to stop: how long workers may take to their next step and its checkpoint, and how long an attempt
 # whose workers do not run yet (it waits for nodes, or starts) is given. Killing it then loses nothing but time.
 STOP_LIMIT_S = 10 * 60.0
@@ -85,7 +83,7 @@ class CellRunner:
         open_cells = {cell.cell_id: cell for cell in cells}
         results: dict[str, CellResult] = {}
         started: set[int] = set()
-        idle = _Idle(self.notice)
+        idle = Idle(self.notice)
         self.leases.changed = self._changed.set
         try:
             while open_cells:
@@ -249,10 +247,9 @@ class CellRunner:
         # Whoever asked it to stop before there was a job to find could not touch its file.
         if self._stopping.is_set() or running.asked is not None:
             job.stop_file.touch()
-        nodes = [node for node, workers in lease.placement for _ in range(workers)]
         note_phase(job.spool_folder, attempt, "starting")
         try:
-            return self.run_attempt(job, cell.placement, nodes if self.leases.counterpart.is_shared else None)
+            return self.run_attempt(job, cell.placement, self.leases.nodes_of(lease))
         finally:
             del self._jobs[cell.cell_id]
 
@@ -277,28 +274,6 @@ class CellRunner:
         save_cell_result(history.folder, result)
         self.report(cell, status, history.count)
         return result
-
-
-class _Idle:
-    """Says once why nothing trains, and gives up where waiting is vain."""
-
-    def __init__(self, notice: Callable[[str], None]):
-        self._notice, self._said, self._since = notice, "", time.monotonic()
-
-    def check(self, told: Directives, problem: str, is_idle: bool) -> None:
-        """Raises ResourcesError where the cluster can never hold a cell, or did not come to it in time."""
-        if not is_idle:
-            self._said, self._since = "", time.monotonic()
-            return
-        if told.hopeless:
-            raise ResourcesError(told.hopeless)
-        why = problem or told.waiting
-        if why and not self._said:
-            self._notice(f"waiting: {why}")
-        self._said = self._said or why
-        waited_s = time.monotonic() - self._since
-        if NEVER_FITS in told.waiting and waited_s > WAIT_FOR_NODES_S:
-            raise ResourcesError(f"after {waited_s:.0f} s: {told.waiting}. Add nodes, or lower placement.workers")
 
 
 class _History:

@@ -13,8 +13,10 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from backbones.registry import BackboneSpec
-from jobs.cluster import connect, find_missing_hardware, require_joinable_address
+from jobs.cluster import demand_of, find_missing_hardware, require_joinable_address
 from jobs.launch import UPLOAD_LIMIT_S, command_line
+from jobs.leases import default_owner, hold_leases
+from jobs.queue_rows import CellRequest, JobRequest
 from jobs.report.certificate import render_certificate
 from orchestrator.certificate.record import (
     CELL_FILE,
@@ -28,15 +30,16 @@ from orchestrator.certificate.record import (
     certificate_from_json,
 )
 from orchestrator.errors import CertificateError, InputError
-from orchestrator.plan import backbone_slug
+from orchestrator.plan import backbone_identity, backbone_slug, content_hash
 from orchestrator.preflight import default_tracking_uri
-from orchestrator.results import read_json
+from orchestrator.results import CellStatus, read_json
 from orchestrator.spec import Budget, Data, Placement, Recipe, Tracking
 from orchestrator.tracking.mlflow_writer import MlflowWriter, TrackedRun
 from orchestrator.tracking.spool import read_from
 from orchestrator.worker import Failure, run_attempt
 
 LOOK_S = 0.2
+PREDICTED_S = 3600.0  # how long the queue expects proofs to take, until it has seen such
 WIDEST = 110  # characters of what was found; the page has all of it
 
 
@@ -58,7 +61,7 @@ def certify(
 
     workers = "1 worker" if placement.workers == 1 else f"{placement.workers} workers"
     console.print(f"certifying {spec.backbone_id} on {workers}", highlight=False, soft_wrap=True)
-    certificate = _run(job, placement, show)
+    certificate = _run(job, placement, show, console)
     if not shown:
         console.print(f"nothing changed since it was certified, {certificate.created}", highlight=False, soft_wrap=True)
         for proof in certificate.proofs:
@@ -90,21 +93,37 @@ def make_placement(workers: int, gpu: bool) -> Placement:
     return placement
 
 
-def _run(job: CertifyJob, placement: Placement, show: Callable[[Proof], None]) -> Certificate:
-    import ray
-
+def _run(job: CertifyJob, placement: Placement, show: Callable[[Proof], None], console: Console) -> Certificate:
+    outcome = job.folder / CELL_FILE
     try:
         require_joinable_address()
-        connect(placement)
-        with _following(job.spool_folder, show):
-            failure = run_attempt(job, placement)
-        outcome = job.folder / CELL_FILE
+        with hold_leases(placement, _lease_request(job.request, placement)) as leases:
+            lease = leases.wait_for_one(lambda text: console.print(text, highlight=False, markup=False))
+            with _following(job.spool_folder, show):
+                failure = run_attempt(job, placement, leases.nodes_of(lease))
+            status = CellStatus.SUCCEEDED if outcome.exists() else CellStatus.FAILED
+            leases.give_back(lease.lease_id, lease.cell_id, status)
+            leases.finish(int(failure is not None))
         if not outcome.exists():
             raise CertificateError(_unfinished(job, failure))
         return certificate_from_json(read_json(outcome))
     finally:
-        ray.shutdown()
         shutil.rmtree(job.folder, ignore_errors=True)
+
+
+def _lease_request(request: CertificateRequest, placement: Placement) -> JobRequest:
+    """One gang that cannot be preempted: proofs have no checkpoint. Every launch is a job of its own."""
+    slug = backbone_slug(request.backbone)
+    likeness = content_hash(["certificate", backbone_identity(request.backbone), placement.model_dump(mode="json")])
+    return JobRequest(
+        job_id=f"certificate-{slug}-{request.launch[:12]}",
+        kind="certificate",
+        owner=default_owner(),
+        priority=0,
+        preemptible=False,
+        storage=str(request.folder.parent),
+        cells=(CellRequest("proofs", demand_of(placement), PREDICTED_S, likeness),),
+    )
 
 
 def _unfinished(job: CertifyJob, failure: Failure | None) -> str:

@@ -6,10 +6,11 @@ import os
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jobs.benchmark_plan import new_occurrence
 from jobs.submission import MARK, RayJobs
 from orchestrator.errors import ClusterError, InputError
 
@@ -17,6 +18,15 @@ ANSWER_LIMIT_S = 180.0
 LOOK_S = 2.0
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 OVER = ("SUCCEEDED", "FAILED", "CANCELLED", "INTERRUPTED")
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Measures the speed of a comparison's backbones instead of running it: over how many steps, after how many."""
+
+    warm_up: int
+    measured: int
+    occurrence: str = field(default_factory=new_occurrence)  # the same again is the same job
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,7 @@ class Submission:
     working_dir: Path | None = None
     skip_infeasible: bool = False
     certificate: bool = True
+    benchmark: Benchmark | None = None
 
     @property
     def folder(self) -> Path:
@@ -56,6 +67,7 @@ class Submission:
             "plugins": list(self.plugins),
             "skip_infeasible": self.skip_infeasible,
             "certificate": self.certificate,
+            "benchmark": None if self.benchmark is None else asdict(self.benchmark),
         }
 
 

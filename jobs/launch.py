@@ -19,7 +19,7 @@ from jobs.cells import CellRunner, cancelled_result, find_final_result, infeasib
 from jobs.cluster import is_remote
 from jobs.document import write_report
 from jobs.interruption import Interruption, interrupt, interruption
-from jobs.leases import Leases, hold_leases
+from jobs.leases import Leases, hold_leases, job_request
 from jobs.preparation import Preparation, find_preparation, prepare_data
 from jobs.progress import Progress
 from jobs.tracking import Tracking
@@ -70,7 +70,7 @@ def launch(plan: Plan, console: Console, certify: bool) -> Outcome:
             results, leases = [], None
             if cells or find_preparation(plan) is None:
                 console.print("connecting to Ray" if is_remote() else "starting Ray")
-                leases = held.enter_context(hold_leases(plan, cells))
+                leases = held.enter_context(hold_leases(plan.job.placement, job_request(plan, cells)))
                 if is_remote() and not leases.counterpart.is_shared:
                     held.enter_context(_locked(plan))
                 tracking.start()

@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -14,17 +15,20 @@ from jobs.benchmark_plan import KIND as BENCHMARK
 from jobs.cluster import NAMESPACE, connect, demand_of, is_remote, live_nodes, request_nodes
 from jobs.queue import Queue
 from jobs.queue_model import Settings
-from jobs.queue_rows import CellRequest, Directives, JobRequest, Released
+from jobs.queue_policy import NEVER_FITS
+from jobs.queue_rows import CellRequest, Directives, JobRequest, LeaseRow, Released
 from jobs.store import Store
-from orchestrator.errors import ClusterError, InputError
+from orchestrator.errors import ClusterError, InputError, ResourcesError
 from orchestrator.plan import Cell, Plan, backbone_identity, content_hash
 from orchestrator.preflight import IN_RAY_JOB
 from orchestrator.results import CellStatus
+from orchestrator.spec import Placement
 from orchestrator.worker import load_torch
 
 ACTOR_NAME = "backbone-dispatcher"
 DRIVER, JOB, OWNER = "BACKBONE_DRIVER", "BACKBONE_JOB", "BACKBONE_OWNER"
 BEAT_S = 1.0
+WAIT_FOR_NODES_S = 20 * 60
 ANSWER_LIMIT_S = 60.0  # the dispatcher may be starting anew
 
 
@@ -120,19 +124,19 @@ def find_counterpart() -> Counterpart:
 
 
 @contextmanager
-def hold_leases(plan: Plan, cells: Sequence[Cell]) -> Iterator["Leases"]:
+def hold_leases(placement: Placement, request: JobRequest) -> Iterator["Leases"]:
     """Connects to Ray and joins the queue; the caller calls `finish`. Raises AlreadyRunningError, InputError."""
     import ray
 
-    submitted = os.environ.get(JOB, plan.job_id)
-    if submitted != plan.job_id:
+    submitted = os.environ.get(JOB, request.job_id)
+    if submitted != request.job_id:
         raise InputError(
-            f"this is {plan.job_id}, but {submitted} was submitted: the data or a model folder changed since then. "
+            f"this is {request.job_id}, but {submitted} was submitted: the data or a model folder changed since then. "
             "Submit the spec again"
         )
     load_torch()
-    connect(plan.job.placement)
-    leases = Leases(find_counterpart(), job_request(plan, cells), driver_name())
+    connect(placement)
+    leases = Leases(find_counterpart(), request, driver_name())
     try:
         leases.start()
         try:
@@ -152,13 +156,18 @@ def driver_name() -> str:
     return str(job or f"{socket.gethostname()}:{os.getpid()}")
 
 
+def default_owner() -> str:
+    """Whose share and quota this process counts for."""
+    return os.environ.get(OWNER) or getpass.getuser()
+
+
 def job_request(plan: Plan, cells: Sequence[Cell]) -> JobRequest:
     """What a plan asks of the queue, for those of its cells that are not finished."""
     policy = plan.job.policy
     return JobRequest(
         job_id=plan.job_id,
         kind=plan.kind,
-        owner=os.environ.get(OWNER) or getpass.getuser(),
+        owner=default_owner(),
         priority=policy.priority,
         preemptible=policy.preemptible,
         storage=str(plan.storage),
@@ -203,6 +212,26 @@ class Leases:
         self._released.append(Released(lease_id, status, note))
         self._wake.set()
 
+    def wait_for_one(self, notice: Callable[[str], None]) -> LeaseRow:
+        """Blocks until a lease is held; `notice` is told why none is. Raises ResourcesError."""
+        idle, changed = Idle(notice), threading.Event()
+        self.changed = changed.set
+        while not (told := self.directives).leases:
+            if told.stop or told.closed:
+                raise ResourcesError(
+                    f"the queue gives {self.request.job_id} no lease: {told.stop or told.closed[0][1]}"
+                )
+            idle.check(told, self.problem, is_idle=True)
+            changed.wait(BEAT_S)
+            changed.clear()
+        return told.leases[0]
+
+    def nodes_of(self, lease: LeaseRow) -> list[str] | None:
+        """The node of each worker, or None where Ray may choose."""
+        return (
+            [node for node, workers in lease.placement for _ in range(workers)] if self.counterpart.is_shared else None
+        )
+
     def finish(self, exit_code: int) -> None:
         """The driver's last word; a second one changes nothing."""
         if self._ended:
@@ -238,3 +267,25 @@ class Leases:
         del self._released[: len(sent)]
         self.directives = answer
         self.changed()
+
+
+class Idle:
+    """Says once why nothing trains, and gives up where waiting is vain."""
+
+    def __init__(self, notice: Callable[[str], None]):
+        self._notice, self._said, self._since = notice, "", time.monotonic()
+
+    def check(self, told: Directives, problem: str, is_idle: bool) -> None:
+        """Raises ResourcesError where the cluster can never hold a cell, or did not come to it in time."""
+        if not is_idle:
+            self._said, self._since = "", time.monotonic()
+            return
+        if told.hopeless:
+            raise ResourcesError(told.hopeless)
+        why = problem or told.waiting
+        if why and not self._said:
+            self._notice(f"waiting: {why}")
+        self._said = self._said or why
+        waited_s = time.monotonic() - self._since
+        if NEVER_FITS in told.waiting and waited_s > WAIT_FOR_NODES_S:
+            raise ResourcesError(f"after {waited_s:.0f} s: {told.waiting}. Add nodes, or lower placement.workers")

@@ -29,6 +29,8 @@ Plugins = Annotated[
     list[str] | None, typer.Option("--plugin", metavar="MODULE", help="Registers backbones; repeatable.")
 ]
 Spec = Annotated[Path, typer.Argument(metavar="SPEC", help="A comparison or finetune.")]
+Steps = Annotated[int, typer.Option(help="Steps to measure, of a benchmark.")]
+WarmUp = Annotated[int, typer.Option(help="Steps before them, which do not count.")]
 ScheduleName = Annotated[str, typer.Argument(metavar="NAME", help="`backbone schedule list` shows them.")]
 SCHEDULE_VERBS = {
     "show": "Shows a schedule's rules, its next tick and what became of the latest ones.",
@@ -64,6 +66,9 @@ def submit(
     plugin: Plugins = None,
     skip_infeasible: Annotated[bool, typer.Option(help="Report cells that cannot fit instead of refusing.")] = False,
     certificate: Annotated[bool, typer.Option("--certificate/--no-certificate", help="As for compare.")] = True,
+    benchmark: Annotated[bool, typer.Option("--benchmark", help="Measure the comparison's speed instead.")] = False,
+    steps: Steps = 20,
+    warmup: WarmUp = 5,
     insecure: Insecure = False,
     as_json: AsJson = False,
 ) -> None:
@@ -71,11 +76,12 @@ def submit(
     from orchestrator.plan import check_spec
 
     check_spec(spec)  # what is wrong with the file is told before anything travels
-    from jobs.client import Submission
+    from jobs.client import Benchmark, Submission
 
+    measure = Benchmark(warmup, steps) if benchmark else None
     client = _client(address, insecure)
     job = client.submit(
-        Submission(spec, priority, owner, tuple(plugin or ()), working_dir, skip_infeasible, certificate)
+        Submission(spec, priority, owner, tuple(plugin or ()), working_dir, skip_infeasible, certificate, measure)
     )
     if as_json:
         print(json.dumps(job, indent=2))

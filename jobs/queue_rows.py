@@ -40,7 +40,7 @@ class JobRequest:
     """A job as it is submitted, or as its driver attaches: `job_id` is its content, and so its idempotency key."""
 
     job_id: str
-    kind: str  # comparison, finetune or benchmark: the entry point that runs it
+    kind: str  # comparison, finetune, benchmark or certificate: the entry point that runs it
     owner: str
     priority: int
     preemptible: bool

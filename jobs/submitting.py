@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from jobs.benchmark_plan import load_benchmark
 from jobs.launch import open_cells
 from jobs.leases import job_request
 from jobs.queue_rows import JobRequest
@@ -17,13 +18,13 @@ from orchestrator.plan import Plan, load_plan
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the same files make the same zip
 
 
-def plan_submission(question: Mapping[str, Any], load: Any = load_plan) -> JobRequest:
+def plan_submission(question: Mapping[str, Any]) -> JobRequest:
     """The job that a client's question asks for; the working directory holds the code. Raises SpecError."""
     from backbones.registry import load_plugin
 
     for plugin in question["plugins"]:
         load_plugin(plugin)
-    plan: Plan = load(Path(question["spec"]), occurrence=question.get("occurrence"))
+    plan = _load(question)
     if plan.infeasible and not question["skip_infeasible"]:
         raise SpecError(plan.infeasible)
     request = job_request(plan, open_cells(plan))
@@ -39,6 +40,13 @@ def plan_submission(question: Mapping[str, Any], load: Any = load_plan) -> JobRe
     )
 
 
+def _load(question: Mapping[str, Any]) -> Plan:
+    spec = Path(question["spec"])
+    if benchmark := question.get("benchmark"):
+        return load_benchmark(spec, **benchmark)
+    return load_plan(spec, question.get("occurrence"))
+
+
 def plan_schedule(question: Mapping[str, Any]) -> tuple[str, dict[str, Any], str, str, dict[str, str]]:
     """What a schedule needs: name, what to submit at each tick, cron, time zone, rules. The spec is planned once."""
     template = {key: value for key, value in question.items() if key not in ("name", "cron", "timezone", "rules")}
@@ -52,6 +60,10 @@ def _arguments(question: Mapping[str, Any]) -> Iterator[str]:
         yield from ("--plugin", plugin)
     if question["skip_infeasible"]:
         yield "--skip-infeasible"
+    if benchmark := question.get("benchmark"):
+        yield from ("--warmup", str(benchmark["warm_up"]), "--steps", str(benchmark["measured"]))
+        yield from ("--occurrence", benchmark["occurrence"])
+        return
     if not question["certificate"]:
         yield "--no-certificate"
     if question.get("occurrence"):

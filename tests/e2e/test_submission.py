@@ -59,8 +59,8 @@ class OneMachine:
     def job(self, name: str, **changes: Any) -> Job:
         return write_job(self.folder / name, storage=None, name=name, recipe__budget__amount=8, **changes)
 
-    def wait_until_over(self, job_id: str) -> dict[str, Any]:
-        report = self.storage / job_id / "report.json"  # a question is a job on the cluster: look before asking
+    def wait_until_over(self, job_id: str, facts: str = "report.json") -> dict[str, Any]:
+        report = self.storage / job_id / facts  # a question is a job on the cluster: look before asking
         wait_for(report.exists, f"a report of {job_id}", timeout_s=300)
 
         def over() -> dict[str, Any] | None:
@@ -169,6 +169,31 @@ def test_a_schedule_fires_twice_and_the_second_run_shows_its_history(machine: On
     first_tick = one["occurrence"].partition("/")[2]
     assert {earlier["tick"] for row in rows for earlier in row["earlier"]} == {first_tick}
     assert "nightly/" in (machine.storage / two["job_id"] / "report.html").read_text()
+
+
+def test_a_benchmark_is_submitted_and_a_certificate_takes_a_lease(machine: OneMachine) -> None:
+    job = machine.job("speed")
+    submitted = machine.ask("submit", job.spec.name, "--benchmark", "--steps=4", "--warmup=1", cwd=job.folder)
+    assert (submitted["kind"], submitted["in_turn"]) == ("benchmark", True)
+    address = f"127.0.0.1:{machine.ports['port']}"
+    certified = machine.run("certify", "tiny-llama2", f"--storage={machine.storage}", RAY_ADDRESS=address)
+    assert certified.returncode == 0, certified.stdout + certified.stderr
+    hopeless = machine.run("certify", "tiny-llama2", "--workers=999", RAY_ADDRESS=address)
+    assert hopeless.returncode != 0
+    assert "never fits: the cluster has" in hopeless.stderr, hopeless.stdout + hopeless.stderr
+
+    over = machine.wait_until_over(submitted["job_id"], "benchmark.json")
+    assert over["state"] == "SUCCEEDED", over
+    facts = json.loads((machine.storage / submitted["job_id"] / "benchmark.json").read_text())
+    assert facts["benchmark"]["measured_steps"] == 4
+    assert [cell["status"] for cell in facts["cells"]] == ["SUCCEEDED"]
+    rows = [one for one in machine.ask("queue")["jobs"] if one["kind"] == "certificate"]
+    row, refused = sorted(rows, key=lambda one: float(one["submitted_s"]))
+    assert refused["state"] == "FAILED"
+    (granted, ended) = [e for e in machine.ask("status", row["job_id"])["events"] if e["kind"] in ("granted", "ended")]
+    assert row["state"] == "SUCCEEDED"
+    assert granted["time_s"] < ended["time_s"]
+    assert machine.ask("queue")["leases"] == []
 
 
 @pytest.mark.parametrize(
