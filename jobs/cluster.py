@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -94,14 +93,22 @@ def largest_cluster(autoscaling_config: Path) -> list[Node]:
     ]
 
 
-def request_nodes(demands: Iterable[Demand]) -> None:
+class NodeRequest:
     """Tells the autoscaler of every gang that runs or waits: Ray itself sees only those that were launched.
 
-    An empty list takes the request back. Does nothing on a cluster without an autoscaler.
+    Does nothing on a cluster without an autoscaler.
     """
-    from ray.autoscaler.sdk import request_resources
 
-    request_resources(bundles=[bundle for demand in demands for bundle in [_bundle(demand)] * demand.workers])
+    def __init__(self) -> None:
+        self._demands: list[Demand] | None = None  # what a process that died asked for still stands
+
+    def update(self, demands: list[Demand]) -> None:
+        """Asks for the nodes of these, if that is news; of none: takes the request back."""
+        from ray.autoscaler.sdk import request_resources
+
+        if demands != self._demands:
+            request_resources(bundles=[bundle for demand in demands for bundle in [_bundle(demand)] * demand.workers])
+            self._demands = demands
 
 
 def _bundle(demand: Demand) -> dict[str, float]:

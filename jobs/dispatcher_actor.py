@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.clockwork import Clockwork
-from jobs.cluster import largest_cluster, live_nodes, request_nodes
+from jobs.cluster import NodeRequest, largest_cluster, live_nodes
 from jobs.leases import DRIVER, JOB, OWNER
 from jobs.packing import Node
 from jobs.queue import SILENT_S, Queue
@@ -66,7 +66,7 @@ class DispatcherActor:
         self._queue.see_cluster(ray.get_runtime_context().get_node_id())
         self._growth = largest_cluster(Path(setup.autoscaling_config)) if setup.autoscaling_config else []
         self._seen: dict[str, Node] = {}
-        self._asked_for: list[Any] = []
+        self._nodes_asked_for = NodeRequest()
         self._trouble = ""
         self._reconciler = Reconciler()
         self._clockwork = Clockwork(setup.store_url, setup.jobs_address, self._queue.jobs)
@@ -182,10 +182,8 @@ class DispatcherActor:
         else:
             self._seen |= {node.node_id: node for node in nodes}  # one that was here may come back
             self._queue.see_nodes(nodes, None if setup.may_grow else list(self._seen.values()))
-        grows = setup.may_grow or setup.autoscaling_config is not None
-        if grows and (demands := self._queue.demands()) != self._asked_for:
-            request_nodes(demands)
-            self._asked_for = demands
+        if setup.may_grow or setup.autoscaling_config is not None:
+            self._nodes_asked_for.update(self._queue.demands())
 
     def _reconcile(self) -> None:
         """MLflow hears of what a driver could not say any more."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from jobs.benchmark_plan import KIND as BENCHMARK
-from jobs.cluster import NAMESPACE, connect, demand_of, is_remote, live_nodes, request_nodes
+from jobs.cluster import NAMESPACE, NodeRequest, connect, demand_of, is_remote, live_nodes
 from jobs.queue import Queue
 from jobs.queue_model import Settings
 from jobs.queue_policy import NEVER_FITS
@@ -51,7 +51,7 @@ class OwnQueue:
 
     def __init__(self, settings: Settings):
         self._queue = Queue(Store("sqlite://"), settings)
-        self._asked_for: list[Any] = []
+        self._nodes_asked_for = NodeRequest()
 
     def attach(self, request: JobRequest, driver: str) -> None:
         self._queue.attach(request, driver)
@@ -61,15 +61,14 @@ class OwnQueue:
         self._queue.see_nodes(nodes, None if is_remote() else nodes)
         self._queue.beat(job_id, driver, released)
         self._queue.decide()
-        if is_remote() and (demands := self._queue.demands()) != self._asked_for:
-            request_nodes(demands)
-            self._asked_for = demands
+        if is_remote():
+            self._nodes_asked_for.update(self._queue.demands())
         return self._queue.beat(job_id, driver)
 
     def finish(self, job_id: str, driver: str, exit_code: int) -> None:
         self._queue.finish(job_id, driver, exit_code)
         if is_remote():
-            request_nodes([])
+            self._nodes_asked_for.update([])
 
 
 class Dispatcher:
