@@ -172,6 +172,7 @@ def job_request(plan: Plan, cells: Sequence[Cell]) -> JobRequest:
         storage=str(plan.storage),
         cells=tuple(_cell_request(cell, policy.timeout_s) for cell in cells),
         gpu_hours=policy.gpu_hours,
+        hours=policy.hours,
         in_turn=plan.kind == BENCHMARK,
     )
 

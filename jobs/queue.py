@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from jobs.cell_changes import CellChanges
 from jobs.packing import Demand, Node, Room
-from jobs.queue_model import HOUR_S, Settings
+from jobs.queue_model import Settings
 from jobs.queue_policy import Decisions, decide
 from jobs.queue_rows import (
     WAITING,
@@ -325,6 +325,7 @@ class Queue:
             code=asked.code,
             occurrence=asked.occurrence,
             gpu_hours=asked.gpu_hours,
+            hours=asked.hours,
             in_turn=asked.in_turn,
             state=state,
             reason="",
@@ -380,18 +381,24 @@ class Queue:
         return lease
 
     def _stop_jobs_without_budget(self, now_s: float) -> None:
-        """Stops the cells of jobs that used their GPU-hours, and takes what waits of them out of the line."""
-        for job in [job for job in self._state.jobs.values() if job.gpu_hours is not None and not job.state.is_over]:
-            held = self._state.leases_of(job.job_id)
-            used = self._state.gpu_hours[job.job_id] + sum(one.gpus * (now_s - one.granted_s) / HOUR_S for one in held)
-            if job.gpu_hours is None or used < job.gpu_hours:
+        """Stops the cells of jobs that used what they may, and takes what waits of them out of the line."""
+        for job in [job for job in self._state.jobs.values() if not job.state.is_over]:
+            if not (reason := self._overspent(job, now_s)):
                 continue
-            reason = f"used its budget of {job.gpu_hours:g} GPU-hours"
+            held = self._state.leases_of(job.job_id)
             for lease in held:
                 self._changes.ask_to_stop(lease, "budget", reason)
             self._changes.close_waiting(job, reason)
             if not held and job.state is JobState.QUEUED:
                 self._end_job(job, JobState.FAILED, reason, None)
+
+    def _overspent(self, job: JobRow, now_s: float) -> str:
+        """Which budget a job used up, in words."""
+        if job.gpu_hours is not None and self._state.gpu_hours_of(job.job_id, now_s) >= job.gpu_hours:
+            return f"used its budget of {job.gpu_hours:g} GPU-hours"
+        if job.hours is not None and self._state.hours_of(job.job_id, now_s) >= job.hours:
+            return f"used its {job.hours:g} hours"
+        return ""
 
     def _why(self, job: JobRow, row: CellRow) -> str:
         queued = self._state.line.find(row.key)

@@ -51,6 +51,7 @@ class JobRequest:
     code: str | None = None  # zip on shared storage; None: the dispatcher cannot start the driver itself
     occurrence: str | None = None  # <schedule>/<tick>
     gpu_hours: float | None = None  # at this limit its cells stop at a checkpoint
+    hours: float | None = None  # the same, on the wall clock, since its first lease
     in_turn: bool = False  # one cell at a time, as where speed is measured
 
 
@@ -79,6 +80,7 @@ class JobRow:
     submitted_s: float
     ended_s: float | None = None
     exit_code: int | None = None
+    hours: float | None = None
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ class QueueState:
         self.held: dict[int, LeaseRow] = {}
         self.line = WaitingLine(settings)
         self.usage: dict[str, Usage] = {}  # by owner
-        self.gpu_hours: dict[str, float] = defaultdict(float)  # by job, of ended leases
+        self._gpu_hours: dict[str, float] = defaultdict(float)  # by job, of ended leases
+        self._first_granted_s: dict[str, float] = {}  # by job, since it was last submitted
         self._lease_ids: dict[str, int] = {}  # by the key of the cell
         self._holders: dict[tuple[str, str], list[str]] = defaultdict(list)  # (storage, cell_id) -> jobs
         self._longest_s: dict[str, float] = {}  # by likeness
@@ -45,6 +46,7 @@ class QueueState:
 
     def put_lease(self, row: LeaseRow) -> None:
         self._rows[row.lease_id] = row
+        self._note_beginning(row)
         if row.ended_s is None:
             self.held[row.lease_id] = row
             self._lease_ids[row.key] = row.lease_id
@@ -123,11 +125,26 @@ class QueueState:
             if twin.state in WAITING:
                 self.enqueue(twin)
 
+    def gpu_hours_of(self, job_id: str, now_s: float) -> float:
+        """What all leases of a job came to so far."""
+        held = sum(lease.gpus * (now_s - lease.granted_s) for lease in self.leases_of(job_id))
+        return self._gpu_hours[job_id] + held / HOUR_S
+
+    def hours_of(self, job_id: str, now_s: float) -> float:
+        """Since the first lease of a job after it was submitted."""
+        first_s = self._first_granted_s.get(job_id, 0.0)
+        return 0.0 if first_s < self.jobs[job_id].submitted_s else (now_s - first_s) / HOUR_S
+
+    def _note_beginning(self, lease: LeaseRow) -> None:
+        submitted_s = self.jobs[lease.job_id].submitted_s
+        if self._first_granted_s.get(lease.job_id, 0.0) < submitted_s <= lease.granted_s:
+            self._first_granted_s[lease.job_id] = lease.granted_s
+
     def _charge(self, lease: LeaseRow) -> None:
         ended_s = lease.ended_s or lease.granted_s
         used = self.usage.get(lease.owner, Usage())
         self.usage[lease.owner] = used.charged(lease.gpus, lease.granted_s, ended_s, self._settings.share_half_life_s)
-        self.gpu_hours[lease.job_id] += lease.gpus * (ended_s - lease.granted_s) / HOUR_S
+        self._gpu_hours[lease.job_id] += lease.gpus * (ended_s - lease.granted_s) / HOUR_S
 
     # --- the line ---
 
@@ -168,6 +185,7 @@ class QueueState:
         leases = self._store.leases()
         for lease in leases:
             self._last_lease_id = lease.lease_id
+            self._note_beginning(lease)
             if lease.ended_s is None:
                 self.put_lease(lease)
         for lease in sorted((one for one in leases if one.ended_s is not None), key=lambda one: one.ended_s or 0.0):

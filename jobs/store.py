@@ -52,6 +52,7 @@ _jobs = Table(
     *(Column(name, Boolean, nullable=False) for name in ("preemptible", "in_turn")),
     Column("arguments", JSON, nullable=False),
     Column("gpu_hours", Float),
+    Column("hours", Float),
     Column("submitted_s", Float, nullable=False),
     Column("ended_s", Float),
     Column("exit_code", Integer),
@@ -94,9 +95,15 @@ def _first_schema(connection: Connection) -> None:
     metadata.create_all(connection)
 
 
+def _add_hours(connection: Connection) -> None:
+    """Version 2: jobs have a limit on the wall clock."""
+    if "hours" not in {column["name"] for column in inspect(connection).get_columns(_jobs.name)}:
+        connection.exec_driver_sql("ALTER TABLE jobs ADD COLUMN hours FLOAT")
+
+
 # Version n is reached from n - 1 by the n-th function. They are never edited once released, only added to: whoever
-# changes the tables above writes a step with `connection.exec_driver_sql("ALTER TABLE ...")` here.
-MIGRATIONS = (_first_schema,)
+# changes the tables above writes a step here; a new store passes through all of them, with the tables as they are now.
+MIGRATIONS = (_first_schema, _add_hours)
 
 
 class Store:

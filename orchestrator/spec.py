@@ -222,7 +222,9 @@ class Policy(Strict):
     preemptible: bool = True
     max_failures: Annotated[int, Field(ge=0, le=1000)] = 3
     timeout: str = "12h"  # of one cell, while it trains
-    gpu_hours: Annotated[float, Field(gt=0, le=1e9)] | None = None  # of all cells; the cluster's queue keeps to it
+    # Limits of all cells together, which the cluster's queue keeps to; hours since the first of them began.
+    gpu_hours: Annotated[float, Field(gt=0, le=1e9)] | None = None
+    hours: Annotated[float, Field(gt=0, le=1e6)] | None = None
 
     @field_validator("timeout")
     @classmethod

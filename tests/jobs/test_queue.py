@@ -87,7 +87,7 @@ def start(queue: Queue, job: JobRequest) -> str:
 
 def driven(job: JobRequest) -> JobRequest:
     """What the driver of a submitted job says: it knows the plan, not what was submitted."""
-    return replace(job, code=None, spec_file="", arguments=(), occurrence=None, gpu_hours=None)
+    return replace(job, code=None, spec_file="", arguments=(), occurrence=None, gpu_hours=None, hours=None)
 
 
 def observed(queue: Queue) -> Any:
@@ -527,6 +527,35 @@ def test_a_job_without_a_driver_that_used_its_gpu_hours_is_over(open_queue: Call
     queue.decide()
     job = queue.find("a")
     assert (job.state, job.reason) == (JobState.FAILED, "used its budget of 1 GPU-hours")
+
+
+def test_a_job_that_used_its_hours_stops_and_has_them_anew_when_it_is_submitted_again(
+    open_queue: Callable[..., Queue], clock: Clock
+) -> None:
+    """They begin with the first lease: waiting costs nothing."""
+    queue = open_queue()
+    other = start(queue, request("other", 4))
+    job = replace(request("a", 4), hours=2.0)
+    queue.submit(job)
+    clock.now_s += 5 * 3600
+    queue.beat("other", other, [Released(leased(queue)["other-0"].lease_id, CellStatus.SUCCEEDED)])
+    queue.decide()
+    [started] = queue.drivers_to_start()
+    queue.attach(driven(job), str(started.driver))
+    queue = open_queue()
+    clock.now_s += 2 * 3600 - 1
+    queue.decide()
+    assert queue.leases()[0].stop_kind is None
+    clock.now_s += 1
+    queue.decide()
+    assert (queue.leases()[0].stop_kind, queue.leases()[0].stop_reason) == ("budget", "used its 2 hours")
+    queue.driver_lost("a", str(started.driver), "killed")
+    queue.decide()
+    assert (queue.find("a").state, queue.find("a").reason) == (JobState.FAILED, "used its 2 hours")
+    clock.now_s += 3600
+    queue.submit(job)
+    queue.decide()
+    assert [one.stop_kind for one in queue.leases()] == [None]
 
 
 # --- twins ---

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -175,7 +176,7 @@ def test_a_store_of_a_newer_version_is_refused_and_left_alone(store_url: str) ->
     store = Store(store_url)
     store.save([JOB], facts={"schema": "99"})
     store.close()
-    with pytest.raises(StoreError, match=r"schema 99; this one knows 1.*upgrade"):
+    with pytest.raises(StoreError, match=r"schema 99; this one knows \d+.*upgrade"):
         Store(store_url)
     engine = create_engine(store_url)
     with engine.connect() as connection:
@@ -199,14 +200,28 @@ def test_an_older_store_is_migrated_after_a_backup(tmp_path: Path, monkeypatch: 
     leave_in_the_log(store)
     monkeypatch.setattr(store_module, "MIGRATIONS", (*store_module.MIGRATIONS, add_colour))
     store = Store(url)
-    assert store.jobs() == [JOB] and store.fact("schema") == "2"
+    newest = len(store_module.MIGRATIONS)
+    assert store.jobs() == [JOB] and store.fact("schema") == str(newest)
     store.close()
-    kept = create_engine(f"sqlite:///{tmp_path / 'queue.db.schema-1'}")
+    kept = create_engine(f"sqlite:///{tmp_path / f'queue.db.schema-{newest - 1}'}")
     with kept.connect() as connection:
-        assert connection.execute(text("SELECT value FROM facts WHERE name = 'schema'")).scalar() == "1"
+        assert connection.execute(text("SELECT value FROM facts WHERE name = 'schema'")).scalar() == str(newest - 1)
         assert connection.execute(text("SELECT job_id FROM jobs")).scalar() == JOB.job_id
         assert "colour" not in set(connection.execute(text("SELECT * FROM cells")).keys())
     kept.dispose()
+
+
+def test_a_store_of_the_first_schema_learns_the_limit_in_hours(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(store_module, "MIGRATIONS", store_module.MIGRATIONS[:1])
+        store = Store(store_url)
+    with store.engine.begin() as connection:
+        connection.execute(text("ALTER TABLE jobs DROP COLUMN hours"))
+    store.close()
+    store = open_patiently(store_url)
+    store.save([replace(JOB, hours=1.5)])
+    assert [job.hours for job in store.jobs()] == [1.5]
+    store.close()
 
 
 def leave_in_the_log(store: Store) -> None:
