@@ -5,7 +5,7 @@ BIN := .venv/bin
 PRETRAINED := runs/smollm2-135m-instruct
 HELD_OUT := runs/held-out-sample.jsonl
 
-.PHONY: demo demo-pretrained test e2e check format clean
+.PHONY: demo demo-pretrained test e2e chaos check format clean
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -29,10 +29,14 @@ $(HELD_OUT): | .venv/.installed
 	$(BIN)/python -m tools.sample_held_out $@
 
 test: .venv/.installed
-	$(BIN)/pytest -m "not e2e"
+	$(BIN)/pytest -m "not e2e and not chaos"
 
 e2e: .venv/.installed
 	$(BIN)/pytest -m e2e
+
+# By hand: CHAOS_MINUTES=15 and CHAOS_SEED, as root.
+chaos: .venv/.installed
+	$(BIN)/pytest -m chaos
 
 check: .venv/.installed
 	$(BIN)/ruff check .

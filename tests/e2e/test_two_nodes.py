@@ -1,53 +1,30 @@
 """Two nodes, several users, one queue: preemption across nodes, and whatever is killed, everything ends once."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import yaml
-from product import CellFolder, Job, assert_every_step_once, tracked_runs, wait_for, write_job
-from two_nodes import ADDRESSES, TwoNodes, find_missing
+from product import CellFolder, assert_every_step_once, wait_for
+from two_nodes import (
+    ADDRESSES,
+    TwoNodes,
+    assert_nothing_leaks,
+    attempts_of,
+    cell_of,
+    new_job,
+    runs_of,
+    submit,
+    two_nodes,
+    wait_until_over,
+)
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoNodes]:
-    if missing := find_missing():
-        pytest.skip(missing)
-    nodes = TwoNodes(tmp_path_factory.mktemp("nodes") / "cluster")
-    try:
-        nodes.lay_cables()
-        nodes.start_mlflow()
-        nodes.start_ray()
+    with two_nodes(tmp_path_factory.mktemp("nodes")) as nodes:
         yield nodes
-    finally:
-        nodes.take_away()
-
-
-def new_job(cluster: TwoNodes, name: str, steps: int, **changes: Any) -> Job:
-    changes = {"storage": None, "name": name, "recipe__budget__amount": steps, **changes}
-    return write_job(cluster.folder / name, **changes)
-
-
-def cell_of(cluster: TwoNodes, cell_id: str) -> CellFolder:
-    return CellFolder(cluster.storage / "cells" / cell_id)
-
-
-def submit(cluster: TwoNodes, job: Job, *options: str) -> dict[str, Any]:
-    return cluster.ask("submit", job.spec.name, *options, cwd=job.folder)
-
-
-def wait_until_over(cluster: TwoNodes, *job_ids: str, timeout_s: float = 600) -> dict[str, dict[str, Any]]:
-    """Each question is a job of its own on the cluster, so the reports are waited for first."""
-    reports = [cluster.storage / job_id / "report.json" for job_id in job_ids]
-    wait_for(lambda: all(report.exists() for report in reports), f"reports of {job_ids}", timeout_s=timeout_s)
-
-    def over() -> dict[str, dict[str, Any]] | None:
-        jobs = {job["job_id"]: job for job in cluster.ask("queue")["jobs"]}
-        return jobs if all(jobs[job_id]["ended_s"] for job_id in job_ids) else None
-
-    return wait_for(over, f"the end of {job_ids}", timeout_s=120)
 
 
 def wait_for_step(cluster: TwoNodes, cell_id: str, step: int) -> None:
@@ -70,20 +47,6 @@ def training_on_the_worker(cluster: TwoNodes, cells: list[str]) -> CellFolder | 
             if worker["node"] == ADDRESSES["worker"] and steps[-1]["attempt"] == worker["attempt"]:
                 return cell
     return None
-
-
-def attempts_of(cell: CellFolder) -> int:
-    return int(yaml.safe_load((cell.path / "attempts.json").read_text())["count"])
-
-
-def assert_nothing_leaks(cluster: TwoNodes) -> None:
-    wait_for(lambda: len(set(map(str, cluster.resources()))) == 1, "all resources free", timeout_s=60)
-    assert cluster.ask("queue")["leases"] == []
-
-
-def runs_of(cluster: TwoNodes, job_id: str) -> list[Any]:
-    uri = f"sqlite:///{cluster.storage / 'mlflow.db'}"
-    return [run for run in tracked_runs(uri) if run.data.tags["comparison_id"] == job_id]
 
 
 def test_an_urgent_finetune_on_both_nodes_preempts_two_comparisons_which_then_resume(cluster: TwoNodes) -> None:

@@ -8,13 +8,15 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from product import ROOT, clean_environment, wait_for
+import pytest
+import yaml
+from product import ROOT, CellFolder, Job, clean_environment, tracked_runs, wait_for, write_job
 
 ADDRESSES = {"head": "10.77.0.1", "worker": "10.77.0.2"}
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -214,3 +216,57 @@ def _command_line(pid: int) -> str:
 
 def _ip(*arguments: str) -> str:
     return subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True).stdout
+
+
+@contextmanager
+def two_nodes(folder: Path) -> Iterator[TwoNodes]:
+    """A cluster that runs; skips the test where this machine cannot have one."""
+    if missing := find_missing():
+        pytest.skip(missing)
+    nodes = TwoNodes(folder / "cluster")
+    try:
+        nodes.lay_cables()
+        nodes.start_mlflow()
+        nodes.start_ray()
+        yield nodes
+    finally:
+        nodes.take_away()
+
+
+def new_job(cluster: TwoNodes, name: str, steps: int, **changes: Any) -> Job:
+    changes = {"storage": None, "name": name, "recipe__budget__amount": steps, **changes}
+    return write_job(cluster.folder / name, **changes)
+
+
+def cell_of(cluster: TwoNodes, cell_id: str) -> CellFolder:
+    return CellFolder(cluster.storage / "cells" / cell_id)
+
+
+def submit(cluster: TwoNodes, job: Job, *options: str) -> dict[str, Any]:
+    return cluster.ask("submit", job.spec.name, *options, cwd=job.folder)
+
+
+def wait_until_over(cluster: TwoNodes, *job_ids: str, timeout_s: float = 600) -> dict[str, dict[str, Any]]:
+    """Each question is a job of its own on the cluster, so the reports are waited for first."""
+    reports = [cluster.storage / job_id / "report.json" for job_id in job_ids]
+    wait_for(lambda: all(report.exists() for report in reports), f"reports of {job_ids}", timeout_s=timeout_s)
+
+    def over() -> dict[str, dict[str, Any]] | None:
+        jobs = {job["job_id"]: job for job in cluster.ask("queue")["jobs"]}
+        return jobs if all(jobs[job_id]["ended_s"] for job_id in job_ids) else None
+
+    return wait_for(over, f"the end of {job_ids}", timeout_s=120)
+
+
+def attempts_of(cell: CellFolder) -> int:
+    return int(yaml.safe_load((cell.path / "attempts.json").read_text())["count"])
+
+
+def assert_nothing_leaks(cluster: TwoNodes) -> None:
+    wait_for(lambda: len(set(map(str, cluster.resources()))) == 1, "all resources free", timeout_s=60)
+    assert cluster.ask("queue")["leases"] == []
+
+
+def runs_of(cluster: TwoNodes, job_id: str) -> list[Any]:
+    uri = f"sqlite:///{cluster.storage / 'mlflow.db'}"
+    return [run for run in tracked_runs(uri) if run.data.tags["comparison_id"] == job_id]
