@@ -12,7 +12,6 @@ from typing import Any
 from jobs.cluster import NAMESPACE
 from jobs.leases import ask, find_dispatcher
 from jobs.submission import MARK
-from jobs.submitting import plan_schedule, plan_submission
 from orchestrator.errors import ClusterError, OrchestratorError
 
 
@@ -28,11 +27,9 @@ def main() -> None:
 
 def _answer(verb: str, question: Mapping[str, Any]) -> Any:
     """A submission is planned here, where the cluster's data and models are; the rest is the dispatcher's."""
-    if verb == "submit":
-        arguments: Sequence[Any] = [plan_submission(question)]
-    else:
-        arguments = plan_schedule(question) if verb == "schedule_add" else question["arguments"]
     import ray
+
+    arguments = _planned(verb, question) if verb in ("submit", "schedule_add") else question["arguments"]
 
     ray.init(address="auto", namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
     actor = find_dispatcher()
@@ -41,6 +38,12 @@ def _answer(verb: str, question: Mapping[str, Any]) -> Any:
             "this cluster has no dispatcher; on its head, `python -m jobs.dispatcher start --storage DIR` starts one"
         )
     return ask(actor, verb, *arguments)
+
+
+def _planned(verb: str, question: Mapping[str, Any]) -> Sequence[Any]:
+    from jobs.submitting import plan_schedule, plan_submission  # half a second that other questions need not wait
+
+    return [plan_submission(question)] if verb == "submit" else plan_schedule(question)
 
 
 if __name__ == "__main__":
