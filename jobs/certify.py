@@ -3,6 +3,7 @@
 import shutil
 import threading
 import uuid
+from _thread import interrupt_main
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -15,7 +16,7 @@ from rich.console import Console
 from backbones.registry import BackboneSpec
 from jobs.cluster import demand_of, find_missing_hardware, require_joinable_address
 from jobs.launch import UPLOAD_LIMIT_S, command_line
-from jobs.leases import default_owner, hold_leases
+from jobs.leases import Leases, default_owner, hold_leases
 from jobs.queue_rows import CellRequest, JobRequest
 from jobs.report.certificate import render_certificate
 from orchestrator.certificate.record import (
@@ -99,7 +100,7 @@ def _run(job: CertifyJob, placement: Placement, show: Callable[[Proof], None], c
         require_joinable_address()
         with hold_leases(placement, _lease_request(job.request, placement)) as leases:
             lease = leases.wait_for_one(lambda text: console.print(text, highlight=False, markup=False))
-            with _following(job.spool_folder, show):
+            with _following(job.spool_folder, show), _stopped_when_told(leases):
                 failure = run_attempt(job, placement, leases.nodes_of(lease))
             status = CellStatus.SUCCEEDED if outcome.exists() else CellStatus.FAILED
             leases.give_back(lease.lease_id, lease.cell_id, status)
@@ -109,6 +110,29 @@ def _run(job: CertifyJob, placement: Placement, show: Callable[[Proof], None], c
         return certificate_from_json(read_json(outcome))
     finally:
         shutil.rmtree(job.folder, ignore_errors=True)
+
+
+@contextmanager
+def _stopped_when_told(leases: Leases) -> Iterator[None]:
+    """Somebody may stop or cancel the job in the queue. Raises CertificateError then."""
+
+    def look() -> None:
+        if leases.directives.stop or leases.directives.replaced:
+            leases.changed = ignore  # once
+            interrupt_main()
+
+    def ignore() -> None:
+        """Nothing is left to be done."""
+
+    leases.changed = look
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):  # Ray Train answers SIGINT by an exit without a word
+        if not (why := leases.directives.stop):
+            raise KeyboardInterrupt from None
+        raise CertificateError(f"the proofs were not finished: {why}") from None
+    finally:
+        leases.changed = ignore
 
 
 def _lease_request(request: CertificateRequest, placement: Placement) -> JobRequest:

@@ -30,7 +30,6 @@ def _answer(verb: str, question: Mapping[str, Any]) -> Any:
     import ray
 
     arguments = _planned(verb, question) if verb in ("submit", "schedule_add") else question["arguments"]
-
     ray.init(address="auto", namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
     actor = find_dispatcher()
     if actor is None:

@@ -46,6 +46,18 @@ class OneMachine:
             check=False,
         )
 
+    def start(self, *arguments: str, **variables: str) -> subprocess.Popen[str]:
+        """A command that goes on while others are given."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "jobs.cli", *arguments],
+            cwd=ROOT,
+            env={**self.environment, **variables},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
     def up(self) -> None:
         options = [f"--{name}={port}" for name, port in self.ports.items()]
         started = self.run("up", f"--storage={self.storage}", "--num-cpus=4", *options)
@@ -193,6 +205,20 @@ def test_a_benchmark_is_submitted_and_a_certificate_takes_a_lease(machine: OneMa
     (granted, ended) = [e for e in machine.ask("status", row["job_id"])["events"] if e["kind"] in ("granted", "ended")]
     assert row["state"] == "SUCCEEDED"
     assert granted["time_s"] < ended["time_s"]
+    assert machine.ask("queue")["leases"] == []
+
+
+def test_a_certificate_that_is_stopped_in_the_queue_ends(machine: OneMachine) -> None:
+    """Its proofs have no checkpoint: they end at once, and give their lease back."""
+    address = f"127.0.0.1:{machine.ports['port']}"
+    certify = machine.start("certify", "tiny-mistral", f"--storage={machine.storage}", RAY_ADDRESS=address)
+    folder, name = machine.storage / "certificates", "tiny-mistral"
+    (begun,) = wait_for(lambda: list(folder.glob(f".{name}-*")), "the beginning of the proofs", alive=certify)
+    machine.ask("stop", f"certificate-{name}-{begun.name.rpartition('-')[2][:12]}")
+    said, _ = certify.communicate(timeout=120)
+    assert certify.returncode == 1
+    assert "the proofs were not finished: stopped by" in said
+    assert list(folder.glob(f".{name}-*")) == []
     assert machine.ask("queue")["leases"] == []
 
 
