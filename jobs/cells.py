@@ -117,8 +117,9 @@ class CellRunner:
             running = self._running.get(lease.lease_id)
             if lease.lease_id not in started and lease.cell_id in open_cells and not self._stopping.is_set():
                 started.add(lease.lease_id)
-                if lease.stop_kind == "preempted":  # before this driver had begun
-                    self.leases.give_back(lease.lease_id, lease.cell_id, CellStatus.PREEMPTED, lease.stop_reason)
+                if lease.stop_kind is not None:  # before this driver had begun
+                    status = CellStatus.PREEMPTED if lease.stop_kind == "preempted" else CellStatus.CANCELLED
+                    self.leases.give_back(lease.lease_id, lease.cell_id, status, lease.stop_reason)
                 else:
                     self._start(open_cells[lease.cell_id], lease)
             elif running is not None and running.asked is None and lease.stop_kind is not None:
@@ -161,8 +162,14 @@ class CellRunner:
         for cell in open_cells:
             reason = closed.get(cell.cell_id, told.stop or "stopped before it was started")
             if cell.cell_id not in training and (cell.cell_id in closed or self._stopping.is_set()):
-                results[cell.cell_id] = self._end(cell, self._tries_of(cell).history, CellStatus.CANCELLED, reason)
+                results[cell.cell_id] = self.find_finished(cell) or self._cancel(cell, reason)
         return results
+
+    def _cancel(self, cell: Cell, reason: str) -> CellResult:
+        """The result of a cell without a lease. Another job may train it now: nothing is written."""
+        result = self._result(cell, self._tries_of(cell).history, CellStatus.CANCELLED, reason)
+        self.report(cell, result.status, result.attempts)
+        return result
 
     def _start(self, cell: Cell, lease: LeaseRow) -> None:
         """Runs a cell in a thread that, unlike a pool's, does not keep the process from ending."""
@@ -195,9 +202,12 @@ class CellRunner:
         """One attempt. What it came to, or why the cell needs another lease."""
         if not self.leases.counterpart.is_shared:  # the launch holds the locks of all its cells
             return self._run_attempt(running, lease)
-        with locked_cells([self.folder(running.cell)], LOCK_LIMIT_S):
-            # Another job may have trained the same cell while this one waited.
-            return self.find_finished(running.cell) or self._run_attempt(running, lease)
+        try:
+            with locked_cells([self.folder(running.cell)], LOCK_LIMIT_S):
+                # Another job may have trained the same cell while this one waited.
+                return self.find_finished(running.cell) or self._run_attempt(running, lease)
+        except AlreadyRunningError as error:  # somebody whom the queue does not know of, or no longer
+            return Again(CellStatus.QUEUED, str(error))
 
     def _run_attempt(self, running: _Running, lease: LeaseRow) -> CellResult | Again:
         cell, tries = running.cell, self._tries_of(running.cell)
@@ -259,21 +269,24 @@ class CellRunner:
         return self._tries[cell.cell_id]
 
     def _end(self, cell: Cell, history: "_History", status: CellStatus, reason: str | None) -> CellResult:
-        measurement = find_measurement(history.folder) if status is CellStatus.SUCCEEDED else None
-        result = CellResult(
+        result = self._result(cell, history, status, reason)
+        save_cell_result(history.folder, result)
+        self.report(cell, status, history.count)
+        return result
+
+    @staticmethod
+    def _result(cell: Cell, history: "_History", status: CellStatus, reason: str | None) -> CellResult:
+        return CellResult(
             cell_id=cell.cell_id,
             backbone_id=cell.backbone.backbone_id,
             seed=cell.seed,
             status=status,
             attempts=history.count,
-            measurement=measurement,
+            measurement=find_measurement(history.folder) if status is CellStatus.SUCCEEDED else None,
             failure=reason,
             folder=str(history.folder),
             restarts=history.reasons[: history.count - 1],
         )
-        save_cell_result(history.folder, result)
-        self.report(cell, status, history.count)
-        return result
 
 
 class _History:

@@ -1,6 +1,7 @@
 """`backbone certify`: the proofs on Ray Train workers, shown as they end, kept, and told to MLflow."""
 
 import shutil
+import signal
 import threading
 import uuid
 from _thread import interrupt_main
@@ -36,6 +37,7 @@ from orchestrator.preflight import default_tracking_uri
 from orchestrator.results import CellStatus, read_json
 from orchestrator.spec import Budget, Data, Placement, Recipe, Tracking
 from orchestrator.tracking.mlflow_writer import MlflowWriter, TrackedRun
+from orchestrator.tracking.run import without_password
 from orchestrator.tracking.spool import read_from
 from orchestrator.worker import Failure, run_attempt
 
@@ -98,7 +100,7 @@ def _run(job: CertifyJob, placement: Placement, show: Callable[[Proof], None], c
     outcome = job.folder / CELL_FILE
     try:
         require_joinable_address()
-        with hold_leases(placement, _lease_request(job.request, placement)) as leases:
+        with hold_leases(placement, lease_request(job.request, placement)) as leases:
             lease = leases.wait_for_one(lambda text: console.print(text, highlight=False, markup=False))
             with _following(job.spool_folder, show), _stopped_when_told(leases):
                 failure = run_attempt(job, placement, leases.nodes_of(lease))
@@ -116,26 +118,32 @@ def _run(job: CertifyJob, placement: Placement, show: Callable[[Proof], None], c
 def _stopped_when_told(leases: Leases) -> Iterator[None]:
     """Somebody may stop or cancel the job in the queue. Raises CertificateError then."""
 
+    why = ""
+
     def look() -> None:
-        if leases.directives.stop or leases.directives.replaced:
+        nonlocal why
+        told = leases.directives
+        if why := told.stop or next((lease.stop_reason for lease in told.leases if lease.stop_kind), ""):
             leases.changed = ignore  # once
             interrupt_main()
 
     def ignore() -> None:
         """Nothing is left to be done."""
 
+    handler = signal.getsignal(signal.SIGINT)  # Ray Train leaves its own behind
     leases.changed = look
     try:
         yield
     except (KeyboardInterrupt, SystemExit):  # Ray Train answers SIGINT by an exit without a word
-        if not (why := leases.directives.stop):
+        if not why:
             raise KeyboardInterrupt from None
         raise CertificateError(f"the proofs were not finished: {why}") from None
     finally:
         leases.changed = ignore
+        signal.signal(signal.SIGINT, handler)
 
 
-def _lease_request(request: CertificateRequest, placement: Placement) -> JobRequest:
+def lease_request(request: CertificateRequest, placement: Placement) -> JobRequest:
     """One gang that cannot be preempted: proofs have no checkpoint. Every launch is a job of its own."""
     slug = backbone_slug(request.backbone)
     likeness = content_hash(["certificate", backbone_identity(request.backbone), placement.model_dump(mode="json")])
@@ -146,7 +154,7 @@ def _lease_request(request: CertificateRequest, placement: Placement) -> JobRequ
         priority=0,
         preemptible=False,
         storage=str(request.folder.parent),
-        cells=(CellRequest("proofs", demand_of(placement), PREDICTED_S, likeness),),
+        cells=(CellRequest(f"proofs-{request.launch[:12]}", demand_of(placement), PREDICTED_S, likeness),),
     )
 
 
@@ -214,4 +222,8 @@ def _track(certificate: Certificate, file: Path, page: Path, storage: Path, cons
         console.print(f"MLflow refused {problem}", highlight=False, markup=False, soft_wrap=True)
     if unsent:
         hint = "run the same command again once it answers"
-        console.print(f"MLflow at {uri} does not have the certificate yet; {hint}", highlight=False, soft_wrap=True)
+        console.print(
+            f"MLflow at {without_password(uri)} does not have the certificate yet; {hint}",
+            highlight=False,
+            soft_wrap=True,
+        )

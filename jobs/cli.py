@@ -119,8 +119,8 @@ def finetune(
 @app.command()
 def benchmark(
     spec: Spec,
-    steps: queue_cli.Steps = 20,
-    warmup: queue_cli.WarmUp = 5,
+    steps: Annotated[int, typer.Option(help="Steps to measure.")] = 20,
+    warmup: Annotated[int, typer.Option(help="Steps before them, which do not count.")] = 5,
     occurrence: Annotated[
         str | None, typer.Option(metavar="NAME", help="A measurement to finish or show; else a new one.")
     ] = None,

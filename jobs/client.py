@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jobs.benchmark_plan import new_occurrence
+from jobs.benchmark_plan import MEASURED, WARM_UP, new_occurrence
 from jobs.submission import MARK, RayJobs
 from orchestrator.errors import ClusterError, InputError
 
@@ -24,8 +24,8 @@ OVER = ("SUCCEEDED", "FAILED", "CANCELLED", "INTERRUPTED")
 class Benchmark:
     """Measures the speed of a comparison's backbones instead of running it: over how many steps, after how many."""
 
-    warm_up: int
-    measured: int
+    warm_up: int = WARM_UP
+    measured: int = MEASURED
     occurrence: str = field(default_factory=new_occurrence)  # the same again is the same job
 
 
@@ -67,7 +67,7 @@ class Submission:
             "plugins": list(self.plugins),
             "skip_infeasible": self.skip_infeasible,
             "certificate": self.certificate,
-            "benchmark": None if self.benchmark is None else asdict(self.benchmark),
+            **({} if self.benchmark is None else {"benchmark": asdict(self.benchmark)}),
         }
 
 
@@ -103,6 +103,8 @@ class QueueClient:
 
     def add_schedule(self, name: str, submission: Submission, cron: str, timezone: str, **rules: str) -> dict[str, Any]:
         """Submits the spec on a clock; `rules` are grace, overlap and catch_up (docs/schedules.md)."""
+        if submission.benchmark is not None:
+            raise InputError("a benchmark cannot be put on a clock; submit it, or schedule the comparison itself")
         question = {"name": name, "cron": cron, "timezone": timezone, "rules": rules, **submission.question}
         return self._answer("schedule_add", question, submission.folder)
 

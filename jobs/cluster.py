@@ -96,11 +96,11 @@ def largest_cluster(autoscaling_config: Path) -> list[Node]:
 class NodeRequest:
     """Tells the autoscaler of every gang that runs or waits: Ray itself sees only those that were launched.
 
-    Does nothing on a cluster without an autoscaler.
+    Does nothing on a cluster without an autoscaler. `standing`: what was asked for before; None, if nobody knows.
     """
 
-    def __init__(self) -> None:
-        self._demands: list[Demand] | None = None  # what a process that died asked for still stands
+    def __init__(self, standing: list[Demand] | None):
+        self._demands = standing
 
     def update(self, demands: list[Demand]) -> None:
         """Asks for the nodes of these, if that is news; of none: takes the request back."""

@@ -17,7 +17,7 @@ from jobs.queue import SILENT_S, Queue
 from jobs.queue_model import Settings
 from jobs.queue_rows import Directives, JobRequest, JobRow, Released
 from jobs.reconciler import Reconciler
-from jobs.store import Store
+from jobs.store import Store, shown
 from jobs.submission import RayJob, RayJobs
 from jobs.trace import load_queue_settings
 
@@ -66,7 +66,8 @@ class DispatcherActor:
         self._queue.see_cluster(ray.get_runtime_context().get_node_id())
         self._growth = largest_cluster(Path(setup.autoscaling_config)) if setup.autoscaling_config else []
         self._seen: dict[str, Node] = {}
-        self._nodes_asked_for = NodeRequest()
+        self._seeing = threading.Lock()
+        self._nodes_asked_for = NodeRequest(None)
         self._trouble = ""
         self._reconciler = Reconciler()
         self._clockwork = Clockwork(setup.store_url, setup.jobs_address, self._queue.jobs)
@@ -88,7 +89,7 @@ class DispatcherActor:
 
     def ping(self) -> dict[str, Any]:
         """That it lives, which store it has, and what went wrong in its last round."""
-        return {"store": self._setup.store_url.split("@")[-1], "pid": os.getpid(), "trouble": self._trouble}
+        return {"store": shown(self._setup.store_url), "pid": os.getpid(), "trouble": self._trouble}
 
     def submit(self, request: JobRequest) -> dict[str, Any]:
         self._see_nodes()
@@ -175,6 +176,10 @@ class DispatcherActor:
         return ""
 
     def _see_nodes(self) -> None:
+        with self._seeing:
+            self._look_at_nodes()
+
+    def _look_at_nodes(self) -> None:
         nodes = live_nodes()
         setup = self._setup
         if setup.autoscaling_config is not None:

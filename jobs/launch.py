@@ -31,7 +31,7 @@ from orchestrator.plan import Cell, Plan
 from orchestrator.preflight import IN_RAY_JOB
 from orchestrator.results import CellResult, CellStatus
 from orchestrator.spec import Finetune
-from orchestrator.tracking.mlflow_writer import TrackedRun
+from orchestrator.tracking.run import TrackedRun, without_password
 from orchestrator.tracking.sender import driver_of
 
 UPLOAD_LIMIT_S = 120.0
@@ -271,8 +271,8 @@ def _say_what_is_left(
     if unsent:
         why = f" ({tracking.unreachable})" if tracking.unreachable else ""
         console.print(
-            f"MLflow at {plan.tracking_uri} does not have everything of {len(unsent)} runs yet{why}; nothing is lost: "
-            "run the same command again once it answers",
+            f"MLflow at {without_password(plan.tracking_uri)} does not have everything of {len(unsent)} runs yet{why}; "
+            "nothing is lost: run the same command again once it answers",
             highlight=False,
             markup=False,
             soft_wrap=True,

@@ -18,7 +18,7 @@ from jobs.queue_model import Settings
 from jobs.queue_policy import NEVER_FITS
 from jobs.queue_rows import CellRequest, Directives, JobRequest, LeaseRow, Released
 from jobs.store import Store
-from orchestrator.errors import ClusterError, InputError, ResourcesError
+from orchestrator.errors import ClusterError, InputError, ResourcesError, StoreError
 from orchestrator.plan import Cell, Plan, backbone_identity, content_hash
 from orchestrator.preflight import IN_RAY_JOB
 from orchestrator.results import CellStatus
@@ -29,6 +29,7 @@ ACTOR_NAME = "backbone-dispatcher"
 DRIVER, JOB, OWNER = "BACKBONE_DRIVER", "BACKBONE_JOB", "BACKBONE_OWNER"
 BEAT_S = 1.0
 WAIT_FOR_NODES_S = 20 * 60
+ATTACH_LIMIT_S = 180.0
 ANSWER_LIMIT_S = 60.0  # the dispatcher may be starting anew
 
 
@@ -51,7 +52,7 @@ class OwnQueue:
 
     def __init__(self, settings: Settings):
         self._queue = Queue(Store("sqlite://"), settings)
-        self._nodes_asked_for = NodeRequest()
+        self._nodes_asked_for = NodeRequest([])
 
     def attach(self, request: JobRequest, driver: str) -> None:
         self._queue.attach(request, driver)
@@ -200,10 +201,21 @@ class Leases:
     _ended: bool = False
 
     def start(self) -> None:
-        """Attaches; from now on the driver is heard. Raises AlreadyRunningError, ClusterError."""
-        self.counterpart.attach(self.request, self.driver)
+        """Attaches; from now on the driver is heard. Raises AlreadyRunningError, InputError, ClusterError."""
+        self._attach()
         self._thread = threading.Thread(target=self._beat_until_ended, name="leases", daemon=True)
         self._thread.start()
+
+    def _attach(self) -> None:
+        """The dispatcher, or its database, may be starting anew."""
+        deadline = time.monotonic() + ATTACH_LIMIT_S
+        while True:
+            try:
+                return self.counterpart.attach(self.request, self.driver)
+            except (ClusterError, StoreError):
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(BEAT_S)
 
     def give_back(self, lease_id: int, cell_id: str, status: CellStatus, note: str = "") -> None:
         """A lease is over; a status that is not terminal asks for another one."""

@@ -68,7 +68,7 @@ class Queue:
                 return known
             if fault := self._impossible(request.owner, {cell.demand for cell in request.cells}):
                 raise InputError(f"{request.job_id}: {fault}")
-            job = self._accept(request, known, JobState.QUEUED if request.cells else JobState.SUCCEEDED, None)
+            job = self._accept(request, known, JobState.QUEUED, None)
             again = " again" if known else ""
             cells = f"{len(request.cells)} cells to run, priority {job.priority}"
             self._changes.log("submitted", job, text=f"{job.owner} submitted it{again}: {cells}")
@@ -383,7 +383,7 @@ class Queue:
     def _stop_jobs_without_budget(self, now_s: float) -> None:
         """Stops the cells of jobs that used what they may, and takes what waits of them out of the line."""
         for job in [job for job in self._state.jobs.values() if not job.state.is_over]:
-            if not (reason := self._overspent(job, now_s)):
+            if not (reason := self._overspent(job, now_s)) or not self._has_open_cells(job):  # a report costs nothing
                 continue
             held = self._state.leases_of(job.job_id)
             for lease in held:

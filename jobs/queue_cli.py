@@ -10,6 +10,7 @@ import typer
 
 from jobs import show_queue as show
 from jobs.show import out
+from orchestrator.errors import InputError
 
 if TYPE_CHECKING:
     from jobs.client import QueueClient
@@ -29,8 +30,6 @@ Plugins = Annotated[
     list[str] | None, typer.Option("--plugin", metavar="MODULE", help="Registers backbones; repeatable.")
 ]
 Spec = Annotated[Path, typer.Argument(metavar="SPEC", help="A comparison or finetune.")]
-Steps = Annotated[int, typer.Option(help="Steps to measure, of a benchmark.")]
-WarmUp = Annotated[int, typer.Option(help="Steps before them, which do not count.")]
 ScheduleName = Annotated[str, typer.Argument(metavar="NAME", help="`backbone schedule list` shows them.")]
 SCHEDULE_VERBS = {
     "show": "Shows a schedule's rules, its next tick and what became of the latest ones.",
@@ -67,8 +66,11 @@ def submit(
     skip_infeasible: Annotated[bool, typer.Option(help="Report cells that cannot fit instead of refusing.")] = False,
     certificate: Annotated[bool, typer.Option("--certificate/--no-certificate", help="As for compare.")] = True,
     benchmark: Annotated[bool, typer.Option("--benchmark", help="Measure the comparison's speed instead.")] = False,
-    steps: Steps = 20,
-    warmup: WarmUp = 5,
+    steps: Annotated[int | None, typer.Option(help="As for benchmark.")] = None,
+    warmup: Annotated[int | None, typer.Option(help="As for benchmark.")] = None,
+    occurrence: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A benchmark to continue; else a new one.")
+    ] = None,
     insecure: Insecure = False,
     as_json: AsJson = False,
 ) -> None:
@@ -78,7 +80,11 @@ def submit(
     check_spec(spec)  # what is wrong with the file is told before anything travels
     from jobs.client import Benchmark, Submission
 
-    measure = Benchmark(warmup, steps) if benchmark else None
+    chosen = {"measured": steps, "warm_up": warmup, "occurrence": occurrence}
+    given: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
+    if given and not benchmark:
+        raise InputError("--steps, --warmup and --occurrence are of a benchmark; add --benchmark, or leave them out")
+    measure = Benchmark(**given) if benchmark else None
     client = _client(address, insecure)
     job = client.submit(
         Submission(spec, priority, owner, tuple(plugin or ()), working_dir, skip_infeasible, certificate, measure)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from orchestrator.tracking.run import without_password
+
 if TYPE_CHECKING:
     from backbones.spec import BackboneSpec
     from orchestrator.plan import Plan
@@ -55,7 +57,7 @@ def plan_document(planned: "Plan") -> dict[str, Any]:
         "kind": planned.kind,
         "name": planned.job.name,
         "storage": str(planned.storage),
-        "tracking_uri": planned.tracking_uri,
+        "tracking_uri": without_password(planned.tracking_uri),
         "train_examples": len(planned.train.examples),
         "train_bytes": planned.train.learnable_bytes,
         "validation_examples": len(planned.validation.examples),
@@ -90,7 +92,7 @@ def print_plan(planned: "Plan") -> None:
         "budget": f"{recipe.budget.amount:,.0f} {recipe.budget.kind} per cell, {recipe.precision}",
         "placement": f"{placement.workers} workers x {placement.gpus_per_worker} GPU, {placement.cpus_per_worker} CPU",
         "storage": str(planned.storage),
-        "tracking": planned.tracking_uri,
+        "tracking": without_password(planned.tracking_uri),
     }
     print()
     for name, text in lines.items():

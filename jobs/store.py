@@ -34,6 +34,7 @@ from sqlalchemy.pool import StaticPool
 from jobs.queue_rows import CellRow, EventRow, JobRow, JobState, LeaseRow
 from orchestrator.errors import InputError, StoreError
 from orchestrator.results import CellStatus
+from orchestrator.tracking.run import without_password
 
 Row = JobRow | CellRow | LeaseRow
 POSTGRES_LOCK = 0x6261636B  # one dispatcher per database: an advisory lock that its connection holds
@@ -243,7 +244,7 @@ def beside(url: str, name: str) -> Engine:
 
 def shown(url: str) -> str:
     """The store's address without its password."""
-    return make_url(url).render_as_string(hide_password=True)
+    return without_password(make_url(url).render_as_string(hide_password=True))
 
 
 def _engine(url: str) -> Engine:

@@ -131,7 +131,8 @@ class MlflowWriter:
                 wait, self.unreachable = INTERVAL_S, None
                 self._wake.wait(wait)
             except Exception as error:  # the server's absence takes many shapes; all of them mean: try again later
-                self.unreachable = str(error).strip().splitlines()[0][:300] if str(error).strip() else repr(error)
+                said = (str(error).strip() or repr(error)).replace(self._uri, self._destination.address)
+                self.unreachable = said.splitlines()[0][:300]
                 wait = min(wait * 2, LONGEST_WAIT_S)
                 self._closing.wait(wait)
 

@@ -10,10 +10,15 @@ from mlflow import MlflowClient
 from report_documents import NAMES, comparison_document
 from safetensors.torch import load_file, save_file
 
-from backbones.registry import build
-from jobs.certify import make_recipe
+from backbones.registry import build, get_spec
+from jobs.certify import lease_request, make_placement, make_recipe
+from jobs.packing import Node
+from jobs.queue import Queue
+from jobs.queue_model import Settings
 from jobs.report.certificate import render_certificate
 from jobs.report.html import render_report
+from jobs.store import Store
+from orchestrator.certificate.record import CertificateRequest
 from orchestrator.errors import InputError
 
 PROOFS = ["special tokens", "prompt", "architecture", "weights", "rows", "parity", "packing", "overfit"]
@@ -149,3 +154,14 @@ def test_a_comparison_without_certificates_says_so(tmp_path: Path, run_backbone:
     (page,) = (tmp_path / "runs").glob("pair-*/report.html")
     assert "<strong>Not certified:</strong> tiny-qwen." in page.read_text()
     assert not (tmp_path / "runs" / "certificates").exists()
+
+
+def test_proofs_of_different_backbones_hold_leases_side_by_side(tmp_path: Path) -> None:
+    queue = Queue(Store("sqlite://"), Settings())
+    queue.see_nodes([Node("node", 0, 4)], [Node("node", 0, 4)])
+    placement, recipe = make_placement(2, gpu=False), make_recipe("auto", "full")
+    for launch, backbone_id in (("a" * 32, "tiny-llama2"), ("b" * 32, "tiny-mistral")):
+        asked = CertificateRequest(get_spec(backbone_id), recipe, 2, tmp_path / "certificates", launch, ())
+        queue.attach(lease_request(asked, placement), f"driver-{launch[0]}")
+    queue.decide()
+    assert len(queue.leases()) == 2

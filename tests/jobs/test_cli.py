@@ -186,3 +186,19 @@ def test_the_address_of_a_job_api_is_no_place_to_train_from(tmp_path: Path) -> N
     refused = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert refused.returncode == 2
     assert "`backbone submit SPEC` sends a spec there" in refused.stderr
+
+
+def test_a_plan_hides_the_password_of_the_tracking_server(tmp_path: Path) -> None:
+    write_spec(tmp_path)
+    for words in (("plan", "spec.yaml"), ("plan", "spec.yaml", "--json")):
+        done = run(*words, cwd=tmp_path, MLFLOW_TRACKING_URI="http://ada:canary-71@mlflow.example:5000")
+        assert done.returncode == 0, done.stderr
+        assert "mlflow.example:5000" in done.stdout
+        assert "canary-71" not in done.stdout
+
+
+def test_options_of_a_benchmark_are_refused_without_one(tmp_path: Path) -> None:
+    write_spec(tmp_path)
+    done = run("submit", "spec.yaml", "--steps", "3", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "add --benchmark" in done.stderr

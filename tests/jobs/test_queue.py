@@ -136,9 +136,29 @@ def test_a_finished_job_whose_results_were_deleted_runs_again(open_queue: Callab
     assert [job.driver for job in queue.drivers_to_start()] == ["a.2"]
 
 
-def test_a_job_with_nothing_left_to_run_is_over_at_once(open_queue: Callable[..., Queue], clock: Clock) -> None:
-    job = open_queue().submit(request("a"))
-    assert (job.state, job.ended_s) == (JobState.SUCCEEDED, clock.now_s)
+def test_a_job_whose_cells_are_all_finished_gets_a_driver_for_its_report(open_queue: Callable[..., Queue]) -> None:
+    """Another job trained them, or its rule for the verdict changed: who says how it ended is the driver."""
+    queue = open_queue()
+    queue.submit(request("a"))
+    queue.decide()
+    [job] = queue.drivers_to_start()
+    queue.attach(driven(request("a")), str(job.driver))
+    queue.finish("a", str(job.driver), 1)
+    assert queue.find("a").state is JobState.FAILED
+    assert queue.submit(request("a")).state is JobState.QUEUED
+
+
+def test_a_job_that_only_lacks_its_report_is_not_stopped_for_its_budget(
+    open_queue: Callable[..., Queue], clock: Clock
+) -> None:
+    queue = open_queue()
+    driver = start(queue, replace(request("a", 4), hours=1.0))
+    clock.now_s += 3000
+    queue.beat("a", driver, [Released(leased(queue)["a-0"].lease_id, CellStatus.SUCCEEDED)])
+    queue.driver_lost("a", driver, "killed")
+    clock.now_s += 3000
+    queue.decide()
+    assert [job.driver for job in queue.drivers_to_start()] == ["a.2"]
 
 
 def test_submitting_a_failed_job_continues_it_without_its_finished_cells(

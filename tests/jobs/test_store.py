@@ -240,7 +240,7 @@ def test_a_migration_that_breaks_down_halfway_changes_nothing(store_url: str, mo
     first = store_module.MIGRATIONS
     monkeypatch.setattr(store_module, "MIGRATIONS", (*first, add_colour, break_down))
     with pytest.raises(RuntimeError):
-        Store(store_url)
+        open_patiently(store_url)
     monkeypatch.setattr(store_module, "MIGRATIONS", (*first, add_colour))
     store = open_patiently(store_url)
     with store.engine.connect() as connection:

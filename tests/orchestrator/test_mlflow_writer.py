@@ -154,7 +154,7 @@ def test_a_run_that_a_late_answer_created_twice_is_left_once(uri: str, tmp_path:
 
 def wait_for_run_id(run: TrackedRun) -> None:
     deadline = time.monotonic() + 60
-    while run.sent.run_id is None:
+    while run.sent.status != "RUNNING":
         assert time.monotonic() < deadline, "the writer did not create the run"
         time.sleep(0.01)
 
@@ -339,3 +339,17 @@ def test_an_absent_server_costs_neither_data_nor_much_time(
     parent, child = tracked(tmp_path, spool)
     send(uri, parent, child)
     assert len(points(uri, child, "loss")) == STEPS
+
+
+def test_an_absent_server_is_told_of_without_its_password(tmp_path: Path) -> None:
+    writer = MlflowWriter("http://ada:canary-71@127.0.0.1:9", "backbones", tmp_path)
+    writer.track(TrackedRun("cell-1", tmp_path / "child.json", {}, {}))
+    writer.start()
+    deadline = time.monotonic() + 60
+    while writer.unreachable is None:
+        assert time.monotonic() < deadline, "it noticed nothing"
+        time.sleep(0.05)
+    writer.hurry()
+    writer.close(0.0)
+    assert "127.0.0.1" in writer.unreachable
+    assert "canary-71" not in writer.unreachable
