@@ -103,28 +103,35 @@ def test_a_killed_driver_leaves_no_process_and_the_same_command_finishes_the_job
     wait_for(lambda: not ray_processes_of(launch.process.pid), "end of the killed driver's Ray", timeout_s=90)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_keeps_a_checkpoint_and_the_same_command_finishes_the_job(
-    new_job: Callable[..., Job], expected: Expected, number: signal.Signals
+def test_signals_keep_a_checkpoint_and_the_same_command_finishes_the_job(
+    new_job: Callable[..., Job], expected: Expected
 ) -> None:
+    """Ctrl-C in a terminal, then SIGTERM, as batch systems send it, then in peace."""
     job = new_job()
-    launch = job.start()
-    cell = reach_the_middle(job, launch)
-    if number == signal.SIGINT:
-        launch.interrupt_as_a_terminal()
-    else:
-        launch.process.send_signal(number)
+    kept = 0
+    for attempt, number in enumerate((signal.SIGINT, signal.SIGTERM), start=1):
+        launch = job.start()
+        cell = job.cell("tiny-llama2")
+        if kept:
+            cell.wait_for_step(kept + 2, launch)
+            assert resumed_at(cell, attempt) == kept
+        else:
+            reach_the_middle(job, launch, cell)
+        if number == signal.SIGINT:
+            launch.interrupt_as_a_terminal()
+        else:
+            launch.process.send_signal(number)
 
-    assert launch.wait() == 128 + number, launch.output
-    stopped_at = cell.step
-    assert cell.checkpoint_step == stopped_at < STEPS
-    assert {run.info.status for run in tracked_runs(sqlite_uri(job))} == {"KILLED"}
-    assert not ray_processes_of(launch.process.pid)
-    assert f"a checkpoint was kept at step {stopped_at}" in launch.output
+        assert launch.wait() == 128 + number, launch.output
+        kept = cell.step
+        assert cell.checkpoint_step == kept < STEPS
+        assert {run.info.status for run in tracked_runs(sqlite_uri(job))} == {"KILLED"}
+        assert not ray_processes_of(launch.process.pid)
+        assert f"a checkpoint was kept at step {kept}" in launch.output
 
     again = job.run()
     assert again.process.returncode == 0, again.output
-    assert resumed_at(cell, attempt=2) == stopped_at
+    assert resumed_at(cell, attempt=3) == kept
     assert_like_undisturbed(job, cell, expected)
     assert {run.info.status for run in tracked_runs(sqlite_uri(job))} == {"FINISHED"}
 
