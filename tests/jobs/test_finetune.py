@@ -99,7 +99,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory, model: Path, run_backbone
     return Finished(folder, done.stdout)
 
 
-@pytest.mark.e2e
 def test_the_output_names_the_cell_the_scores_the_export_and_the_report(finished: Finished) -> None:
     metrics = finished.cell["metrics"]
     before, after = metrics["val_bits_per_byte_before"], metrics["val_bits_per_byte"]
@@ -112,7 +111,6 @@ def test_the_output_names_the_cell_the_scores_the_export_and_the_report(finished
     )
 
 
-@pytest.mark.e2e
 def test_the_report_shows_before_and_after_and_where_the_model_is(finished: Finished) -> None:
     (page,) = (finished.folder / "runs").glob("mine-*/report.html")
     html = page.read_text()
@@ -121,7 +119,6 @@ def test_the_report_shows_before_and_after_and_where_the_model_is(finished: Fini
     assert "Winner" not in html
 
 
-@pytest.mark.e2e
 def test_the_export_knows_the_spec_the_users_name_of_the_model_and_its_score(finished: Finished) -> None:
     manifest = json.loads((finished.folder / "exported" / "training_manifest.json").read_text())
     assert manifest["backbone_id"] == manifest["spec"]["backbone"] == "hf:./my-model"
@@ -134,7 +131,6 @@ def test_the_export_knows_the_spec_the_users_name_of_the_model_and_its_score(fin
     assert model.generate(**prompt, max_new_tokens=5, do_sample=False).shape[1] > prompt.input_ids.shape[1]
 
 
-@pytest.mark.e2e
 def test_the_same_command_launches_nothing_and_a_new_export_folder_is_filled_without_training(
     finished: Finished, run_backbone: Any
 ) -> None:
@@ -170,7 +166,6 @@ def test_the_same_command_launches_nothing_and_a_new_export_folder_is_filled_wit
     assert {version.run_id for version in versions} == {finished.cell["mlflow_run_id"]}
 
 
-@pytest.mark.e2e
 def test_a_finetune_that_diverges_says_so_exports_nothing_and_is_not_tried_again(
     tmp_path: Path, model: Path, run_backbone: Any
 ) -> None:

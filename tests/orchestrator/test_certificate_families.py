@@ -13,7 +13,6 @@ from orchestrator.certificate.gang import obtain_certificate
 from orchestrator.certificate.record import CertificateRequest
 from orchestrator.spec import Recipe
 
-pytestmark = pytest.mark.e2e
 PROOFS = ["special tokens", "prompt", "architecture", "weights", "rows", "parity", "packing", "overfit"]
 
 

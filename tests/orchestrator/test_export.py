@@ -145,7 +145,6 @@ def export_until_killed(job: CellJob) -> None:
     run_ranks(1, export_slowly, job, [1, 2])
 
 
-@pytest.mark.e2e
 def test_an_export_that_is_killed_leaves_nothing_that_loads(kit: Path, tmp_path: Path) -> None:
     source = kit / "models" / "stories260K-llama"
     job = small_export(tmp_path, f"hf:{source}", workers=1)

@@ -285,7 +285,6 @@ def test_a_bf16_run_computes_in_bf16_and_keeps_everything_else_in_fp32(tmp_path:
     assert 1e-5 < max(differences) < 0.05  # computed in another precision, of the same thing
 
 
-@pytest.mark.e2e
 def test_two_replicas_of_two_shards_have_the_loss_curve_of_a_plain_loop(tmp_path: Path) -> None:
     job = small(tmp_path, workers=4, replicas=2, micro_batch_size=1)
 
@@ -361,7 +360,6 @@ def test_adapters_for_modules_that_do_not_exist_are_refused_with_what_exists(tmp
         run_ranks(1, train, job)
 
 
-@pytest.mark.e2e
 @pytest.mark.parametrize("model", ["stories260K-gemma", "stories260K-phi3", "stories260K-qwen2"])
 def test_pretrained_models_of_other_classes_have_the_loss_curve_of_a_plain_loop(model: str, tmp_path: Path) -> None:
     if not KIT_MODELS.is_dir():
@@ -373,7 +371,6 @@ def test_pretrained_models_of_other_classes_have_the_loss_curve_of_a_plain_loop(
     assert_trained_like_the_plain_loop(job, plain_curve(job))
 
 
-@pytest.mark.e2e
 def test_biases_alone_learn_like_in_a_plain_loop(tmp_path: Path) -> None:
     if not KIT_MODELS.is_dir():
         pytest.skip(f"the kit of small pretrained models is not at {KIT_MODELS}")
