@@ -13,6 +13,7 @@ from orchestrator.certificate.gang import obtain_certificate
 from orchestrator.certificate.record import CertificateRequest
 from orchestrator.spec import Recipe
 
+pytestmark = pytest.mark.e2e
 PROOFS = ["special tokens", "prompt", "architecture", "weights", "rows", "parity", "packing", "overfit"]
 
 
