@@ -109,7 +109,7 @@ def run_rank(method: str, rank: int, ranks: int, folder: Path, scratch: Path, re
     import torch.distributed as dist
     from transformers.models.llama import modeling_llama  # noqa: F401
 
-    import orchestrator.sharding  # noqa: F401
+    import orchestrator.training.sharding  # noqa: F401
 
     torch.set_num_threads(1)
     store = dist.FileStore(str(scratch / "store"), ranks)
@@ -139,7 +139,7 @@ def warm_up(dist: Any) -> None:
 
     import torch
 
-    from orchestrator.sharding import build_sharded
+    from orchestrator.training.sharding import build_sharded
 
     backbone, _ = build_sharded("tiny-llama2", recipe(), torch.device("cpu"), seed=0)
     with torch.no_grad():
@@ -150,7 +150,7 @@ def warm_up(dist: Any) -> None:
 
 
 def recipe() -> Any:
-    from orchestrator.spec import Recipe
+    from orchestrator.spec_files.spec import Recipe
 
     nothing = {"train": "-", "validation": "-"}
     budget = {"kind": "steps", "amount": 1}
@@ -162,7 +162,7 @@ def recipe() -> Any:
 def load_ours(folder: Path) -> Any:
     import torch
 
-    from orchestrator.sharding import build_sharded
+    from orchestrator.training.sharding import build_sharded
 
     backbone, _ = build_sharded(f"hf:{folder}", recipe(), torch.device("cpu"), seed=0)
     return backbone.llm

@@ -75,8 +75,8 @@ def main() -> None:
 def run_rounds(scratch: Path, cells: int, rounds: int, tracking: tuple[str, ...]) -> list[dict[str, Any]]:
     import ray
 
-    from jobs.cluster import NAMESPACE
-    from jobs.dispatcher import start_dispatcher
+    from jobs.cluster.ray_cluster import NAMESPACE
+    from jobs.dispatch.start import start_dispatcher
 
     os.environ["PYTHONPATH"] = str(ROOT)  # for Ray's workers, which start elsewhere
     context = ray.init(address="local", namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
@@ -151,9 +151,9 @@ def make_experiment(folder: Path) -> str:
 def run_dispatcher(cells: int, is_tracked: bool, options: argparse.Namespace) -> dict[str, Any]:
     import ray
 
-    from jobs.cluster import NAMESPACE
-    from jobs.leases import Dispatcher, Leases, find_dispatcher, job_request
-    from orchestrator.plan import load_comparison
+    from jobs.cluster.ray_cluster import NAMESPACE
+    from jobs.driver.leases import Dispatcher, Leases, find_dispatcher, job_request
+    from orchestrator.planning.plan import load_comparison
     from orchestrator.tracking.mlflow_writer import MlflowWriter
 
     os.environ["BACKBONE_STORAGE"] = str(options.folder / "storage")
@@ -172,7 +172,7 @@ def run_dispatcher(cells: int, is_tracked: bool, options: argparse.Namespace) ->
 
 def train_nothing(plan: Any, leases: Any, writer: Any) -> None:
     """As a launch does, but for the data, the workers and the report."""
-    from jobs.cells import CellRunner
+    from jobs.driver.cells import CellRunner
     from orchestrator.cell_job import CellJob
     from orchestrator.results import CellStatus
     from orchestrator.tracking.mlflow_writer import TrackedRun

@@ -14,10 +14,10 @@ import os
 import random
 from pathlib import Path
 
-from jobs.packing import Demand, Node
-from jobs.queue_model import QueuedCell, Settings
-from jobs.simulate import POLICIES, TraceJob, simulate
-from jobs.simulation_document import summary
+from jobs.queue.gangs import Demand, Node
+from jobs.queue.model import QueuedCell, Settings
+from jobs.simulation.figures import summary
+from jobs.simulation.simulate import POLICIES, TraceJob, simulate
 
 SHORTEST_S, LONGEST_S = 360.0, 86400.0
 

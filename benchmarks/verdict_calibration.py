@@ -13,8 +13,8 @@ from math import log, sqrt
 
 import numpy as np
 
-from jobs.paired_tests import Array, CellScores
-from jobs.verdict import judge
+from jobs.results.paired_tests import Array, CellScores
+from jobs.results.verdict import judge
 
 ALPHA, GROUPS, ITEMS_PER_GROUP = 0.05, 24, 4
 # Deviations in bits per byte at 2 bits per byte: per seed, per seed and item, per source group, per item.

@@ -1,6 +1,6 @@
 """`backbone compare SPEC`, and the same as an entry point: `ray job submit -- python -m jobs.compare SPEC`."""
 
-from jobs.cli import run_command
+from jobs.cli.app import run_command
 
 if __name__ == "__main__":
     run_command("compare")

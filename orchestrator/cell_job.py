@@ -6,8 +6,8 @@ from typing import Any
 
 from orchestrator.certificate.record import CertificateRequest
 from orchestrator.data.prepare import Prepared
-from orchestrator.plan import Cell
-from orchestrator.preflight import EXPORT_MANIFEST
+from orchestrator.planning.plan import Cell
+from orchestrator.planning.preflight import EXPORT_MANIFEST
 from orchestrator.results import read_json
 
 

@@ -27,8 +27,8 @@ MAY_NOT_IMPORT = {
 
 # One door per foreign system: (what is imported, the only modules that may).
 DOORS = (
-    ("ray.train", "orchestrator.worker*"),
-    ("ray.job_submission", "jobs.submission"),
+    ("ray.train", "orchestrator.attempt*"),
+    ("ray.job_submission", "jobs.cluster.jobs_api"),
     ("mlflow", "orchestrator.tracking*"),
     ("flash_attn", "backbones.attention"),
     ("gguf", "backbones.gguf_folder"),
@@ -38,9 +38,10 @@ DOORS = (
 
 # Planning answers in well under a second, and on a laptop without a GPU stack.
 TORCH_FREE = (
-    *(f"orchestrator.{name}" for name in ("spec", "plan", "memory", "flops", "results", "errors")),
-    *("orchestrator.data.examples", "orchestrator.data.stdlib", "jobs.cli", "backbones.registry"),
-    *("jobs.queue_policy", "jobs.simulate", "jobs.trace"),
+    *(f"orchestrator.{name}" for name in ("errors", "identity", "results", "spec_files.spec")),
+    *(f"orchestrator.planning.{name}" for name in ("plan", "memory", "flops")),
+    *("orchestrator.data.examples", "orchestrator.data.stdlib", "jobs.cli.app", "backbones.registry"),
+    *("jobs.queue.policy", "jobs.simulation.simulate", "jobs.simulation.trace"),
 )
 HEAVY = ("torch", "ray", "mlflow", "transformers")
 TYPE_CHECKING = ("TYPE_CHECKING", "typing.TYPE_CHECKING")
@@ -362,10 +363,10 @@ def test_an_import_past_a_door_is_found(path: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("orchestrator/worker.py", "import ray.train"),
+        ("orchestrator/attempt/worker.py", "import ray.train"),
         ("orchestrator/tracking/writer.py", "import mlflow"),
         ("orchestrator/tracking.py", "import mlflow"),
-        ("jobs/submission.py", "from ray.job_submission import JobSubmissionClient"),
+        ("jobs/cluster/jobs_api.py", "from ray.job_submission import JobSubmissionClient"),
         ("backbones/attention.py", "import flash_attn"),
         ("jobs/compare.py", "import ray\nray.init()"),
     ],

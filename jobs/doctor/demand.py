@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.cluster import demand_of, largest_cluster
+from jobs.cluster.ray_cluster import demand_of, largest_cluster
 from jobs.doctor.finding import Finding, ok, problem
-from jobs.packing import Demand, Node, Room
+from jobs.queue.gangs import Demand, Node, Room
 
 CHECK = "demand"
 
 
 def check_demand(spec: Path, nodes: Sequence[Node], autoscaling_config: Path) -> Finding:
     """Raises SpecError for a spec that cannot be planned."""
-    from orchestrator.plan import load_plan
+    from orchestrator.planning.plan import load_plan
 
     planned = load_plan(spec)
     demand = demand_of(planned.job.placement)

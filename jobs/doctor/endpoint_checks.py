@@ -6,8 +6,8 @@ import stat
 from importlib import metadata
 from urllib.parse import urlsplit
 
+from jobs.cluster.endpoint import Answer, ask, find_token, token_path
 from jobs.doctor.finding import Finding, ok, problem, warning
-from jobs.endpoint import Answer, ask, find_token, token_path
 
 CHECK, REACHABLE = "token", "reachable"
 SUBMIT_PATH = "/api/jobs/"

@@ -15,14 +15,14 @@ from urllib.parse import urlsplit
 
 from rich.console import Console
 
-from jobs import packing
-from jobs.cluster import GIB, LABEL
+from jobs.cluster.one_machine.state import load_state
+from jobs.cluster.ray_cluster import GIB, LABEL
 from jobs.doctor.demand import check_demand
 from jobs.doctor.endpoint_checks import EXPORT, REACHABLE, check_endpoint, check_token_file, is_loopback
 from jobs.doctor.finding import Finding, exit_code, findings_json, ok, print_findings, problem, warning
 from jobs.doctor.node_checks import Node, check_clocks, check_nodes, check_storage
 from jobs.doctor.service_checks import check_dispatcher, check_mlflow
-from jobs.one_machine.state import load_state
+from jobs.queue import gangs
 from orchestrator.errors import InputError
 
 DEADLINE_S = 90.0
@@ -158,11 +158,11 @@ def _judge_facts(document: Mapping[str, Any], alive: Sequence[Mapping[str, Any]]
     return found + (check_mlflow(head.facts["tracking_uri"]) if head and head.facts else [])
 
 
-def _offer(node: Mapping[str, Any]) -> packing.Node:
+def _offer(node: Mapping[str, Any]) -> gangs.Node:
     resources = node["resources"]
     accelerator = next((name.removeprefix(LABEL) for name in resources if name.startswith(LABEL)), None)
     gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
-    return packing.Node(node["node_id"], gpus, cpus, int(resources.get("memory", 0) // GIB), accelerator)
+    return gangs.Node(node["node_id"], gpus, cpus, int(resources.get("memory", 0) // GIB), accelerator)
 
 
 def _connection_fault(gcs: str) -> str:

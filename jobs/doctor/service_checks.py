@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from importlib import metadata
 from urllib.parse import urlsplit
 
+from jobs.cluster.endpoint import ask
 from jobs.doctor.finding import Finding, ok, problem, warning
 from jobs.doctor.node_facts import without_password
-from jobs.endpoint import ask
 
 OLDEST_MLFLOW = (3, 17, 2)  # the first without the path traversal of CVE-2026-53995
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.report.formats import byte_scale, duration, short_id, significant, size
+from jobs.formats import byte_scale, duration, short_id, significant, size
 from jobs.report.html import environment
 from jobs.report.palette import COLOURS, INK, LINE, MUTED, Look, looks
 from jobs.report.plots import HEIGHT_OF_AXIS, ROW, Plot, styled_axes

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.report.formats import fact, flatten
+from jobs.formats import fact, flatten
 
 ABSENT = "absent"
 

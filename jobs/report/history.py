@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from jobs.history import QUANTITIES, Quantity
 from jobs.report.palette import Look
 from jobs.report.plots import Plot, styled_axes
 from jobs.report.svg import inline_svg
+from jobs.results.history import QUANTITIES, Quantity
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,7 +5,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from jobs.report import formats
+from jobs import formats
 from jobs.report.contract import contract_differences
 from jobs.report.palette import COLOURS
 from jobs.report.view import report_view

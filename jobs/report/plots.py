@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from jobs.report.formats import byte_scale, fixed, short_id, signed, time_scale
+from jobs.formats import byte_scale, fixed, short_id, signed, time_scale
 from jobs.report.palette import BAND, INK, LINE, MUTED, Look
 from jobs.report.svg import inline_svg
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jobs.formats import count, duration, is_number, percent, significant, words
 from jobs.report.contract import contract_differences, contract_facts
-from jobs.report.formats import count, duration, is_number, percent, significant, words
 from jobs.report.history import history_view
 from jobs.report.palette import Look, looks
 from jobs.report.plots import (

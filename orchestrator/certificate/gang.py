@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from backbones.attention import resolve_attention
 from backbones.reference import HubError
+from orchestrator.attempt.worker import is_peer_lost
 from orchestrator.certificate.proofs import CLAIMS, Claim, Finding, NotRunError
 from orchestrator.certificate.record import (
     CELL_FILE,
@@ -32,10 +33,9 @@ from orchestrator.certificate.record import (
 from orchestrator.certificate.subject import Subject, usable_memory
 from orchestrator.hardware import GIB, device_name
 from orchestrator.results import write_json
-from orchestrator.sharding import COMPUTE_DTYPE
-from orchestrator.spec import Recipe
+from orchestrator.spec_files.spec import Recipe
 from orchestrator.tracking.spool import SpoolWriter
-from orchestrator.worker import is_peer_lost
+from orchestrator.training.sharding import COMPUTE_DTYPE
 
 TURN_S = 1.0  # between two looks at whether another gang has finished the same certificate
 PASSING = (torch.OutOfMemoryError, HubError)  # faults of the machine or the network say nothing about a backbone

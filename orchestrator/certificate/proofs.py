@@ -18,7 +18,7 @@ from backbones.registry import build
 from backbones.tokenizer import load_tokenizer, make_codec
 from orchestrator.certificate.subject import CONVERSATIONS, Subject
 from orchestrator.data.feed import IGNORED, Batch, make_batch
-from orchestrator.loss import summed_nats, token_nats
+from orchestrator.training.loss import summed_nats, token_nats
 
 ROW_MULTIPLE = 64
 STEPS = 300

@@ -11,9 +11,9 @@ from typing import Any
 
 from backbones.registry import BackboneSpec
 from orchestrator.errors import CertificateError
-from orchestrator.plan import backbone_identity, backbone_slug, content_hash
+from orchestrator.identity import backbone_identity, backbone_slug, content_hash
 from orchestrator.results import read_json
-from orchestrator.spec import Recipe
+from orchestrator.spec_files.spec import Recipe
 
 FOLDER = "certificates"  # in the storage
 CELL_FILE = "certificate.json"  # in a cell's folder: a copy of the certificate it was trained under

@@ -21,8 +21,8 @@ from backbones.random_init import RandomInitBackbone
 from backbones.registry import register
 from backbones.spec import BackboneSpec
 from orchestrator.certificate.first_layers import KEPT_LAYERS, write_first_layers
-from orchestrator.sharding import build_sharded
-from orchestrator.spec import Recipe
+from orchestrator.spec_files.spec import Recipe
+from orchestrator.training.sharding import build_sharded
 
 LONGEST = 512  # tokens of any prompt here
 SEED = 0

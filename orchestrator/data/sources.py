@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 from orchestrator.data.examples import Example, Role, Turn
 from orchestrator.data.stdlib import stdlib_examples
 from orchestrator.errors import SpecError, SpecProblem
-from orchestrator.yaml_source import SpecSource
+from orchestrator.spec_files.source import SpecSource
 
 BUILTIN = "builtin:stdlib"
 MAX_PROBLEMS = 10

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from product import clean_environment, free_port, wait_for, write_job
 
-from jobs.endpoint import ask
-from jobs.one_machine.services import Service, processes_of, start, stop
+from jobs.cluster.endpoint import ask
+from jobs.cluster.one_machine.services import Service, processes_of, start, stop
 
 pytestmark = pytest.mark.e2e
 

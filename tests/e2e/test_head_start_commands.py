@@ -17,8 +17,8 @@ import pytest
 import yaml
 from product import ROOT, clean_environment, free_port
 
-from jobs.endpoint import ask
-from jobs.one_machine.services import MARK, Service, processes_of, stop
+from jobs.cluster.endpoint import ask
+from jobs.cluster.one_machine.services import MARK, Service, processes_of, stop
 
 pytestmark = pytest.mark.e2e
 

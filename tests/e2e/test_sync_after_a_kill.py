@@ -1,4 +1,4 @@
-"""`python -m jobs.sync` after a real driver was killed, or never reached its MLflow server."""
+"""`python -m jobs.tracking.sync` after a real driver was killed, or never reached its MLflow server."""
 
 import os
 import signal
@@ -36,7 +36,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 def run_sync(job: Job) -> str:
     """What a person or the dispatcher starts; its output."""
     done = subprocess.run(
-        [sys.executable, "-m", "jobs.sync", "--storage", str(job.storage), "--limit", "120"],
+        [sys.executable, "-m", "jobs.tracking.sync", "--storage", str(job.storage), "--limit", "120"],
         cwd=ROOT,
         env=clean_environment(),
         capture_output=True,

@@ -17,9 +17,9 @@ import psutil
 import pytest
 from product import ROOT, clean_environment, wait_for
 
-from jobs.endpoint import ask
-from jobs.one_machine.services import Service, is_running, processes_of
-from jobs.one_machine.state import State, load_state
+from jobs.cluster.endpoint import ask
+from jobs.cluster.one_machine.services import Service, is_running, processes_of
+from jobs.cluster.one_machine.state import State, load_state
 
 pytestmark = pytest.mark.e2e
 

@@ -3,9 +3,9 @@
 import sys
 from pathlib import Path
 
-from jobs.tracking import Tracking
+from jobs.tracking.runs import Tracking
 from orchestrator.cell_job import spool_folder
-from orchestrator.plan import Plan, load_plan
+from orchestrator.planning.plan import Plan, load_plan
 from orchestrator.results import StepMetrics
 from orchestrator.tracking.sender import driver_of
 from orchestrator.tracking.spool import SpoolWriter

@@ -13,7 +13,7 @@ from backbones.registry import load_codec
 from orchestrator.cell_job import CellJob
 from orchestrator.data.parity import check_parity, compare_tokenizers, save_selection
 from orchestrator.data.prepare import prepare
-from orchestrator.plan import load_comparison
+from orchestrator.planning.plan import load_comparison
 from orchestrator.tracking.spool import Entry, read_spool
 
 TEXT = "the ship sailed over a green sea and nobody knew where it would land before winter 你好 naïve 7 12 + = ?"

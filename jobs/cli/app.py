@@ -1,0 +1,249 @@
+"""`backbone ...`: the commands people type. Listing and planning import no torch, ray, mlflow or transformers."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from backbones.reference import HubError
+from jobs.cli import cluster, queue, tables
+from jobs.cli.options import Storage, storage_folder
+from orchestrator.errors import InputError, OrchestratorError, SpecError
+
+if TYPE_CHECKING:
+    from orchestrator.planning.plan import Plan
+
+app = typer.Typer(
+    help="Which LLM backbone should I build on, and how do I finetune it reliably on my cluster?",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+Spec = Annotated[Path, typer.Argument(metavar="SPEC", help="The YAML spec; `backbone schema` prints what it may hold.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Plugins = Annotated[
+    list[str] | None,
+    typer.Option("--plugin", metavar="MODULE", help="A module or file that registers backbones; may be repeated."),
+]
+Occurrence = Annotated[
+    str | None, typer.Option(metavar="SCHEDULE/TICK", help="The firing of a schedule that this run is.", hidden=True)
+]
+SkipInfeasible = Annotated[bool, typer.Option(help="Report cells that cannot fit instead of refusing the whole job.")]
+
+out = tables.out
+err = Console(stderr=True)
+
+
+def main() -> None:
+    """The console script: turns designed errors into one message and an exit code."""
+    try:
+        app()
+    except OrchestratorError as error:
+        _exit_with(str(error) if isinstance(error, SpecError) else f"error: {error}", error.exit_code)
+    except HubError as error:
+        _exit_with(f"error: {error}", 1)
+
+
+def run_command(command: str) -> None:
+    """Runs one command as `python -m jobs.<command>` does."""
+    sys.argv.insert(1, command)
+    main()
+
+
+@app.command("list")
+def list_backbones(as_json: AsJson = False, plugin: Plugins = None) -> None:
+    """Lists the registered backbones."""
+    _load_plugins(plugin)
+    from backbones.registry import backbone_ids, get_spec
+
+    specs = [get_spec(backbone_id) for backbone_id in backbone_ids()]
+    if as_json:
+        print(
+            json.dumps(
+                [{"id": spec.backbone_id, **tables.public(spec), "is_pinned": spec.is_pinned} for spec in specs],
+                indent=2,
+                default=str,
+            )
+        )
+        return
+    tables.print_backbones(specs)
+
+
+@app.command()
+def plan(spec: Spec, as_json: AsJson = False, plugin: Plugins = None) -> None:
+    """Shows the cells of a spec, their batches and their predicted memory. Starts nothing."""
+    _load_plugins(plugin)
+    from orchestrator.planning.plan import load_plan
+
+    planned = load_plan(spec)
+    if as_json:
+        print(json.dumps(tables.plan_document(planned), indent=2, default=str))
+    else:
+        tables.print_plan(planned)
+    if planned.infeasible:
+        raise SpecError(planned.infeasible)
+
+
+@app.command()
+def compare(
+    spec: Spec,
+    skip_infeasible: SkipInfeasible = False,
+    certificate: Annotated[
+        bool, typer.Option("--certificate/--no-certificate", help="Train only backbones whose certificate passes.")
+    ] = True,
+    plugin: Plugins = None,
+    occurrence: Occurrence = None,
+) -> None:
+    """Trains every backbone under one recipe, and says which wins and how sure that is."""
+    plugins = _load_plugins(plugin)
+    from orchestrator.planning.plan import load_comparison
+
+    _launch(replace(load_comparison(spec, occurrence), plugins=plugins), skip_infeasible, certificate)
+
+
+@app.command()
+def finetune(
+    spec: Spec, skip_infeasible: SkipInfeasible = False, plugin: Plugins = None, occurrence: Occurrence = None
+) -> None:
+    """Trains one backbone with the same engine, and exports it."""
+    plugins = _load_plugins(plugin)
+    from orchestrator.planning.plan import load_finetune
+
+    _launch(replace(load_finetune(spec, occurrence), plugins=plugins), skip_infeasible, certificate=False)
+
+
+@app.command()
+def benchmark(
+    spec: Spec,
+    steps: Annotated[int, typer.Option(help="Steps to measure.")] = 20,
+    warmup: Annotated[int, typer.Option(help="Steps before them, which do not count.")] = 5,
+    occurrence: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A measurement to finish or show; else a new one.")
+    ] = None,
+    skip_infeasible: SkipInfeasible = False,
+    plugin: Plugins = None,
+) -> None:
+    """Measures how fast the backbones of a comparison train, and what they need, whatever they learn."""
+    plugins = _load_plugins(plugin)
+    from jobs.driver.kinds.benchmark import load_benchmark
+
+    planned = load_benchmark(spec, warmup, steps, occurrence)
+    _launch(replace(planned, plugins=plugins), skip_infeasible, certificate=False)
+
+
+@app.command()
+def certify(
+    backbone: Annotated[str, typer.Argument(metavar="ID", help="A registered id, or an hf: reference.")],
+    attention: Annotated[str, typer.Option(help="The attention kernel that training would use.")] = "auto",
+    adaptation: Annotated[str, typer.Option(help="full, last_layer, bias_only or lora.")] = "full",
+    workers: Annotated[int, typer.Option(min=1, help="Ray Train workers to shard over.")] = 2,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Give each worker a GPU.")] = False,
+    storage: Storage = None,
+    plugin: Plugins = None,
+) -> None:
+    """Proves that a backbone is integrated rightly: weights, parity, packing, prompt, tokens, rows, learning."""
+    plugins = _load_plugins(plugin)
+    from backbones.registry import get_spec
+    from jobs.driver.certify import certify as run_certification
+    from jobs.driver.certify import make_placement, make_recipe
+
+    recipe, placement = make_recipe(attention, adaptation), make_placement(workers, gpu)
+    try:
+        spec = get_spec(backbone)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    run_certification(spec, recipe, placement, storage_folder(storage), plugins, out).require()
+
+
+@app.command()
+def report(
+    job_id: Annotated[str, typer.Argument(metavar="ID", help="The folder name <name>-<hash> of a job.")],
+    storage: Storage = None,
+) -> None:
+    """Prints a finished job's ranking and writes its report anew from report.json."""
+    from jobs.report.html import render_report
+
+    root = storage_folder(storage)
+    facts = root / job_id / "report.json"
+    if Path(job_id).name != job_id or not facts.is_file():
+        known = sorted(path.parent.name for path in root.glob("*/report.json"))
+        raise InputError(f"no report {job_id!r} in {root}; there are: {', '.join(known) or 'none'}")
+    document = json.loads(facts.read_text(encoding="utf-8"))
+    (facts.parent / "report.html").write_text(render_report(document), encoding="utf-8")
+    tables.print_ranking(document)
+    out.print(f"report: {facts.parent / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def simulate(
+    trace: Annotated[Path, typer.Argument(metavar="TRACE", help="JSON lines, a job each; docs/queue.md has the keys.")],
+    cluster: Annotated[Path, typer.Option(metavar="CLUSTER", help="The described cluster, YAML.")],
+    policy: Annotated[str, typer.Option(help="Whose schedule to show: backbone, fifo or fifo-backfill.")] = "backbone",
+    as_json: AsJson = False,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with a Gantt picture.")] = None,
+) -> None:
+    """Plays a trace of jobs on a described cluster by the policy of the queue."""
+    from jobs.simulation.figures import run_simulation
+
+    run_simulation(trace, cluster, policy, as_json, html, out)
+
+
+@app.command()
+def schema(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="comparison or finetune")] = "comparison",
+) -> None:
+    """Prints the JSON schema of a spec file."""
+    from orchestrator.spec_files.spec import Comparison, Finetune, Job
+
+    models: dict[str, type[Job]] = {"comparison": Comparison, "finetune": Finetune}
+    if kind not in models:
+        raise InputError(f"no schema {kind!r}; there are: comparison, finetune")
+    print(json.dumps(models[kind].model_json_schema(), indent=2))
+
+
+queue.register(app)
+cluster.register(app)
+
+
+def _load_plugins(plugins: list[str] | None) -> tuple[str, ...]:
+    """Imports modules or files that register backbones; returns what names them for the workers to import too."""
+    from backbones.registry import PluginError, load_plugin
+
+    try:
+        return tuple(load_plugin(plugin) for plugin in plugins or ())
+    except PluginError as error:
+        raise InputError(str(error)) from error
+
+
+def _launch(planned: "Plan", skip_infeasible: bool, certificate: bool) -> None:
+    """Refuses what cannot run here before torch and Ray are imported, then launches."""
+    from jobs.cluster.ray_cluster import find_missing_hardware, require_joinable_address
+
+    require_joinable_address()
+    problems = [] if skip_infeasible else list(planned.infeasible)
+    if problems and not all(forecast.infeasible for forecast in planned.forecasts):
+        hint = "; or run the others with --skip-infeasible"
+        problems = [replace(problem, message=problem.message + hint) for problem in problems]
+    if missing := find_missing_hardware(planned.job.placement):
+        problems.append(planned.source.problem("placement.gpus_per_worker", missing))
+    if problems:
+        raise SpecError(tuple(problems))
+    from jobs.driver.launch import launch
+
+    outcome = launch(planned, out, certificate)
+    if planned.kind == "benchmark":
+        from jobs.results.benchmark import print_benchmark
+
+        print_benchmark(outcome.document, out)
+    else:
+        tables.print_ranking(outcome.document)
+    raise typer.Exit(outcome.exit_code)
+
+
+def _exit_with(text: str, code: int) -> None:
+    err.print(text, style="red" if err.is_terminal else None, highlight=False, markup=False, soft_wrap=True)
+    sys.exit(code)

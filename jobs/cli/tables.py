@@ -1,0 +1,136 @@
+"""What the commands print: tables for people. No torch, ray, mlflow or transformers."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.tracking.run import without_password
+
+if TYPE_CHECKING:
+    from backbones.spec import BackboneSpec
+    from orchestrator.planning.plan import Plan
+
+out = Console(soft_wrap=False)
+
+
+def print_backbones(specs: "list[BackboneSpec]") -> None:
+    """A row for each registered backbone."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("id", "family", "parameters", "context", "prompt", "licence", "revision", "hub path"):
+        table.add_column(name, justify="right" if name in ("parameters", "context") else "left", no_wrap=True)
+    for spec in specs:
+        table.add_row(
+            spec.backbone_id,
+            spec.family,
+            _count(spec.parameters),
+            f"{spec.context_length:,}",
+            spec.prompt_builder.removesuffix("PromptBuilder"),
+            spec.licence + (" (gated)" if spec.gated else ""),
+            (spec.revision or "local")[:8] if spec.is_pinned else "not pinned",
+            spec.hf_hub_path,
+        )
+    _print_wide(table)
+    print("\nNot pinned: the hub's main branch, since its revision is not recorded here.")
+    print("Any other causal LM by reference: hf:ORG/NAME@REVISION from the hub, hf:./FOLDER from a folder.")
+
+
+def plan_document(planned: "Plan") -> dict[str, Any]:
+    """The plan as plain data."""
+    cells = [
+        {
+            "cell_id": cell.cell_id,
+            "backbone_id": cell.backbone.backbone_id,
+            "seed": cell.seed,
+            "micro_batch_size": cell.micro_batch_size,
+            "accumulation_steps": cell.accumulation_steps,
+            "predicted_memory_gib": forecast.memory.total,
+            "device_memory_gib": forecast.device_gib,
+            "flops_per_token": forecast.flops_per_token,
+            "infeasible": forecast.infeasible and forecast.infeasible.message,
+        }
+        for cell, forecast in zip(planned.cells, planned.forecasts, strict=True)
+    ]
+    return {
+        "id": planned.job_id,
+        "kind": planned.kind,
+        "name": planned.job.name,
+        "storage": str(planned.storage),
+        "tracking_uri": without_password(planned.tracking_uri),
+        "train_examples": len(planned.train.examples),
+        "train_bytes": planned.train.learnable_bytes,
+        "validation_examples": len(planned.validation.examples),
+        "validation_bytes": planned.validation.learnable_bytes,
+        "placement": planned.job.placement.model_dump(),
+        "recipe": planned.job.recipe.model_dump(mode="json"),
+        "cells": cells,
+    }
+
+
+def print_plan(planned: "Plan") -> None:
+    """Cells, batches and predicted memory, then the job in words."""
+    document = plan_document(planned)
+    recipe, placement = planned.job.recipe, planned.job.placement
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("cell", "parameters", "micro x accumulation x workers", "GiB per device", "GFLOP per token"):
+        table.add_column(name, justify="left" if name == "cell" else "right", no_wrap=True)
+    for cell, facts in zip(planned.cells, document["cells"], strict=True):
+        limit = facts["device_memory_gib"]
+        table.add_row(
+            cell.cell_id,
+            _count(cell.backbone.parameters),
+            f"{cell.micro_batch_size} x {cell.accumulation_steps} x {placement.workers}",
+            f"{facts['predicted_memory_gib']:.2f}" + (f" of {limit:.0f}" if limit else ""),
+            f"{facts['flops_per_token'] / 1e9:.3g}",
+        )
+    _print_wide(table)
+    lines = {
+        "job": planned.job_id,
+        "data": f"{len(planned.train.examples):,} training examples ({planned.train.learnable_bytes:,} learnable "
+        f"bytes), {len(planned.validation.examples):,} held out ({planned.validation.learnable_bytes:,} bytes)",
+        "budget": f"{recipe.budget.amount:,.0f} {recipe.budget.kind} per cell, {recipe.precision}",
+        "placement": f"{placement.workers} workers x {placement.gpus_per_worker} GPU, {placement.cpus_per_worker} CPU",
+        "storage": str(planned.storage),
+        "tracking": without_password(planned.tracking_uri),
+    }
+    print()
+    for name, text in lines.items():
+        print(f"{name:10} {text}")
+
+
+def print_ranking(document: dict[str, Any]) -> None:
+    """The ranking of a report, or a finetune before and after."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("rank", "backbone", "held-out bits/byte", "by seed"):
+        table.add_column(name, justify="right" if name == "held-out bits/byte" else "left", no_wrap=True)
+    for entry in document["ranking"]:
+        seeds = "  ".join(f"{seed}: {value:.4f}" for seed, value in entry["seeds"].items())
+        table.add_row(str(entry["rank"]), entry["backbone_id"], f"{entry['val_bits_per_byte']:.4f}", seeds)
+    if document["ranking"]:
+        _print_wide(table)
+    for cell in document["cells"] if document["comparison"]["kind"] == "finetune" else []:
+        before, after = (cell["metrics"].get(key) for key in ("val_bits_per_byte_before", "val_bits_per_byte"))
+        if before is not None:
+            print(f"{cell['backbone_id']}: held-out bits per byte {before:.4f} before, {after:.4f} after")
+    export = document["comparison"].get("export")
+    if export:
+        print(f"export: {export}")
+
+
+def _print_wide(table: Table) -> None:
+    """Tables are not squeezed where there is no terminal: a log or a pipe gets whole names."""
+    console = out if out.is_terminal else Console(width=200)
+    console.print(table)
+
+
+def public(spec: Any) -> dict[str, Any]:
+    """A spec as plain data, without the id that it is listed under."""
+    return {key: value for key, value in asdict(spec).items() if key != "backbone_id"}
+
+
+def _count(number: int) -> str:
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= 0.9995 * size:  # 999.9M is 1B, not 1e+03M
+            return f"{number / size:.3g}{unit}"
+    return str(number)

@@ -1,0 +1,1 @@
+"""Ray clusters: connecting, the job API, a cluster on one machine."""

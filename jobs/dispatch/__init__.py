@@ -1,0 +1,1 @@
+"""The cluster's service: the dispatcher around the queue, its clocks, and how a laptop asks it."""

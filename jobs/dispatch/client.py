@@ -1,0 +1,182 @@
+"""The queue from a laptop: `QueueClient` has the verbs of the command line, over Ray's job API and with its token."""
+
+import getpass
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jobs.cluster.jobs_api import MARK, RayJobs
+from jobs.driver.kinds.benchmark import MEASURED, WARM_UP, new_occurrence
+from orchestrator.errors import ClusterError, InputError
+
+ANSWER_LIMIT_S = 180.0
+LOOK_S = 2.0
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+OVER = ("SUCCEEDED", "FAILED", "CANCELLED", "INTERRUPTED")
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Measures the speed of a comparison's backbones instead of running it: over how many steps, after how many."""
+
+    warm_up: int = WARM_UP
+    measured: int = MEASURED
+    occurrence: str = field(default_factory=new_occurrence)  # the same again is the same job
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A spec to submit or to schedule, and the folder that travels with it: this one if the spec is inside."""
+
+    spec: Path
+    priority: int | None = None  # else the spec's
+    owner: str | None = None  # else the user
+    plugins: tuple[str, ...] = ()
+    working_dir: Path | None = None
+    skip_infeasible: bool = False
+    certificate: bool = True
+    benchmark: Benchmark | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Raises InputError where spec and folder do not fit."""
+        here = self.spec.resolve()
+        if not here.is_file():
+            raise InputError(f"{self.spec}: no such file; give the path of a spec")
+        folder = (self.working_dir or Path.cwd()).resolve()
+        if here.is_relative_to(folder):
+            return folder
+        if self.working_dir is not None:
+            raise InputError(
+                f"{self.spec} is not inside --working-dir {self.working_dir}; choose a folder that holds it"
+            )
+        return here.parent
+
+    @property
+    def question(self) -> dict[str, Any]:
+        """What the gateway plans."""
+        return {
+            "spec": str(self.spec.resolve().relative_to(self.folder)),
+            "priority": self.priority,
+            "owner": self.owner or getpass.getuser(),
+            "plugins": list(self.plugins),
+            "skip_infeasible": self.skip_infeasible,
+            "certificate": self.certificate,
+            **({} if self.benchmark is None else {"benchmark": asdict(self.benchmark)}),
+        }
+
+
+class QueueClient:
+    """One cluster's queue. Raises ClusterError when it cannot be reached, InputError for what it refuses."""
+
+    def __init__(self, address: str | None = None, insecure: bool = False):
+        self._jobs = RayJobs(address or default_address(), insecure)
+
+    def submit(self, submission: Submission) -> dict[str, Any]:
+        """Queues a spec with the folder it stands in. The same spec again is the same job."""
+        return self._answer("submit", submission.question, submission.folder)
+
+    def queue(self) -> dict[str, Any]:
+        """Every job, the leases that are held, the nodes."""
+        return self._about("queue")
+
+    def status(self, job_id: str) -> dict[str, Any]:
+        """One job with its cells and its last events."""
+        return self._about("status", job_id)
+
+    def stop(self, job_id: str) -> dict[str, Any]:
+        """Stops a job at a checkpoint; submitting it again continues it."""
+        return self._about("stop", job_id, f"stopped by {getpass.getuser()}")
+
+    def cancel(self, job_id: str) -> dict[str, Any]:
+        """Ends a job at once; submitting it again continues from its last checkpoints."""
+        return self._about("cancel", job_id, f"cancelled by {getpass.getuser()}")
+
+    def sync(self) -> dict[str, Any]:
+        """Gives MLflow what it lacks of jobs that are over, at once instead of at the dispatcher's next try."""
+        return self._about("sync")
+
+    def add_schedule(self, name: str, submission: Submission, cron: str, timezone: str, **rules: str) -> dict[str, Any]:
+        """Submits the spec on a clock; `rules` are grace, overlap and catch_up (docs/schedules.md)."""
+        if submission.benchmark is not None:
+            raise InputError("a benchmark cannot be put on a clock; submit it, or schedule the comparison itself")
+        question = {"name": name, "cron": cron, "timezone": timezone, "rules": rules, **submission.question}
+        return self._answer("schedule_add", question, submission.folder)
+
+    def schedules(self) -> list[dict[str, Any]]:
+        """Every schedule with its next tick."""
+        answer: list[dict[str, Any]] = self.ask("schedule_all", {"arguments": []})
+        return answer
+
+    def schedule(self, verb: str, name: str) -> dict[str, Any]:
+        """`show`, `pause`, `resume`, `remove` or `run_now`."""
+        return self._about(f"schedule_{verb}", name)
+
+    def logs(self, job_id: str) -> str:
+        """What the job's latest driver printed."""
+        driver = self.status(job_id)["driver"]
+        return self._jobs.logs(driver) if driver else ""
+
+    def follow(self, job_id: str) -> Iterator[str]:
+        """What its drivers print, piece by piece, until the job is over."""
+        printed: dict[str, int] = {}  # characters, by driver
+        while True:
+            job = self.status(job_id)
+            if job["driver"] and self._jobs.find(job["driver"]) is not None:
+                yield from self._follow_driver(job["driver"], printed)
+            if job["state"] in OVER:
+                return
+            time.sleep(LOOK_S)
+
+    def wait(self, job_id: str) -> dict[str, Any]:
+        """Until the job is over; its status then."""
+        for _ in self.follow(job_id):
+            pass
+        return self.status(job_id)
+
+    def _follow_driver(self, driver: str, printed: dict[str, int]) -> Iterator[str]:
+        while True:
+            job = self._jobs.find(driver)
+            text = self._jobs.logs(driver)
+            if len(text) > printed.get(driver, 0):
+                yield text[printed.get(driver, 0) :]
+                printed[driver] = len(text)
+            if job is None or job.is_over:
+                return
+            time.sleep(LOOK_S)
+
+    def _about(self, verb: str, *arguments: Any) -> dict[str, Any]:
+        return self._answer(verb, {"arguments": list(arguments)})
+
+    def _answer(self, verb: str, question: dict[str, Any], folder: Path | None = None) -> dict[str, Any]:
+        answer: dict[str, Any] = self.ask(verb, question, None if folder is None else str(folder))
+        return answer
+
+    def ask(self, verb: str, question: dict[str, Any], working_dir: str | None = None) -> Any:
+        """One question as one small job. Asking twice what changes something changes it once."""
+        name = f"backbone-{verb}-{uuid.uuid4().hex[:12]}"
+        self._jobs.submit(name, ["python", "-m", "jobs.dispatch.gateway", verb, json.dumps(question)], working_dir)
+        end = self._jobs.wait(name, ANSWER_LIMIT_S)
+        text = self._jobs.logs(name) if end.exit_code is not None else ""
+        line = next((line for line in reversed(text.splitlines()) if line.startswith(MARK)), None)
+        if line is None:
+            last = "\n".join((text or end.message).strip().splitlines()[-5:])
+            raise ClusterError(f"the cluster could not answer ({end.status}):\n{last}")
+        self._jobs.forget(name)
+        answer = json.loads(line.removeprefix(MARK))
+        if isinstance(answer, dict) and "error" in answer:
+            raise (InputError if answer["exit_code"] == 2 else ClusterError)(answer["error"])
+        return answer
+
+
+def default_address() -> str:
+    """RAY_API_SERVER_ADDRESS, or RAY_ADDRESS where that is a URL, else this machine's dashboard."""
+    for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
+        if (address := os.environ.get(name, "")).startswith("http"):
+            return address
+    return DEFAULT_ADDRESS

@@ -1,0 +1,91 @@
+"""What becomes of a submitted spec on the head: a plan, and its code, kept on shared storage for all its drivers."""
+
+import hashlib
+import os
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from jobs.driver.kinds.benchmark import load_benchmark
+from jobs.driver.launch import open_cells
+from jobs.driver.leases import job_request
+from jobs.queue.rows import JobRequest
+from orchestrator.errors import SpecError
+from orchestrator.planning.plan import Plan, load_plan
+
+EPOCH = (1980, 1, 1, 0, 0, 0)  # the same files make the same zip
+
+
+def plan_submission(question: Mapping[str, Any]) -> JobRequest:
+    """The job that a client's question asks for; the working directory holds the code. Raises SpecError."""
+    from backbones.registry import load_plugin
+
+    for plugin in question["plugins"]:
+        load_plugin(plugin)
+    plan = _load(question)
+    if plan.infeasible and not question["skip_infeasible"]:
+        raise SpecError(plan.infeasible)
+    request = job_request(plan, open_cells(plan))
+    priority = question["priority"]
+    return replace(
+        request,
+        owner=question["owner"],
+        priority=request.priority if priority is None else priority,
+        spec_file=question["spec"],
+        arguments=tuple(_arguments(question)),
+        code=str(keep_code(Path.cwd(), plan.storage / "queue" / "code")),
+        occurrence=question.get("occurrence"),
+    )
+
+
+def _load(question: Mapping[str, Any]) -> Plan:
+    spec = Path(question["spec"])
+    if benchmark := question.get("benchmark"):
+        return load_benchmark(spec, **benchmark)
+    return load_plan(spec, question.get("occurrence"))
+
+
+def plan_schedule(question: Mapping[str, Any]) -> tuple[str, dict[str, Any], str, str, dict[str, str]]:
+    """What a schedule needs: name, what to submit at each tick, cron, time zone, rules. The spec is planned once."""
+    template = {key: value for key, value in question.items() if key not in ("name", "cron", "timezone", "rules")}
+    template["code"] = plan_submission(template).code
+    return question["name"], template, question["cron"], question["timezone"], dict(question["rules"])
+
+
+def _arguments(question: Mapping[str, Any]) -> Iterator[str]:
+    """The options of the entry point that repeat what was asked for."""
+    for plugin in question["plugins"]:
+        yield from ("--plugin", plugin)
+    if question["skip_infeasible"]:
+        yield "--skip-infeasible"
+    if benchmark := question.get("benchmark"):
+        yield from ("--warmup", str(benchmark["warm_up"]), "--steps", str(benchmark["measured"]))
+        yield from ("--occurrence", benchmark["occurrence"])
+        return
+    if not question["certificate"]:
+        yield "--no-certificate"
+    if question.get("occurrence"):
+        yield from ("--occurrence", question["occurrence"])
+
+
+def keep_code(folder: Path, archive: Path) -> Path:
+    """Zips a folder into the archive, under its content's digest; the same content is kept once."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    digest = hashlib.sha256()
+    for path in files:
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(folder)}\0{len(content)}\0".encode())
+        digest.update(content)
+    kept = archive / f"{digest.hexdigest()[:20]}.zip"
+    if not kept.exists():
+        archive.mkdir(parents=True, exist_ok=True)
+        unfinished = archive / f"{kept.name}.{os.getpid()}"
+        with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED) as bundle:
+            for path in files:
+                entry = zipfile.ZipInfo(str(path.relative_to(folder)), EPOCH)
+                entry.external_attr = path.stat().st_mode << 16
+                bundle.writestr(entry, path.read_bytes(), zipfile.ZIP_DEFLATED)
+        unfinished.replace(kept)
+    return kept

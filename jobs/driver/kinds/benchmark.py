@@ -1,0 +1,89 @@
+"""From a comparison's spec to the plan that measures its speed: the same cells with fewer steps and less data. Pure."""
+
+import uuid
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from orchestrator.data.sources import Dataset
+from orchestrator.errors import InputError
+from orchestrator.identity import backbone_slug, content_hash
+from orchestrator.planning.plan import Cell, Plan, load_comparison
+from orchestrator.spec_files.spec import Benchmark, Budget, Checkpointing, Comparison, Evaluate
+
+KIND = "benchmark"
+WARM_UP, MEASURED = 5, 20
+FEWEST = 3  # steps of which a spread can be told
+# Speed depends on how long examples are, not on how many there are: a sample saves the tokenizing of the rest.
+TRAINING_EXAMPLES, HELD_OUT_EXAMPLES = 10_000, 16
+
+
+def load_benchmark(path: Path, warm_up: int = WARM_UP, measured: int = MEASURED, occurrence: str | None = None) -> Plan:
+    """Plans the benchmark of `compare.yaml`. Raises SpecError, and InputError for what is wrong with the numbers.
+
+    Every call plans a new measurement, unless `occurrence` names one: then what it has finished is not run again.
+    """
+    if warm_up < 0 or measured < FEWEST:
+        raise InputError(f"--steps must be at least {FEWEST} and --warmup at least 0; a spread needs some steps")
+    return benchmark_plan(load_comparison(path), warm_up, measured, occurrence or new_occurrence())
+
+
+def new_occurrence() -> str:
+    """A name that no other measurement has; the time in it is for people."""
+    return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}-{uuid.uuid4().hex[:6]}"
+
+
+def benchmark_plan(comparison: Plan, warm_up: int, measured: int, occurrence: str) -> Plan:
+    """The benchmark of a planned comparison: its first seed, no evaluation to speak of, and ids of its own."""
+    assert isinstance(comparison.job, Comparison)
+    seed = comparison.job.seed_list[0]
+    job = _job(comparison.job, seed, warm_up, measured, occurrence)
+    train = sample(comparison.train, TRAINING_EXAMPLES)
+    validation = sample(comparison.validation, HELD_OUT_EXAMPLES)
+    pairs = zip(comparison.cells, comparison.forecasts, strict=True)
+    chosen = [(cell, forecast) for cell, forecast in pairs if cell.seed == seed]
+    cells = tuple(_cell(cell, job, train, validation) for cell, _ in chosen)
+    return replace(
+        comparison,
+        kind=KIND,
+        job_id=f"{job.name}-{KIND}-{content_hash([KIND, [cell.cell_id for cell in cells]])[:10]}",
+        job=job,
+        cells=cells,
+        forecasts=tuple(forecast for _, forecast in chosen),
+        train=train,
+        validation=validation,
+    )
+
+
+def sample(data: Dataset, count: int) -> Dataset:
+    """At most `count` examples, evenly spaced, so that sources which stand one after the other are all in it."""
+    total = len(data.examples)
+    if total <= count:
+        return data
+    return Dataset(data.reference, tuple(data.examples[index * total // count] for index in range(count)))
+
+
+def _job(job: Comparison, seed: int, warm_up: int, measured: int, occurrence: str) -> Benchmark:
+    """A checkpoint in the middle of the measured steps shows how long it stalls them; one at the end is the rule."""
+    total = warm_up + measured
+    changes = {
+        "budget": Budget(kind="steps", amount=total),
+        "evaluate": Evaluate(every=1.0),
+        "checkpoint": Checkpointing(every=(warm_up + (measured + 1) // 2) / total, keep=1),
+    }
+    fields = dict(job) | {"seeds": (seed,), "recipe": job.recipe.model_copy(update=changes)}
+    return Benchmark(**fields, warm_up=warm_up, measured=measured, occurrence=occurrence)
+
+
+def _cell(cell: Cell, job: Benchmark, train: Dataset, validation: Dataset) -> Cell:
+    """`cell_id` hashes the comparison's own, so no cell of a comparison can have it."""
+    steps = [job.warm_up, job.measured, job.recipe.checkpoint.every]
+    identity = content_hash([KIND, cell.cell_id, steps, [train.digest, validation.digest], job.occurrence])
+    return replace(
+        cell,
+        cell_id=f"{backbone_slug(cell.backbone)}-{KIND}-{identity[:10]}",
+        recipe=job.recipe,
+        train_digest=train.digest,
+        validation_digest=validation.digest,
+        occurrence=job.occurrence,
+    )

@@ -1,0 +1,1 @@
+"""Who trains where: the policy, the queue as a state machine, and its store."""

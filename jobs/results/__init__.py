@@ -1,0 +1,1 @@
+"""What a job came to, as facts: throughput, verdict, history, documents."""

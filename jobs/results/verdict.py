@@ -1,0 +1,303 @@
+"""The honest verdict of a comparison: which backbone wins, from per-item scores of every finished cell.
+
+The statistics are in `paired_tests`; this module says what they mean, in fields and in sentences.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from math import floor, log10, sqrt
+from typing import Any, Literal
+
+import numpy as np
+
+from jobs.results.paired_tests import (
+    Array,
+    CellScores,
+    ItemNoise,
+    PairTests,
+    Standings,
+    check_scores,
+    find_standings,
+    holm,
+    measure_item_noise,
+    run_pair_tests,
+)
+
+Outcome = Literal["winner", "tie", "undecided", "no verdict"]
+
+FEW_GROUPS = 10.0  # below this many effective degrees of freedom the item noise is worth a note
+
+MOST_SEEDS = 2**20  # if even this many would not decide, the item noise stands in the way
+
+
+@dataclass(frozen=True)
+class RankedBackbone:
+    """One row of the ranking; scores are bits per byte."""
+
+    rank: int  # from 1; equal scores rank by id
+    backbone_id: str
+    val_bits_per_byte: float  # mean over seeds
+    seed_std: float | None  # between seeds; None with one seed
+    seeds: dict[str, float]  # seed -> score; text keys, as JSON has them
+    difference_to_best: float  # never negative
+    worse_than_best: bool | None  # Holm over all pairs, since the best was picked by the data; None: not tested
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two backbones, `a` ranked above `b`; differences are bits per byte of b minus those of a."""
+
+    a: str
+    b: str
+    difference: float  # never negative
+    relative: float  # difference / score of b: a is that share below b
+    standard_error: float  # of the difference, seeds and items together
+    item_se: float  # the items' part of it
+    degrees_of_freedom: float
+    interval: list[float]  # two-sided, 1 - alpha
+    p_value: float  # two-sided, uncorrected
+    p_value_holm: float  # corrected over all pairs
+    equivalent: bool  # two one-sided tests at alpha: the 1 - 2 alpha interval lies within +-margin
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a comparison showed. `further_seeds` is per backbone and assumes that the observed differences stay."""
+
+    outcome: Outcome
+    winner: str | None
+    sentence: str
+    ranking: list[RankedBackbone]  # best first
+    pairs: list[Pair]  # every two backbones with two seeds or more, in order of rank
+    alpha: float
+    margin: float  # relative to the best score
+    further_seeds: int | list[int] | None  # [low, high] below 3 degrees of freedom; None: seeds alone would not decide
+    notes: list[str]
+    noise: dict[str, float | None]  # seed_std (pooled), seed_df, item_se (best against second), item_df, groups, items
+
+
+def judge(
+    cells: Sequence[CellScores], item_bytes: Array, item_groups: Sequence[str], *, alpha: float, margin: float
+) -> dict[str, Any]:
+    """The verdict over the finished cells, as the JSON document of `Verdict`.
+
+    `item_bytes` is (items,) UTF-8 bytes of the scored text, `item_groups` the source group of each item. `alpha` is
+    two-sided, `margin` relative to the best score. The order of the cells does not matter.
+
+    Winner: the best beats every other at `alpha` (an intersection-union claim needs no correction). Tie: whatever the
+    best does not beat is equivalent to it and to each other. Every ranked backbone needs two seeds for a verdict.
+    Raises InputError where a cell was not scored on these items.
+    """
+    check_scores(cells, item_bytes, item_groups)
+    standings = find_standings(cells, item_bytes, item_groups)
+    obstacle = _obstacle(standings)
+    one_group = len(standings.group_bytes) < 2
+    judged = standings.take([k for k, count in enumerate(standings.counts) if count >= 2 and not one_group])
+    items = measure_item_noise(judged)
+    limit = margin * float(standings.means[0]) if standings.ids else 0.0
+    tests = run_pair_tests(judged, items, alpha, limit)
+    pairs = _pairs(judged, items, tests)
+    outcome, contenders = ("no verdict", []) if obstacle else _outcome(tests, alpha)
+    further = _further_seeds(judged, items, tests, contenders, alpha, limit) if outcome == "undecided" else None
+    verdict = Verdict(
+        outcome=outcome,
+        winner=judged.ids[0] if outcome == "winner" else None,
+        sentence=obstacle or _sentence(outcome, judged, pairs, contenders, alpha, margin, further),
+        ranking=_ranking(standings, pairs, alpha),
+        pairs=pairs,
+        alpha=alpha,
+        margin=margin,
+        further_seeds=further,
+        notes=_notes(outcome, judged, items, tests, pairs),
+        noise=_noise(standings, items, pairs) | {"items": len(item_bytes)},
+    )
+    return asdict(verdict)
+
+
+def _obstacle(standings: Standings) -> str | None:
+    """Why there can be no verdict, as a sentence; None when there can."""
+    if not standings.ids:
+        return "No verdict: no finished cell."
+    if len(standings.ids) == 1:
+        return f"No verdict: one backbone, {standings.ids[0]}; a verdict compares at least two."
+    single = [name for name, count in zip(standings.ids, standings.counts, strict=True) if count < 2]
+    if single:
+        return f"No verdict: one seed of {_listed(single)}; every backbone needs at least two finished seeds."
+    if len(standings.group_bytes) < 2:
+        return "No verdict: one source group; held-out items from at least two are needed to see the item noise."
+    return None
+
+
+def _outcome(tests: PairTests, alpha: float) -> tuple[Outcome, list[int]]:
+    """The outcome, and the rows of the best and of every backbone that it does not beat."""
+    unbeaten = (tests.first == 0) & (tests.p_value >= alpha)
+    contenders = [0, *tests.second[unbeaten].tolist()]
+    if len(contenders) == 1:
+        return "winner", contenders
+    among = _among(tests, contenders)
+    return ("tie" if np.all(tests.equivalent[among]) else "undecided"), contenders
+
+
+def _among(tests: PairTests, contenders: list[int]) -> Array:
+    """Which pairs consist of contenders only."""
+    return np.isin(tests.first, contenders) & np.isin(tests.second, contenders)
+
+
+def _further_seeds(
+    standings: Standings, items: ItemNoise, tests: PairTests, contenders: list[int], alpha: float, limit: float
+) -> int | list[int] | None:
+    """Further seeds per backbone after which the observed differences would decide; items and groups stay."""
+    from scipy.special import chdtri
+
+    def needed(scale: float) -> int | None:
+        def decides(more: int) -> bool:
+            return (
+                _outcome(run_pair_tests(standings, items, alpha, limit, more=more, scale=scale), alpha)[0]
+                != "undecided"
+            )
+
+        if not decides(MOST_SEEDS):
+            return None
+        low, high = 0, 1
+        while not decides(high):
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if decides(middle) else (middle, high)
+        return high
+
+    df = float(np.min(tests.df[_among(tests, contenders)]))
+    if df >= 3:
+        return needed(1.0)
+    ends = [needed(df / float(chdtri(df, tail))) for tail in (0.1, 0.9)]  # 80 % range of the true seed variance
+    return None if ends[0] is None or ends[1] is None else [ends[0], ends[1]]
+
+
+def _pairs(standings: Standings, items: ItemNoise, tests: PairTests) -> list[Pair]:
+    corrected = holm(tests.p_value)
+    return [
+        Pair(
+            a=standings.ids[a],
+            b=standings.ids[b],
+            difference=float(tests.difference[p]),
+            relative=float(tests.difference[p] / standings.means[b]),
+            standard_error=float(tests.standard_error[p]),
+            item_se=sqrt(items.variance[p]),
+            degrees_of_freedom=float(tests.df[p]),
+            interval=[float(tests.difference[p] + sign * tests.half_width[p]) for sign in (-1, 1)],
+            p_value=float(tests.p_value[p]),
+            p_value_holm=float(corrected[p]),
+            equivalent=bool(tests.equivalent[p]),
+        )
+        for p, (a, b) in enumerate(zip(tests.first, tests.second, strict=True))
+    ]
+
+
+def _ranking(standings: Standings, pairs: list[Pair], alpha: float) -> list[RankedBackbone]:
+    best = standings.ids[0] if standings.ids else ""
+    worse: dict[str, bool] = {best: False} | {pair.b: pair.p_value_holm < alpha for pair in pairs if pair.a == best}
+    return [
+        RankedBackbone(
+            rank=k + 1,
+            backbone_id=backbone_id,
+            val_bits_per_byte=float(standings.means[k]),
+            seed_std=sqrt(standings.variances[k]) if standings.counts[k] > 1 else None,
+            seeds=standings.seeds[k],
+            difference_to_best=float(standings.means[k] - standings.means[0]),
+            worse_than_best=worse.get(backbone_id),
+        )
+        for k, backbone_id in enumerate(standings.ids)
+    ]
+
+
+def _noise(standings: Standings, items: ItemNoise, pairs: list[Pair]) -> dict[str, float | None]:
+    variance, df = standings.pooled
+    return {
+        "seed_std": sqrt(variance) if df else None,
+        "seed_df": df,
+        "item_se": pairs[0].item_se if pairs else None,
+        "item_df": items.df if pairs else None,
+        "groups": len(standings.group_bytes),
+    }
+
+
+def _notes(outcome: Outcome, standings: Standings, items: ItemNoise, tests: PairTests, pairs: list[Pair]) -> list[str]:
+    """What a reader has to know to trust the numbers."""
+    notes = []
+    still = [name for name, variance in zip(standings.ids, standings.variances, strict=True) if variance == 0]
+    if still:
+        notes.append(f"Zero variance between the seeds of {_listed(still)}: does the seed reach the run?")
+    equal = [f"{pair.a} and {pair.b}" for pair in pairs if pair.difference == pair.standard_error == 0]
+    if equal:
+        notes.append(f"Equal scores to the last digit: {'; '.join(equal)}.")
+    if np.any(tests.welch):
+        notes.append(
+            f"Seed variances differ more than fourfold in {int(tests.welch.sum())} of {len(pairs)} pairs: "
+            "these are tested in Welch's form, not with the pooled variance."
+        )
+    if len(set(standings.counts.tolist())) > 1:
+        notes.append(
+            "Backbones have different numbers of seeds; if one with fewer is also noisier, the verdict is too sure: "
+            "finish the missing cells."
+        )
+    if pairs and items.df < FEW_GROUPS:
+        notes.append(
+            f"Few or very unequal source groups ({len(standings.group_bytes)}, {items.df:.1f} degrees of freedom): "
+            "the item noise is known poorly."
+        )
+    close = [pair.b for pair in pairs if outcome == "winner" and pair.a == standings.ids[0] and pair.equivalent]
+    if close:
+        notes.append(f"The lead over {_listed(close)} is real but lies within the margin: it may not matter.")
+    return notes
+
+
+def _sentence(
+    outcome: Outcome,
+    standings: Standings,
+    pairs: list[Pair],
+    contenders: list[int],
+    alpha: float,
+    margin: float,
+    further: int | list[int] | None,
+) -> str:
+    """The verdict in one sentence, for the top of a report."""
+    names = _listed([standings.ids[k] for k in contenders])
+    pair = next(pair for pair in pairs if pair.b == standings.ids[1 if outcome == "winner" else contenders[1]])
+    best, digits = float(standings.means[0]), _digits(pair)
+    interval = (
+        f"{100 * (1 - alpha):g} % interval {_number(pair.interval[0], digits)} to {_number(pair.interval[1], digits)}"
+    )
+    score, difference = f"{best:.{digits}f} bits per byte", f"{pair.difference:.{digits}f}"
+    if outcome == "winner":
+        other = pair.b if len(standings.ids) == 2 else f"the second, {pair.b}"
+        return f"{names} wins: {score}, {difference} ({100 * pair.relative:.1f} %) below {other}, {interval}."
+    if outcome == "tie":
+        beaten = [name for k, name in enumerate(standings.ids) if k not in contenders]
+        rest = f"; {_listed(beaten)} {'is' if len(beaten) == 1 else 'are'} worse" if beaten else ""
+        return (
+            f"Tie between {names}: {score}, every {100 * (1 - 2 * alpha):g} % interval of a difference lies within "
+            f"the margin of {margin * best:.{digits}f} ({100 * margin:g} %){rest}."
+        )
+    return f"Undecided between {names}: {pair.b} is {difference} above {pair.a}, {interval}; {_outlook(further)}."
+
+
+def _outlook(further: int | list[int] | None) -> str:
+    if further is None:
+        return "more seeds alone would not decide, more held-out text might"
+    number = str(further) if isinstance(further, int) else f"{further[0]} to {further[1]}"
+    return f"about {number} more seed{'' if number == '1' else 's'} per backbone would decide if the differences stay"
+
+
+def _digits(pair: Pair) -> int:
+    """Decimals that show the interval's width with two digits, three to six."""
+    width = pair.interval[1] - pair.interval[0]
+    return 3 if width <= 0 else min(6, max(3, 1 - floor(log10(width))))
+
+
+def _number(value: float, digits: int) -> str:
+    """Without the minus of a rounded zero."""
+    return f"{round(value, digits) + 0.0:.{digits}f}"
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -1,0 +1,1 @@
+"""The policy of the queue on a described cluster: traces, figures, page."""

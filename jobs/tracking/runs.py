@@ -1,0 +1,178 @@
+"""What MLflow is told of a job: a parent run for the comparison or finetune, and a child run for each cell."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from orchestrator.cell_job import ExportRequest, spool_folder
+from orchestrator.planning.plan import Cell, Plan
+from orchestrator.results import CellResult, write_json
+from orchestrator.spec_files.spec import Finetune
+from orchestrator.tracking.mlflow_writer import STREAMED_METRICS, MlflowWriter, flatten
+from orchestrator.tracking.run import TrackedRun, describe
+from orchestrator.tracking.spool import read_spool
+
+FOLDER = "tracking"  # of a job: its runs' descriptions, and what was sent of each
+SYNCED = "synced.json"  # there while nothing of a job is left to send
+
+
+class Tracking:
+    """The MLflow runs of one launch. Nothing is sent, and nothing of MLflow imported, before `start`."""
+
+    def __init__(self, plan: Plan, command: str, export: ExportRequest | None):
+        self._synced = plan.folder / FOLDER / SYNCED
+        self._writer = open_writer(plan.tracking_uri, plan.job.tracking.experiment, plan.storage)
+        self._parent = _parent_run(plan, command)
+        self._children = {cell.cell_id: _child_run(plan, cell, self._parent, export) for cell in plan.cells}
+        self._started = False
+
+    def start(self) -> None:
+        """Starts to send in the background. A run keeps a terminal status that it was given before."""
+        if not self._started:
+            self._started = True
+            self._synced.unlink(missing_ok=True)
+            for run in (self._parent, *self._children.values()):
+                self._writer.track(run)
+            self._writer.start()
+
+    def begin_attempt(self, cell: Cell, attempt: int) -> None:
+        """Notes on the cell's run which attempt is under way."""
+        run = self._children[cell.cell_id]
+        if run.tags["attempt"] != str(attempt):
+            run.tags["attempt"] = str(attempt)
+            describe(run)
+
+    def finish_child(self, result: CellResult) -> None:
+        """Gives a cell's run its outcome."""
+        run = self._children[result.cell_id]
+        take_result(run, result)
+        self._writer.finish(run, result.status.mlflow_status)
+
+    def finish_parent(
+        self, document: dict[str, Any], results: list[CellResult], artifacts: tuple[Path, ...], status: str
+    ) -> None:
+        """Gives the job's run its ranking, its verdict and the report."""
+        run = self._parent
+        run.summary = {
+            f"val_bits_per_byte/{entry['backbone_id'].replace(':', '_').replace('@', '_')}": entry["val_bits_per_byte"]
+            for entry in document["ranking"]
+        }
+        run.summary |= {  # of a benchmark
+            f"{name}/{backbone_id.replace(':', '_').replace('@', '_')}": value
+            for backbone_id, values in document.get("metrics", {}).items()
+            for name, value in values.items()
+        }
+        run.summary_time_ms = max((_last_entry_ms(result) for result in results), default=0)
+        run.tags["verdict"] = str(document["verdict"].get("sentence", ""))
+        run.artifacts = artifacts
+        self._writer.finish(run, status)
+
+    def abort(self, limit_s: float) -> None:
+        """Marks what is open as failed: the launch itself broke down."""
+        if self._started:
+            for run in (*self._children.values(), self._parent):
+                if run.status == "RUNNING":
+                    self._writer.finish(run, "FAILED")
+            self._writer.close(limit_s)
+
+    def close(self, limit_s: float) -> list[TrackedRun]:
+        """Waits for MLflow's acknowledgement, at most `limit_s`; returns the runs that it does not have in full."""
+        return self._writer.close(limit_s)
+
+    def hurry(self) -> None:
+        """Makes the waiting methods return at once."""
+        self._writer.hurry()
+
+    def run_ids(self, limit_s: float) -> dict[str, str | None]:
+        """MLflow's run id by cell_id; waits for the server to give them, but not for one that does not answer."""
+        deadline = time.monotonic() + limit_s
+        while any(run.sent.run_id is None and run.problem is None for run in self._children.values()):
+            if time.monotonic() > deadline or self._writer.unreachable is not None or self._writer.is_hurried:
+                break
+            time.sleep(0.05)
+        return {cell_id: run.sent.run_id for cell_id, run in self._children.items()}
+
+    @property
+    def problems(self) -> list[str]:
+        """What MLflow refused for good."""
+        return self._writer.problems
+
+    @property
+    def unreachable(self) -> str | None:
+        """Why the server cannot be reached now, if so."""
+        return self._writer.unreachable
+
+
+def open_writer(uri: str, experiment: str, storage: Path) -> MlflowWriter:
+    """A writer to the server; with SQLite instead of one, artifacts lie in the storage."""
+    return MlflowWriter(uri, experiment, storage / "mlartifacts")
+
+
+def take_result(run: TrackedRun, result: CellResult) -> None:
+    """Makes a run say what its cell came to; giving it the status is left to the caller."""
+    run.tags |= {"attempt": str(result.attempts), "cell_status": str(result.status)}
+    if result.failure:
+        run.tags["failure"] = result.failure[:4000]
+    moments = [entry.time_ms for entry in read_spool(spool_folder(Path(result.folder)))]
+    if moments:
+        run.began_ms, run.ended_ms = moments[0], moments[-1]
+    if result.measurement is not None:
+        metrics = result.measurement.metrics.items()
+        run.summary = {k: float(v) for k, v in metrics if v is not None and k not in STREAMED_METRICS}
+        run.summary_time_ms = run.ended_ms
+        contract = Path(result.folder) / "contract.json"
+        write_json(contract, result.measurement.contract)
+        run.artifacts = (contract,)
+
+
+def _parent_run(plan: Plan, command: str) -> TrackedRun:
+    return TrackedRun(
+        name=plan.job_id,
+        state_file=plan.folder / FOLDER / "parent.json",
+        tags={
+            **_common_tags(plan, command),
+            "role": plan.kind,
+            "cell_id": "all",
+            "backbone_id": ",".join(spec.backbone_id for spec in plan.backbones),
+            "seed": ",".join(dict.fromkeys(str(cell.seed) for cell in plan.cells)),
+            "attempt": "1",
+        },
+        params={**_recipe(plan), "train_digest": plan.train.digest, "validation_digest": plan.validation.digest},
+    )
+
+
+def _child_run(plan: Plan, cell: Cell, parent: TrackedRun, export: ExportRequest | None) -> TrackedRun:
+    facts = {"backbone_id": cell.backbone.backbone_id, "seed": str(cell.seed)}
+    return TrackedRun(
+        name=cell.cell_id,
+        state_file=plan.folder / FOLDER / f"{cell.cell_id}.json",
+        tags={
+            **_common_tags(plan, command=parent.tags["mlflow.source.name"]),
+            "role": "benchmark" if plan.kind == "benchmark" else "cell",
+            "cell_id": cell.cell_id,
+        }
+        | {**facts, "attempt": "1"},
+        params={**_recipe(plan), **facts, "micro_batch_size": str(cell.micro_batch_size)},
+        spool_folder=spool_folder(plan.cell_folder(cell)),
+        parent=parent,
+        registered_model=_registered_model(plan, export),
+    )
+
+
+def _registered_model(plan: Plan, export: ExportRequest | None) -> tuple[str, Path] | None:
+    """Under which name the exported model is registered, where the spec asks for it."""
+    name = plan.job.export.register_as if isinstance(plan.job, Finetune) and plan.job.export is not None else None
+    return None if name is None or export is None else (name, export.folder)
+
+
+def _common_tags(plan: Plan, command: str) -> dict[str, str]:
+    return {"comparison_id": plan.job_id, "mlflow.source.name": command, "mlflow.source.type": "JOB"}
+
+
+def _recipe(plan: Plan) -> dict[str, str]:
+    return flatten({"recipe": plan.job.recipe.model_dump(mode="json"), "placement": plan.job.placement.model_dump()})
+
+
+def _last_entry_ms(result: CellResult) -> int:
+    """When the newest fact behind a result was recorded."""
+    return max((entry.time_ms for entry in read_spool(spool_folder(Path(result.folder)))), default=0)

@@ -1,0 +1,114 @@
+"""Predicted device memory of a cell, in closed form. No torch, ray, mlflow."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from backbones.registry import BackboneSpec
+from orchestrator.spec_files.spec import Adaptation, Placement, Recipe
+
+GIB = 1024**3
+RESERVED_SHARE = 0.08  # CUDA context, NCCL buffers, fragmentation
+
+# GiB of one device, by the Ray accelerator type of `placement.accelerator` (ray.util.accelerators).
+# Where a type comes in several sizes: the smallest.
+DEVICE_GIB = {
+    "GB300": 279, "B300": 270, "GB200": 186, "B200": 180, "H200": 141, "H20": 96, "H100": 80, "A100-80G": 80,
+    "A100-40G": 40, "A100": 40, "RTX-PRO-6000": 96, "L40S": 48, "A10G": 24, "L4": 24, "V100": 16, "T4": 16,
+    "P100": 16, "P4": 8, "K80": 12,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class MemoryPrediction:
+    """GiB per device. `states`: weights, gradients and AdamW moments; `working`: gathered units and activations."""
+
+    states: float
+    working: float
+
+    @property
+    def total(self) -> float:
+        return self.states + self.working
+
+
+def predict_memory(spec: BackboneSpec, recipe: Recipe, placement: Placement, micro_batch_size: int) -> MemoryPrediction:
+    """fp32 master weights, gradients and two moments over the shards, plus the largest gathered unit and activations.
+
+    Activations per layer: with checkpointing only the layer's input is kept, and one layer is recomputed at a time at
+    about 34 values per token and hidden unit (Korthikanti et al. 2022, https://arxiv.org/abs/2205.05198, without the
+    quadratic term, which no fused kernel stores).
+    """
+    dims = spec.architecture
+    compute_bytes = 2 if recipe.precision == "bf16" else 4
+    shards = placement.workers // placement.replicas
+    tokens = micro_batch_size * recipe.sequence_length
+    embedding = dims.vocab_size * dims.hidden_size * (1 if dims.tied_embeddings else 2)
+    layer = max(spec.parameters - embedding, 0) / dims.num_layers
+    moments = 8 if recipe.adaptation.kind == "full" else 0
+    states = spec.parameters * (4 + 4 + moments) / shards if moments else spec.parameters * 4 / shards
+    gathered = (embedding + 2 * layer) * 2 * compute_bytes
+    kept_layers = 1 if recipe.activation_checkpointing else dims.num_layers
+    activations = tokens * dims.hidden_size * (dims.num_layers * compute_bytes + 34 * kept_layers * compute_bytes / 2)
+    logits = tokens * dims.vocab_size * (compute_bytes + 4 + 4)
+    return MemoryPrediction(states / GIB, (gathered + activations + logits) / GIB)
+
+
+def find_device_gib(placement: Placement) -> float | None:
+    """Usable GiB of one device of the placement, or None when the plan names no known accelerator."""
+    size = DEVICE_GIB.get(placement.accelerator or "")
+    return None if size is None else size * (1 - RESERVED_SHARE)
+
+
+def choose_micro_batch_size(spec: BackboneSpec, recipe: Recipe, placement: Placement) -> int:
+    """The recipe's number, or for `auto` the largest divisor of a worker's share, up to 32 rows, that fits the device.
+
+    Where the device is not known, at most 8 rows.
+    """
+    if recipe.micro_batch_size != "auto":
+        return recipe.micro_batch_size
+    share = recipe.global_batch_size // placement.workers
+    usable = find_device_gib(placement)
+    divisors = [rows for rows in range(1, min(share, 32 if usable else 8) + 1) if share % rows == 0]
+    if usable is None:
+        return divisors[-1]
+    fitting = [rows for rows in divisors if predict_memory(spec, recipe, placement, rows).total <= usable]
+    return fitting[-1] if fitting else 1
+
+
+def find_shortage(spec: BackboneSpec, recipe: Recipe, placement: Placement) -> str | None:
+    """Why a backbone does not fit its device, with both numbers and what would make it fit; None when it fits."""
+    usable = find_device_gib(placement)
+    needed = predict_memory(spec, recipe, placement, choose_micro_batch_size(spec, recipe, placement))
+    if usable is None or needed.total <= usable:
+        return None
+    remedy = ", or ".join(_changes_that_fit(spec, recipe, placement)) or "lower recipe.sequence_length"
+    return (
+        f"{spec.backbone_id} needs about {needed.total:.0f} GiB per GPU: {needed.states:.0f} for weights, gradients "
+        f"and AdamW state, {needed.working:.0f} for gathered layers and activations. The plan gives it {usable:.0f} "
+        f"usable GiB of one {placement.accelerator}; {remedy}"
+    )
+
+
+def _changes_that_fit(spec: BackboneSpec, recipe: Recipe, placement: Placement) -> Iterator[str]:
+    """The single changes of a spec after which it fits."""
+    changes = {
+        "set recipe.micro_batch_size to auto": (recipe.model_copy(update={"micro_batch_size": "auto"}), placement),
+        "turn recipe.activation_checkpointing on": (
+            recipe.model_copy(update={"activation_checkpointing": True}),
+            placement,
+        ),
+    }
+    more = range(placement.workers + 1, recipe.global_batch_size + 1)
+    for workers in (n for n in more if recipe.global_batch_size % n == 0 and n % placement.replicas == 0):
+        enough = placement.model_copy(update={"workers": workers})
+        changes[f"raise placement.workers to {workers}"] = (recipe, enough)
+        if _fits(spec, recipe, enough):
+            break
+    last_layer = recipe.model_copy(update={"adaptation": Adaptation(kind="last_layer")})
+    changes["set recipe.adaptation.kind to last_layer"] = (last_layer, placement)
+    return (text for text, (changed, placed) in changes.items() if _fits(spec, changed, placed))
+
+
+def _fits(spec: BackboneSpec, recipe: Recipe, placement: Placement) -> bool:
+    rows, usable = choose_micro_batch_size(spec, recipe, placement), find_device_gib(placement)
+    whole = recipe.global_batch_size // placement.workers % rows == 0
+    return whole and usable is not None and predict_memory(spec, recipe, placement, rows).total <= usable

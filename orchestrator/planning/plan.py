@@ -1,0 +1,240 @@
+"""From a spec file to fully resolved cells: pure, instant, no torch, ray or mlflow."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from backbones.registry import BackboneSpec
+from orchestrator.data.sources import Dataset
+from orchestrator.errors import SpecError, SpecProblem
+from orchestrator.identity import backbone_identity, backbone_slug, content_hash
+from orchestrator.planning.flops import training_flops_per_token
+from orchestrator.planning.memory import (
+    MemoryPrediction,
+    choose_micro_batch_size,
+    find_device_gib,
+    find_shortage,
+    predict_memory,
+)
+from orchestrator.planning.occurrence import parse_occurrence
+from orchestrator.planning.preflight import (
+    check_accelerator,
+    check_batch,
+    check_export_folder,
+    default_tracking_uri,
+    load_splits,
+    resolve_backbones,
+    resolve_storage,
+)
+from orchestrator.spec_files.source import SpecSource, read_spec
+from orchestrator.spec_files.spec import Comparison, Finetune, Job, Placement, Recipe
+from orchestrator.spec_files.validation import check, is_within
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One backbone with one seed, fully resolved.
+
+    `cell_id` hashes everything that decides what the cell measures; package versions are recorded, not hashed.
+    """
+
+    cell_id: str
+    backbone: BackboneSpec
+    seed: int
+    recipe: Recipe
+    placement: Placement
+    micro_batch_size: int
+    train_digest: str
+    validation_digest: str
+    occurrence: str | None = None
+
+    @property
+    def accumulation_steps(self) -> int:
+        return self.recipe.global_batch_size // (self.placement.workers * self.micro_batch_size)
+
+
+@dataclass(frozen=True)
+class CellForecast:
+    """What the plan predicts for the cells of a backbone. `infeasible` says why they cannot run, or is None."""
+
+    memory: MemoryPrediction
+    device_gib: float | None
+    flops_per_token: float
+    infeasible: SpecProblem | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job ready to run: its cells in the order they are launched, its data, and where results go."""
+
+    kind: str  # "comparison" or "finetune"
+    job_id: str  # <name>-<hash>
+    job: Job
+    source: SpecSource
+    cells: tuple[Cell, ...]
+    forecasts: tuple[CellForecast, ...]
+    train: Dataset
+    validation: Dataset
+    train_in_validation: int  # training examples removed because they are held out
+    storage: Path
+    tracking_uri: str
+    plugins: tuple[str, ...] = ()  # modules that register backbones, for the workers to import too
+    occurrence: str | None = None  # the firing of a schedule that this is; None where a person runs it
+
+    @property
+    def folder(self) -> Path:
+        """Where the report goes."""
+        return self.storage / self.job_id
+
+    def cell_folder(self, cell: Cell) -> Path:
+        """Where a cell keeps its checkpoints, spool and result; shared by every comparison that has the cell."""
+        return self.storage / "cells" / cell.cell_id
+
+    @property
+    def backbones(self) -> tuple[BackboneSpec, ...]:
+        return tuple({cell.backbone.backbone_id: cell.backbone for cell in self.cells}.values())
+
+    @property
+    def infeasible(self) -> tuple[SpecProblem, ...]:
+        """Why some cells cannot run, each reason once."""
+        return tuple(dict.fromkeys(forecast.infeasible for forecast in self.forecasts if forecast.infeasible))
+
+
+def load_comparison(path: Path, occurrence: str | None = None) -> Plan:
+    """Reads and plans `compare.yaml`. Raises SpecError with everything that is wrong; nothing is started.
+
+    With an `occurrence` (`<schedule>/<tick>`) the cells are those of that firing: new ones, measured anew.
+    """
+    source = read_spec(path)
+    if "backbone" in source.data and "backbones" not in source.data:
+        message = "has 'backbone', so it is a finetune; run `backbone finetune`, or write 'backbones' with a list"
+        raise SpecError((source.problem("backbone", message),))
+    return _plan(source, Comparison, occurrence)
+
+
+def load_finetune(path: Path, occurrence: str | None = None) -> Plan:
+    """Reads and plans `finetune.yaml`. Raises SpecError with everything that is wrong; nothing is started."""
+    source = read_spec(path)
+    if "backbones" in source.data and "backbone" not in source.data:
+        message = "has 'backbones', so it is a comparison; run `backbone compare`, or write one 'backbone'"
+        raise SpecError((source.problem("backbones", message),))
+    return _plan(source, Finetune, occurrence)
+
+
+def load_plan(path: Path, occurrence: str | None = None) -> Plan:
+    """Plans whichever kind of spec the file holds."""
+    source = read_spec(path)
+    return _plan(source, _model_of(source), occurrence)
+
+
+def check_spec(path: Path) -> None:
+    """Raises SpecError with what is wrong in the file itself; what it refers to may exist only on a cluster."""
+    source = read_spec(path)
+    model = _model_of(source)
+    _, problems = check(source, model, model.stand_ins)
+    if problems:
+        raise SpecError(tuple(problems))
+
+
+def _model_of(source: SpecSource) -> type[Comparison] | type[Finetune]:
+    return Finetune if "backbone" in source.data and "backbones" not in source.data else Comparison
+
+
+def _plan(source: SpecSource, model: type[Comparison] | type[Finetune], occurrence: str | None) -> Plan:
+    """Every stage adds its problems and skips what the schema already found wrong; one SpecError names them all."""
+    if occurrence is not None:
+        parse_occurrence(occurrence)  # it names files: refused here, whoever passes it
+    job, found = check(source, model, model.stand_ins)
+    if job is None:
+        raise SpecError(found)
+    problems = list(found)
+
+    def sound(*keys: str) -> bool:
+        return not any(is_within(wrong.path, key) or is_within(key, wrong.path) for wrong in found for key in keys)
+
+    if sound("recipe.global_batch_size", "recipe.micro_batch_size", "placement"):
+        check_batch(source, job, problems)
+        check_accelerator(source, job, problems)
+    if isinstance(job, Finetune) and job.export is not None:
+        check_export_folder(source, job.export.folder, problems)
+    storage = resolve_storage(source, job, problems) if sound("storage") else Path()
+    specs = resolve_backbones(source, job.references, problems)
+    splits = load_splits(source, job, problems) if sound("recipe.data") else None
+    if problems or splits is None:
+        raise SpecError(tuple(problems))
+    train, validation, removed = splits
+    forecasts = {spec.backbone_id: _forecast(source, job, spec) for spec in specs}
+    cells = _cells(job, specs, train, validation, occurrence)
+    uri = job.tracking.uri or default_tracking_uri(storage)
+    kind = "comparison" if isinstance(job, Comparison) else "finetune"
+    rule = job.verdict.model_dump() if isinstance(job, Comparison) else None
+    return Plan(
+        kind=kind,
+        job_id=f"{job.name}-{content_hash([kind, [cell.cell_id for cell in cells], rule])[:10]}",
+        job=job,
+        source=source,
+        cells=cells,
+        forecasts=tuple(forecasts[cell.backbone.backbone_id] for cell in cells),
+        train=train,
+        validation=validation,
+        train_in_validation=removed,
+        storage=storage,
+        tracking_uri=uri,
+        occurrence=occurrence,
+    )
+
+
+def _forecast(source: SpecSource, job: Job, spec: BackboneSpec) -> CellForecast:
+    recipe, placement = job.recipe, job.placement
+    memory = predict_memory(spec, recipe, placement, choose_micro_batch_size(spec, recipe, placement))
+    flops = training_flops_per_token(spec, recipe.sequence_length, recipe.adaptation.kind)
+    problem = None
+    if recipe.sequence_length > spec.context_length:
+        message = (
+            f"'recipe.sequence_length' is {recipe.sequence_length}, but {spec.backbone_id} has a context of "
+            f"{spec.context_length} tokens; lower it to that"
+        )
+        problem = source.problem("recipe.sequence_length", message)
+    elif shortage := find_shortage(spec, recipe, placement):
+        problem = source.problem("placement", shortage)
+    return CellForecast(memory, find_device_gib(placement), flops, problem)
+
+
+def ids_without_occurrence(plan: Plan) -> dict[str, str]:
+    """By cell id, what the cell would be called if a person ran it: the same for firings that measure the same."""
+    assert isinstance(plan.job, Comparison | Finetune)
+    cells = _cells(plan.job, list(plan.backbones), plan.train, plan.validation, None)
+    return {cell.cell_id: plain.cell_id for cell, plain in zip(plan.cells, cells, strict=True)}
+
+
+def _cells(
+    job: Comparison | Finetune,
+    specs: list[BackboneSpec],
+    train: Dataset,
+    validation: Dataset,
+    occurrence: str | None,
+) -> tuple[Cell, ...]:
+    """Seed by seed, so that an interrupted comparison has all backbones at equal seeds."""
+    # With parity: intersection the other candidates decide which examples are dropped, so they are part of the cell.
+    shared_fate = sorted(backbone_identity(spec) for spec in specs) if job.recipe.data.parity == "intersection" else []
+    return tuple(
+        _cell(job, spec, seed, train, validation, shared_fate, occurrence) for seed in job.seed_list for spec in specs
+    )
+
+
+def _cell(
+    job: Job,
+    spec: BackboneSpec,
+    seed: int,
+    train: Dataset,
+    validation: Dataset,
+    shared_fate: list[str],
+    occurrence: str | None,
+) -> Cell:
+    recipe, placement = job.recipe, job.placement
+    rows = choose_micro_batch_size(spec, recipe, placement)
+    recipe_facts = recipe.model_dump(mode="json", exclude={"data": {"train", "validation"}, "checkpoint": True})
+    digests = [train.digest, validation.digest]
+    placed = placement.model_dump(mode="json")
+    facts = [backbone_identity(spec), seed, recipe_facts, placed, rows, digests, shared_fate, occurrence]
+    cell_id = f"{backbone_slug(spec)}-s{seed}-{content_hash(facts)[:10]}"
+    return Cell(cell_id, spec, seed, recipe, placement, rows, train.digest, validation.digest, occurrence)

@@ -1,0 +1,85 @@
+"""Held-out bits per byte: per-item negative log-likelihood over the same bytes for every tokenizer.
+
+The rule for a token that straddles the edge of the scored text (a leading space that belongs to the prompt, say): its
+bits count whole, its bytes only as far as they are of the text. Nothing is computed for that: the denominator is the
+bytes of the original text, whatever tokens cover them, and the rule is thereby the same for every tokenizer.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from orchestrator.data.feed import Batch, make_batch
+from orchestrator.data.prepare import TokenizedDataset
+from orchestrator.training.measurement import ItemScores
+
+Scorer = Callable[[Batch], torch.Tensor]  # nats at each position (B, T), 0 where the label is ignored
+
+
+@dataclass(frozen=True)
+class Window:
+    """Part of an item that fits the model: `input_ids` predict the tokens after them where `is_scored`."""
+
+    item: int  # position in `ItemScores.items`
+    input_ids: np.ndarray  # (T,) int32, at most `sequence_length`
+    is_scored: np.ndarray  # (T,) bool
+
+
+def windows(data: TokenizedDataset, items: np.ndarray, sequence_length: int) -> Iterator[Window]:
+    """Cuts each item into rolling windows, every scored token in exactly one of them.
+
+    An item that fits is one window. A longer one is cut as lm-evaluation-harness does: each window predicts the next
+    `sequence_length - 1` tokens given the one before them, and the last keeps as much context as fits.
+    """
+    span = sequence_length - 1
+    for position, index in enumerate(items):
+        ids, _, is_scored = data.example(int(index))
+        targets = len(ids) - 1
+        for first in range(0, max(targets, 1), span):
+            last = min(first + span, targets)
+            start = max(last - span, 0) if first else 0
+            scored = is_scored[start : last + 1].copy()
+            scored[: first - start + 1] = False
+            yield Window(position, ids[start : last + 1], scored)
+
+
+def evaluate(
+    score: Scorer,
+    data: TokenizedDataset,
+    items: np.ndarray,
+    *,
+    sequence_length: int,
+    rows: int,
+    pad_token_id: int,
+    device: torch.device,
+) -> ItemScores:
+    """Scores the items over all ranks, `rows` windows at a time; every rank returns the whole result.
+
+    Every rank scores the same number of batches (FSDP gathers parameters in each), so ranks with fewer windows repeat
+    one and throw the result away.
+    """
+    ordered = sorted(windows(data, items, sequence_length), key=lambda window: len(window.input_ids))
+    rank, world = dist.get_rank(), dist.get_world_size()
+    batches = [ordered[start : start + rows] for start in range(0, len(ordered), rows)]
+    nats = torch.zeros(len(items), dtype=torch.float64)
+    tokens = torch.zeros(len(items), dtype=torch.int64)
+    for turn in range(math.ceil(len(batches) / world)):
+        number = turn * world + rank
+        group = batches[min(number, len(batches) - 1)]
+        scores = score(_batch(group, pad_token_id)).double().sum(dim=1).cpu()
+        if number < len(batches):
+            places = torch.tensor([window.item for window in group])
+            nats.index_add_(0, places, scores)
+            tokens.index_add_(0, places, torch.tensor([int(window.is_scored[1:].sum()) for window in group]))
+    totals = [tensor.to(device) for tensor in (nats, tokens)]
+    for tensor in totals:
+        dist.all_reduce(tensor)
+    return ItemScores(items, totals[0].cpu().numpy(), totals[1].cpu().numpy(), data.learnable_bytes[items])
+
+
+def _batch(group: list[Window], pad_token_id: int) -> Batch:
+    return make_batch([[(window.input_ids, window.is_scored)] for window in group], pad_token_id)

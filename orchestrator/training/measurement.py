@@ -1,0 +1,125 @@
+"""From per-item scores and a cell's spool to its `Measurement`. No torch: the driver reads these too."""
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from orchestrator.planning.flops import find_mfu
+from orchestrator.results import EvaluationPoint, Measurement, StepMetrics, measurement_from_json, read_json, write_json
+from orchestrator.tracking.spool import Entry, read_spool
+
+WARM_UP_STEPS = 2  # the first steps of every attempt: allocator, kernel selection, page cache
+ITEMS_FILE = "items.npz"
+MEASUREMENT_FILE = "measurement.json"
+
+
+@dataclass(frozen=True)
+class ItemScores:
+    """One entry per scored held-out item, in the order of `items`."""
+
+    items: np.ndarray  # (items,) int64, indices into the validation split
+    nats: np.ndarray  # (items,) float64
+    tokens: np.ndarray  # (items,) int64, scored tokens
+    bytes: np.ndarray  # (items,) int64, UTF-8 bytes of the original text
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Total nats / ln 2 / total bytes: the byte-weighted corpus ratio."""
+        return bits_per_byte(float(self.nats.sum()), int(self.bytes.sum()))
+
+    @property
+    def loss(self) -> float:
+        """Nats per scored token."""
+        return float(self.nats.sum()) / max(int(self.tokens.sum()), 1)
+
+
+def bits_per_byte(nats: float, number_of_bytes: int) -> float:
+    """Nats over UTF-8 bytes in bits. Source: The Pile, https://arxiv.org/abs/2101.00027, section 3.1."""
+    return nats / math.log(2) / max(number_of_bytes, 1)
+
+
+def measure(
+    folder: Path,
+    spool_folder: Path,
+    *,
+    workers: int,
+    device: str,
+    on_gpu: bool,
+    flops_per_token: float,
+    peak_memory_gib: float,
+    peak_host_memory_gib: float,
+    load_time_s: float,
+    checkpoint_stall_s: float,
+    contract: dict[str, Any],
+) -> Measurement:
+    """Summarises a finished cell. Rates are per device over steps after warm-up; times in seconds."""
+    entries = list(read_spool(spool_folder))
+    steps = [StepMetrics(**entry.fields) for entry in entries if entry.kind == "step"]
+    points = sorted(
+        (EvaluationPoint(**entry.fields) for entry in entries if entry.kind == "evaluation"),
+        key=lambda point: point.step,
+    )
+    warm = _after_warm_up(entries) or steps
+    warm_time = sum(step.step_time_s for step in warm)
+    tokens_per_second = sum(step.tokens_per_second_per_device * step.step_time_s for step in warm) / warm_time
+    bytes_per_token = steps[-1].bytes_seen / steps[-1].tokens_seen
+    total_time = sum(step.step_time_s for step in steps)
+    metrics: dict[str, float | None] = {
+        "val_bits_per_byte": points[-1].val_bits_per_byte,
+        "val_bits_per_byte_before": points[0].val_bits_per_byte,
+        "val_loss": points[-1].val_loss,
+        "train_loss": steps[-1].loss,
+        "tokens_per_second_per_device": tokens_per_second,
+        "bytes_per_second_per_device": tokens_per_second * bytes_per_token,
+        "step_time_s": median(step.step_time_s for step in warm),
+        "train_time_s": total_time,
+        "peak_memory_gib": peak_memory_gib,
+        "peak_host_memory_gib": peak_host_memory_gib,
+        "mfu": find_mfu(tokens_per_second, flops_per_token, device) if on_gpu else None,
+        "gpu_hours": workers * total_time / 3600 if on_gpu else None,
+        "load_time_s": load_time_s,
+        "checkpoint_stall_s": checkpoint_stall_s,
+        "steps": steps[-1].step,
+        "examples_seen": steps[-1].examples_seen,
+        "tokens_seen": steps[-1].tokens_seen,
+        "bytes_seen": steps[-1].bytes_seen,
+        "parameters": contract["parameters"],
+    }
+    return Measurement(metrics, points, contract, {"device": device, "workers": workers}, ITEMS_FILE)
+
+
+def save_item_scores(folder: Path, scores: ItemScores) -> None:
+    """Keeps the per-item scores that the verdict pairs."""
+    np.savez(folder / ITEMS_FILE, items=scores.items, nats=scores.nats, tokens=scores.tokens, bytes=scores.bytes)
+
+
+def load_item_scores(folder: Path) -> ItemScores:
+    """The per-item scores of a finished cell."""
+    with np.load(folder / ITEMS_FILE, allow_pickle=False) as arrays:
+        return ItemScores(**{name: arrays[name] for name in arrays.files})
+
+
+def write_measurement(folder: Path, measurement: Measurement) -> None:
+    """The last thing a worker does: its presence says that the cell was trained and measured."""
+    write_json(folder / MEASUREMENT_FILE, asdict(measurement))
+
+
+def find_measurement(folder: Path) -> Measurement | None:
+    """The measurement of a cell whose workers finished, or None."""
+    path = folder / MEASUREMENT_FILE
+    return measurement_from_json(read_json(path)) if path.exists() else None
+
+
+def _after_warm_up(entries: list[Entry]) -> list[StepMetrics]:
+    counted: dict[int, int] = {}
+    warm = []
+    for entry in entries:
+        if entry.kind == "step":
+            counted[entry.attempt] = counted.get(entry.attempt, 0) + 1
+            if counted[entry.attempt] > WARM_UP_STEPS:
+                warm.append(StepMetrics(**entry.fields))
+    return warm

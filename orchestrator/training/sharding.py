@@ -1,0 +1,125 @@
+"""FSDP2 around the decoder layers of a backbone, and what was found on the wrapped model."""
+
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from huggingface_hub import constants
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from backbones.adaptation import apply_adaptation, init_adapters
+from backbones.contract import LLMBackbone
+from backbones.hf_causal import HFCausalLLMBackbone
+from backbones.registry import build, fetch
+from orchestrator.errors import ShardingError
+from orchestrator.spec_files.spec import Recipe
+
+COMPUTE_DTYPE = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def build_mesh(device: torch.device, replicas: int) -> DeviceMesh:
+    """One mesh over all ranks: (shard,), or (replicate, shard) for HSDP."""
+    world = dist.get_world_size()
+    if replicas == 1:
+        return init_device_mesh(device.type, (world,), mesh_dim_names=("shard",))
+    return init_device_mesh(device.type, (replicas, world // replicas), mesh_dim_names=("replicate", "shard"))
+
+
+def build_sharded(
+    reference: str, recipe: Recipe, device: torch.device, *, seed: int, replicas: int = 1
+) -> tuple[HFCausalLLMBackbone, list[nn.Module]]:
+    """Builds, adapts and shards a backbone as `recipe` says; returns it with its sharded decoder layers. Collective.
+
+    It is laid out without weights and filled once it is sharded: each rank reads its own rows. What has to come from
+    the hub is downloaded by one rank of each node.
+    """
+    if dist.get_node_local_rank(fallback_rank=0) == 0:
+        fetch(reference)
+    dist.barrier()
+    constants.HF_HUB_OFFLINE = True  # what follows reads the cache that is complete now
+    backbone = build(
+        reference,
+        empty=True,
+        max_length=recipe.sequence_length,
+        seed=seed,
+        attention=recipe.attention,
+        compute_dtype=COMPUTE_DTYPE[recipe.precision],
+    )
+    try:
+        apply_adaptation(backbone, recipe.adaptation.kind, recipe.adaptation.lora)
+    except ValueError as error:
+        raise ShardingError(str(error)) from error
+    if recipe.activation_checkpointing:
+        backbone.enable_gradient_checkpointing()
+    layers = shard(backbone, build_mesh(device, replicas), recipe.precision)
+    backbone.load_weights(device)
+    init_adapters(backbone.llm, seed)
+    return backbone, layers
+
+
+def shard(backbone: LLMBackbone, mesh: DeviceMesh, precision: str) -> list[nn.Module]:
+    """Shards `backbone.llm` in place: every `transformer_layer_cls` is one unit, the root holds the rest.
+
+    Returns the sharded decoder layers. Parameters stay fp32 as master weights; forward and backward run in
+    `precision`, gradients are reduced in fp32. Raises ShardingError when the class matches fewer modules than the model
+    has layers: sharding only the root would train correctly and gather the whole model at once, which is the failure
+    nobody notices.
+    """
+    policy = MixedPrecisionPolicy(
+        param_dtype=COMPUTE_DTYPE[precision], reduce_dtype=torch.float32, output_dtype=None, cast_forward_inputs=True
+    )
+    layers = decoder_layers(backbone)
+    for layer in layers:
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(backbone.llm, mesh=mesh, mp_policy=policy)
+    unsharded = [name for name, parameter in backbone.llm.named_parameters() if not isinstance(parameter, DTensor)]
+    if unsharded or not all(isinstance(layer, FSDPModule) for layer in layers):
+        raise ShardingError(f"{backbone.identifier}: not sharded: {', '.join(unsharded[:5]) or 'a decoder layer'}")
+    return layers
+
+
+def decoder_layers(backbone: LLMBackbone) -> list[nn.Module]:
+    """Every instance of the backbone's decoder-layer class; raises ShardingError unless there is one per layer.
+
+    To be asked before sharding: `fully_shard` gives each module a class of its own.
+    """
+    layer_class = backbone.transformer_layer_cls
+    layers = [module for module in backbone.llm.modules() if isinstance(module, layer_class)]
+    expected = backbone.llm.config.num_hidden_layers
+    if len(layers) != expected:
+        raise ShardingError(
+            f"{backbone.identifier}: {layer_class.__name__} matches {len(layers)} modules, but the model has "
+            f"{expected} decoder layers; correct the family's transformer_layer_cls"
+        )
+    return layers
+
+
+def found_contract(
+    backbone: LLMBackbone, layers: list[nn.Module], optimizer: torch.optim.Optimizer, precision: str
+) -> dict[str, Any]:
+    """What the wrapped model really is, read off its tensors after the first step."""
+    parameters = [parameter for parameter in backbone.llm.parameters() if parameter.requires_grad]
+    moments = {
+        str(value.dtype) for state in optimizer.state.values() for name, value in state.items() if name != "step"
+    }
+    units = [module for module in backbone.llm.modules() if isinstance(module, FSDPModule)]
+    policy = cast(Any, layers[0])._get_fsdp_state()._mp_policy
+    return {
+        "fsdp_units": len(units),
+        "decoder_layer": type(layers[0]).__name__.removeprefix("FSDP"),
+        "parameter_dtype": _joined(str(parameter.dtype) for parameter in parameters),
+        "compute_dtype": _joined([policy.param_dtype]),
+        "reduce_dtype": _joined([policy.reduce_dtype]),
+        "gradient_dtype": _joined(str(p.grad.dtype) for p in parameters if p.grad is not None),
+        "optimizer_state_dtype": _joined(moments),
+        "parameters": sum(parameter.numel() for parameter in backbone.llm.parameters()),
+        "trainable_parameters": sum(parameter.numel() for parameter in parameters),
+        "precision": precision,
+    }
+
+
+def _joined(names: Any) -> str:
+    return ", ".join(sorted({str(name).removeprefix("torch.") for name in names}))

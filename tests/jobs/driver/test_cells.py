@@ -1,0 +1,139 @@
+"""A driver's cells under leases of a real queue: what it writes, and what it leaves to others."""
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from jobs.driver import cells as cells_module
+from jobs.driver import leases as leases_module
+from jobs.driver.cells import CellRunner, find_final_result
+from jobs.driver.leases import Leases, job_request
+from jobs.queue.gangs import Node
+from jobs.queue.model import Settings
+from jobs.queue.queue import Queue
+from jobs.queue.rows import Directives, JobRequest, Released
+from jobs.queue.store import Store
+from orchestrator.cell_job import CellJob
+from orchestrator.errors import ClusterError
+from orchestrator.planning.plan import Cell, Plan, load_comparison
+from orchestrator.results import CellResult, CellStatus, find_cell_result, save_cell_result
+
+SPEC = """
+name: cells
+backbones: [tiny-llama2]
+seeds: 2
+storage: {storage}
+recipe:
+  data: {{train: "builtin:stdlib", validation: "builtin:stdlib", format: messages}}
+  sequence_length: 64
+  global_batch_size: 8
+  micro_batch_size: 8
+  budget: {{kind: steps, amount: 1}}
+placement: {{workers: 1, gpus_per_worker: 0, cpus_per_worker: 1}}
+"""
+
+
+class Shared:
+    """The queue of a cluster with one node, in this process."""
+
+    is_shared = True
+
+    def __init__(self, cpus: int = 2, faults: int = 0):
+        self.queue = Queue(Store("sqlite://"), Settings())
+        nodes = [Node("node", 0, cpus, 8, None)]
+        self.queue.see_nodes(nodes, nodes)
+        self.queue.decide()
+        self._faults = faults
+
+    def attach(self, request: JobRequest, driver: str) -> None:
+        if self._faults:
+            self._faults -= 1
+            raise ClusterError("the dispatcher did not answer")
+        self.queue.attach(request, driver)
+        self.queue.decide()
+
+    def beat(self, job_id: str, driver: str, released: Sequence[Released]) -> Directives | None:
+        return self.queue.beat_and_decide(job_id, driver, released)
+
+    def finish(self, job_id: str, driver: str, exit_code: int) -> None:
+        self.queue.finish(job_id, driver, exit_code)
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    spec = tmp_path / "compare.yaml"
+    spec.write_text(SPEC.format(storage=tmp_path / "storage"))
+    return load_comparison(spec)
+
+
+def run(plan: Plan, shared: Shared, train: Callable[[Cell], None] = lambda cell: None) -> list[CellResult]:
+    """All of a plan's cells, as a launch would run them; `train` stands for the workers."""
+    leases = Leases(shared, job_request(plan, plan.cells), "driver")
+
+    def run_attempt(job: Any, placement: Any, nodes: Any) -> None:
+        train(job.cell)
+
+    runner = CellRunner(
+        make_job=lambda cell, attempt, left_s: CellJob(cell, attempt, plan.cell_folder(cell), None, "", 0.0, 0.0),
+        find_finished=lambda cell: find_final_result(plan.cell_folder(cell)),
+        folder=plan.cell_folder,
+        policy=plan.job.policy,
+        report=lambda cell, status, attempt: None,
+        notice=lambda text: None,
+        leases=leases,
+        run_attempt=run_attempt,
+    )
+    leases.start()
+    results = runner.run(list(plan.cells))
+    leases.finish(0)
+    return results
+
+
+def test_what_another_job_finished_meanwhile_outlives_the_stop_of_this_one(plan: Plan) -> None:
+    shared = Shared(cpus=1)
+    second = plan.cells[1]
+
+    def train(cell: Cell) -> None:
+        """The other job finishes the second cell, and this one is stopped, while the first one trains."""
+        done = CellResult(second.cell_id, second.backbone.backbone_id, second.seed, CellStatus.DIVERGED, attempts=1)
+        save_cell_result(plan.cell_folder(second), replace(done, folder=str(plan.cell_folder(second))))
+        shared.queue.stop(plan.job_id, "stopped by ada")
+
+    results = run(plan, shared, train)
+    assert [result.status for result in results] == [CellStatus.SUCCEEDED, CellStatus.DIVERGED]
+    stored = find_cell_result(plan.cell_folder(second))
+    assert stored is not None and stored.status is CellStatus.DIVERGED
+
+
+def test_a_cell_that_never_got_a_lease_leaves_no_result(plan: Plan) -> None:
+    shared = Shared(cpus=1)
+    results = run(plan, shared, lambda cell: shared.queue.stop(plan.job_id, "stopped by ada") and None)
+    assert [result.status for result in results] == [CellStatus.SUCCEEDED, CellStatus.CANCELLED]
+    assert results[1].failure == "stopped by ada"
+    assert find_cell_result(plan.cell_folder(plan.cells[1])) is None
+
+
+def test_a_cell_that_somebody_else_holds_waits_for_another_lease(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver that was cancelled may need minutes for its checkpoint; this one's other cells go on."""
+    monkeypatch.setattr(cells_module, "LOCK_LIMIT_S", 0.2)
+    shared, held = Shared(), plan.cell_folder(plan.cells[0])
+    held.mkdir(parents=True)
+    lock = FileLock(held / "lock", thread_local=False)
+    lock.acquire()
+    threading.Timer(1.5, lock.release).start()
+    assert [result.status for result in run(plan, shared)] == [CellStatus.SUCCEEDED] * 2
+    back = [event for event in shared.queue.events(plan.job_id) if event.kind == "given_back"]
+    assert back and "is being trained by another process" in back[0].text
+
+
+def test_a_driver_waits_for_a_dispatcher_that_starts_anew(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases_module, "BEAT_S", 0.05)
+    assert [result.status for result in run(plan, Shared(faults=2))] == [CellStatus.SUCCEEDED] * 2
+    monkeypatch.setattr(leases_module, "ATTACH_LIMIT_S", 0.1)
+    with pytest.raises(ClusterError, match="did not answer"):
+        run(plan, Shared(faults=1000))
