@@ -1,4 +1,6 @@
-"""The import direction, the doors to foreign systems, the torch-free modules, and calls that product code never makes.
+"""The import direction, the doors to foreign systems, the rooms, circles, the torch-free modules, forbidden calls.
+
+Over 300 lines: every rule stands beside the planted violations that show that it can fail.
 
 Reads source only, except for the last test of the torch-free modules, which imports them in a fresh process.
 """
@@ -11,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cached_property
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -35,6 +38,23 @@ DOORS = (
     ("peft", "backbones.adaptation"),
     ("flash_attn_interface", "backbones.attention"),
 )
+
+# The rooms of a package, from the ground up. Files import from their own room and from those before it, lazily or not.
+ROOMS = {
+    "orchestrator": (
+        *("errors", "layout", "identity", "results", "hardware", "parallel"),
+        *("spec_files", "data", "planning", "tracking", "cell_job", "training", "certificate", "attempt"),
+    ),
+    "jobs": (
+        *("formats", "queue", "cluster", "results", "report", "simulation"),
+        *("tracking", "driver", "dispatch", "doctor", "cli"),
+    ),
+}
+# What people start with `python -m` or import: nothing of ours imports them.
+DOORS_OF_JOBS = ("compare", "finetune", "benchmark", "certify", "dispatcher", "client")
+MOST_MODULES = 6  # at the top of jobs/, besides the doors
+MOST_LINES = 300
+WHY_LONG = "Over 300 lines"  # how the sentence begins that says why
 
 # Planning answers in well under a second, and on a laptop without a GPU stack.
 TORCH_FREE = (
@@ -164,7 +184,76 @@ def door_violations(modules: Modules) -> list[str]:
     return found
 
 
-# --- (c) torch-free modules ---
+# --- (c) rooms ---
+
+
+def room_of(name: str) -> tuple[str, str]:
+    """Package and room of a module; a module at the top of its package is a room of its own."""
+    package, _, rest = name.partition(".")
+    return package, rest.partition(".")[0]
+
+
+def room_violations(modules: Modules) -> list[str]:
+    found: list[str] = []
+    for module in modules.values():
+        package, room = room_of(module.name)
+        order = (*ROOMS.get(package, ()), *(DOORS_OF_JOBS if package == "jobs" else ()))
+        if not room or package not in ROOMS:
+            continue
+        if room not in order:
+            found.append(f"{module.path} is in no room of {package}/: give {room} a place in ROOMS, or move the file")
+            continue
+        above = order[order.index(room) + 1 :]
+        wrong = [
+            site
+            for site in module.imports
+            if room_of(site.target)[0] == package
+            and (room_of(site.target)[1] in above or room_of(site.target)[1] in set(DOORS_OF_JOBS) - {room})
+        ]
+        found += sites(module, wrong, f"{package}/{room} stands below it; move what both need down")
+    return found
+
+
+def circles(modules: Modules) -> list[str]:
+    """Every circle of files, lazy imports and those for type checkers counted."""
+    arrows = {
+        name: {target for site in module.imports for target in _modules_of(site, modules)} - {name}
+        for name, module in modules.items()
+    }
+    found: list[str] = []
+    while True:
+        try:
+            TopologicalSorter(arrows).prepare()
+            return found
+        except CycleError as error:
+            names: list[str] = error.args[1]
+            found.append(f"{' <- '.join(names)}: a circle; move what both need into a file below")
+            arrows[names[1]].discard(names[0])
+            arrows[names[0]].discard(names[1])
+
+
+def _modules_of(site: Import, modules: Modules) -> set[str]:
+    """The module that an import names. `from package import module` is no import of the package's own face."""
+    return {site.target} if site.target in modules and not modules[site.target].path.endswith("__init__.py") else set()
+
+
+def crowded(modules: Modules) -> list[str]:
+    """Modules at the top of jobs/ besides the doors, if they are too many."""
+    tops = [module for module in modules.values() if module.path.count("/") == 1 and module.path.startswith("jobs/")]
+    extra = sorted(module.path for module in tops if room_of(module.name)[1] not in (*DOORS_OF_JOBS, ""))
+    return [f"jobs/ has {', '.join(extra)} at its top; a room wants them"] if len(extra) > MOST_MODULES else []
+
+
+def long_files(sources: dict[str, str]) -> list[str]:
+    """Files of more than MOST_LINES lines whose docstring does not say why."""
+    return [
+        f"{path} has {source.count(chr(10))} lines; part it, or let its docstring say '{WHY_LONG}: ...'"
+        for path, source in sources.items()
+        if source.count("\n") > MOST_LINES and WHY_LONG not in (ast.get_docstring(ast.parse(source)) or "")
+    ]
+
+
+# --- (d) torch-free modules ---
 
 
 def loaded_with(name: str, modules: Modules) -> set[str]:
@@ -190,7 +279,7 @@ def heavy_imports(start: str, modules: Modules) -> list[str]:
     return found
 
 
-# --- (d) calls that product code never makes ---
+# --- (e) calls that product code never makes ---
 
 PICKLE_READERS = ("pickle.load", "pickle.loads", "pickle.Unpickler", "cloudpickle.load", "cloudpickle.loads")
 FORBIDDEN_CALLS = {
@@ -296,6 +385,31 @@ def test_every_foreign_system_has_one_door(modules: Modules) -> None:
     assert not violations, report(violations)
 
 
+@pytest.mark.xfail(reason="files are still being moved", strict=False)
+def test_files_import_from_their_own_room_and_those_below(modules: Modules) -> None:
+    violations = room_violations(modules)
+    assert not violations, report(violations)
+
+
+@pytest.mark.xfail(reason="files are still being moved", strict=False)
+def test_no_files_import_each_other_in_a_circle(modules: Modules) -> None:
+    violations = circles(modules)
+    assert not violations, report(violations)
+
+
+def test_the_top_of_jobs_has_doors_and_few_other_modules(modules: Modules) -> None:
+    violations = crowded(modules)
+    assert not violations, report(violations)
+
+
+@pytest.mark.xfail(reason="files are still being moved", strict=False)
+def test_a_long_file_says_why(modules: Modules) -> None:
+    folders = (*PACKAGES, "tests", "benchmarks", "tools")
+    files = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+    violations = long_files({str(path.relative_to(ROOT)): path.read_text("utf-8") for path in files})
+    assert not violations, report(violations)
+
+
 @pytest.mark.parametrize("name", TORCH_FREE)
 def test_planning_modules_import_no_heavy_library(name: str, modules: Modules) -> None:
     if name not in modules:
@@ -351,7 +465,7 @@ def test_an_import_against_the_direction_is_found(path: str, source: str) -> Non
         ("orchestrator/training.py", "from ray import train"),
         ("orchestrator/training.py", "import ray.train.torch as rt"),
         ("orchestrator/training.py", "import ray\nray.train.report({})"),
-        ("jobs/dispatcher.py", "def f():\n    from ray.job_submission import JobSubmissionClient"),
+        ("jobs/dispatch/actor.py", "def f():\n    from ray.job_submission import JobSubmissionClient"),
         ("orchestrator/checkpoint.py", "from mlflow import MlflowClient"),
         ("backbones/contract.py", "import flash_attn.bert_padding"),
     ],
@@ -373,6 +487,65 @@ def test_an_import_past_a_door_is_found(path: str, source: str) -> None:
 )
 def test_the_doors_themselves_stay_open(path: str, source: str) -> None:
     assert not door_violations(written({path: source}))
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("jobs/queue/policy.py", "from jobs.report import html"),
+        ("jobs/queue/policy.py", "def f():\n    from jobs.driver.launch import launch"),
+        ("jobs/formats.py", "from jobs.queue import model"),
+        ("jobs/results/verdict.py", "import jobs.report.html"),
+        ("jobs/cli/app.py", "from jobs.client import QueueClient"),
+        ("jobs/compare.py", "from jobs.finetune import main"),
+        ("jobs/leases.py", "import os"),
+        ("orchestrator/errors.py", "from orchestrator.planning.plan import Plan"),
+        ("orchestrator/training/step.py", "def f():\n    from orchestrator.attempt import worker"),
+        ("orchestrator/planning/plan.py", "from ..training.loss import token_nats"),
+        ("orchestrator/loops.py", "import os"),
+    ],
+)
+def test_an_import_from_a_room_above_is_found_and_so_is_a_file_without_a_room(path: str, source: str) -> None:
+    assert room_violations(written({path: source}))
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("jobs/driver/launch.py", "from jobs.queue.queue import Queue"),
+        ("jobs/driver/launch.py", "from jobs.driver import leases"),
+        ("jobs/compare.py", "from jobs.cli.app import run_command"),
+        ("orchestrator/attempt/worker.py", "from orchestrator.training import loss"),
+        ("jobs/queue/policy.py", "from orchestrator.attempt import worker"),
+    ],
+)
+def test_an_import_from_a_room_below_is_none(path: str, source: str) -> None:
+    assert not room_violations(written({path: source}))
+
+
+@pytest.mark.parametrize(
+    "lazy", ["from jobs.queue import b", "def f():\n    from jobs.queue.b import g", "import jobs.queue.b as b"]
+)
+def test_a_circle_is_found_also_where_an_import_is_lazy(lazy: str) -> None:
+    pair = {"jobs/queue/a.py": lazy, "jobs/queue/b.py": "from jobs.queue import a"}
+    assert circles(written(pair))
+    three = {"jobs/queue/a.py": lazy, "jobs/queue/b.py": "import jobs.queue.c", "jobs/queue/c.py": "from .a import f"}
+    assert circles(written(three))
+    assert not circles(written({"jobs/queue/a.py": lazy, "jobs/queue/b.py": "import os"}))
+
+
+def test_a_crowd_at_the_top_of_jobs_is_found() -> None:
+    doors = {f"jobs/{name}.py": "" for name in ("__init__", *DOORS_OF_JOBS)}
+    others = {f"jobs/module{number}.py": "" for number in range(MOST_MODULES)}
+    assert not crowded(written({**doors, **others}))
+    assert crowded(written({**doors, **others, "jobs/one_more.py": ""}))
+
+
+def test_a_long_file_without_a_reason_is_found() -> None:
+    body = "\n" * MOST_LINES
+    assert long_files({"jobs/a.py": f'"""A."""\n{body}'})
+    assert not long_files({"jobs/a.py": f'"""A.\n\n{WHY_LONG}: one table.\n"""\n{body}'})
+    assert not long_files({"jobs/a.py": body})
 
 
 def test_a_heavy_import_is_found_through_our_own_modules_and_parent_packages() -> None:

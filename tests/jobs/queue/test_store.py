@@ -42,7 +42,8 @@ CELL = CellRow("which-1", "cell-a", 0, CellStatus.RUNNING, 2, 4, 8, "H100", 3600
 LEASE = LeaseRow(7, "which-1", "cell-a", "ada", 8, (("n0", 1), ("n1", 1)), 1001.0, "its turn")
 EVENT = EventRow(1001.0, "granted", "which-1", "cell-a", "its turn")
 HOLD = (
-    "import sys; from jobs.queue.store import Store; store = Store(sys.argv[1]); print('open', flush=True); sys.stdin.read()"
+    "import sys; from jobs.queue.store import Store\n"
+    "store = Store(sys.argv[1]); print('open', flush=True); sys.stdin.read()"
 )
 
 
