@@ -11,12 +11,12 @@ from typing import Any
 
 from jobs.cluster.jobs_api import RayJob, RayJobs
 from jobs.cluster.ray_cluster import NodeRequest, largest_cluster, live_nodes
-from jobs.dispatch.schedules.clockwork import Clockwork
+from jobs.dispatch.schedules.thread import ScheduleThread
 from jobs.driver.leases import DRIVER, JOB, OWNER
 from jobs.queue.gangs import Node
 from jobs.queue.model import Settings
 from jobs.queue.queue import SILENT_S, Queue
-from jobs.queue.rows import Directives, JobRequest, JobRow, Released
+from jobs.queue.rows import Directives, JobRequest, JobRow, Release
 from jobs.queue.store import Store, shown
 from jobs.simulation.trace import load_queue_settings
 from jobs.tracking.reconciler import Reconciler
@@ -70,7 +70,7 @@ class DispatcherActor:
         self._nodes_asked_for = NodeRequest(None)
         self._trouble = ""
         self._reconciler = Reconciler()
-        self._clockwork = Clockwork(setup.store_url, setup.jobs_address, self._queue.jobs)
+        self._schedules = ScheduleThread(setup.store_url, setup.jobs_address, self._queue.jobs)
         self._see_nodes()
         threading.Thread(target=self._loop, name="dispatcher", daemon=True).start()
 
@@ -79,8 +79,8 @@ class DispatcherActor:
     def attach(self, request: JobRequest, driver: str) -> None:
         self._queue.attach(request, driver)
 
-    def beat(self, job_id: str, driver: str, released: Sequence[Released]) -> Directives | None:
-        return self._queue.beat_and_decide(job_id, driver, released)
+    def heartbeat(self, job_id: str, driver: str, released: Sequence[Release]) -> Directives | None:
+        return self._queue.heartbeat_and_decide(job_id, driver, released)
 
     def finish(self, job_id: str, driver: str, exit_code: int) -> None:
         self._queue.finish(job_id, driver, exit_code)
@@ -110,7 +110,7 @@ class DispatcherActor:
 
     def sync(self) -> dict[str, Any]:
         """Tries at once what MLflow still lacks of jobs that are over."""
-        return {"waiting": self._reconciler.hurry(self._queue.jobs()), "trouble": self._reconciler.trouble}
+        return {"waiting": self._reconciler.expedite(self._queue.jobs()), "trouble": self._reconciler.trouble}
 
     def status(self, job_id: str) -> dict[str, Any]:
         """A job with its cells and its last events."""
@@ -130,25 +130,25 @@ class DispatcherActor:
     # --- schedules ---
 
     def schedule_add(self, name: str, template: dict[str, Any], cron: str, timezone: str, rules: dict[str, str]) -> Any:
-        return self._clockwork.add(name, template, cron, timezone, rules)
+        return self._schedules.add(name, template, cron, timezone, rules)
 
     def schedule_all(self) -> list[dict[str, Any]]:
-        return self._clockwork.all()
+        return self._schedules.all()
 
     def schedule_show(self, name: str) -> dict[str, Any]:
-        return self._clockwork.show(name)
+        return self._schedules.show(name)
 
     def schedule_pause(self, name: str) -> dict[str, Any]:
-        return self._clockwork.pause(name)
+        return self._schedules.pause(name)
 
     def schedule_resume(self, name: str) -> dict[str, Any]:
-        return self._clockwork.resume(name)
+        return self._schedules.resume(name)
 
     def schedule_remove(self, name: str) -> dict[str, Any]:
-        return self._clockwork.remove(name)
+        return self._schedules.remove(name)
 
     def schedule_run_now(self, name: str) -> dict[str, Any]:
-        return self._clockwork.run_now(name)
+        return self._schedules.run_now(name)
 
     def _summary(self, job: JobRow) -> dict[str, Any]:
         states = [str(cell.state) for cell in self._queue.cells(job.job_id)]
@@ -163,7 +163,7 @@ class DispatcherActor:
             began = time.monotonic()
             steps = (self._see_nodes, self._queue.decide, self._start, self._watch, self._reconcile)
             trouble = [self._tried(step) for step in steps]
-            self._trouble = "; ".join(filter(None, [*trouble, self._clockwork.trouble, self._reconciler.trouble]))
+            self._trouble = "; ".join(filter(None, [*trouble, self._schedules.trouble, self._reconciler.trouble]))
             time.sleep(max(0.05, TICK_S - (time.monotonic() - began)))
 
     def _tried(self, step: Callable[[], None]) -> str:

@@ -33,8 +33,8 @@ Report = Callable[[Cell, CellStatus, int], None]
 
 
 @dataclass(frozen=True)
-class Again:
-    """A cell gave its lease back and needs another one."""
+class Requeue:
+    """A cell released its lease and needs another one."""
 
     status: CellStatus  # QUEUED, or PREEMPTED
     reason: str
@@ -45,7 +45,7 @@ class _Running:
     """A cell under a lease. `asked`: the lease as it was when its cell was asked to stop."""
 
     cell: Cell
-    future: "Future[CellResult | Again]"
+    future: "Future[CellResult | Requeue]"
     asked: LeaseRow | None = None
 
 
@@ -87,12 +87,14 @@ class CellRunner:
         self.leases.changed = self._changed.set
         try:
             while open_cells:
-                told = self.leases.directives
-                self._obey(told, open_cells, started)
+                directives = self.leases.directives
+                self._obey(directives, open_cells, started)
                 results |= self._collect()
-                results |= self._close(told, [cell for cell_id, cell in open_cells.items() if cell_id not in results])
+                results |= self._close(
+                    directives, [cell for cell_id, cell in open_cells.items() if cell_id not in results]
+                )
                 open_cells = {cell_id: cell for cell_id, cell in open_cells.items() if cell_id not in results}
-                idle.check(told, self.leases.problem, is_idle=bool(open_cells) and not self._running)
+                idle.check(directives, self.leases.problem, is_idle=bool(open_cells) and not self._running)
                 self._changed.wait(1.0)
                 self._changed.clear()
         except BaseException:
@@ -108,18 +110,18 @@ class CellRunner:
         for job in tuple(self._jobs.values()):
             job.stop_file.touch()
 
-    def _obey(self, told: Directives, open_cells: Mapping[str, Cell], started: set[int]) -> None:
+    def _obey(self, directives: Directives, open_cells: Mapping[str, Cell], started: set[int]) -> None:
         """Starts what was granted and asks to stop what must."""
-        if (told.stop or told.replaced) and not self._stopping.is_set():
+        if (directives.stop or directives.replaced) and not self._stopping.is_set():
             self.stop()
-        for lease in told.leases:
+        for lease in directives.leases:
             self._adopt(lease, started)
             running = self._running.get(lease.lease_id)
             if lease.lease_id not in started and lease.cell_id in open_cells and not self._stopping.is_set():
                 started.add(lease.lease_id)
                 if lease.stop_kind is not None:  # before this driver had begun
                     status = CellStatus.PREEMPTED if lease.stop_kind == "preempted" else CellStatus.CANCELLED
-                    self.leases.give_back(lease.lease_id, lease.cell_id, status, lease.stop_reason)
+                    self.leases.release(lease.lease_id, lease.cell_id, status, lease.stop_reason)
                 else:
                     self._start(open_cells[lease.cell_id], lease)
             elif running is not None and running.asked is None and lease.stop_kind is not None:
@@ -135,7 +137,7 @@ class CellRunner:
             started.add(lease.lease_id)
 
     def _collect(self) -> dict[str, CellResult]:
-        """The cells that ended; what must wait again gives its lease back."""
+        """The cells that ended; what must wait again releases its lease."""
         results = {}
         for lease_id, running in tuple(self._running.items()):
             cell = running.cell
@@ -151,16 +153,16 @@ class CellRunner:
                 note = (outcome.failure or "").split("\n")[0]
             else:
                 note = outcome.reason
-            self.leases.give_back(lease_id, cell.cell_id, outcome.status, note)
+            self.leases.release(lease_id, cell.cell_id, outcome.status, note)
         return results
 
-    def _close(self, told: Directives, open_cells: Iterable[Cell]) -> dict[str, CellResult]:
+    def _close(self, directives: Directives, open_cells: Iterable[Cell]) -> dict[str, CellResult]:
         """The cells that will get no lease: the queue closed them, or all are asked to stop."""
-        closed = dict(told.closed)
+        closed = dict(directives.closed)
         training = {running.cell.cell_id for running in self._running.values()}
         results = {}
         for cell in open_cells:
-            reason = closed.get(cell.cell_id, told.stop or "stopped before it was started")
+            reason = closed.get(cell.cell_id, directives.stop or "stopped before it was started")
             if cell.cell_id not in training and (cell.cell_id in closed or self._stopping.is_set()):
                 results[cell.cell_id] = self.find_finished(cell) or self._cancel(cell, reason)
         return results
@@ -173,7 +175,7 @@ class CellRunner:
 
     def _start(self, cell: Cell, lease: LeaseRow) -> None:
         """Runs a cell in a thread that, unlike a pool's, does not keep the process from ending."""
-        future: Future[CellResult | Again] = Future()
+        future: Future[CellResult | Requeue] = Future()
         running = self._running[lease.lease_id] = _Running(cell, future)
 
         def run() -> None:
@@ -198,7 +200,7 @@ class CellRunner:
         reason = "stopped on request without a new checkpoint; the same command continues from the last one there is"
         return self._end(cell, self._tries_of(cell).history, CellStatus.CANCELLED, reason)
 
-    def _run_lease(self, running: _Running, lease: LeaseRow) -> CellResult | Again:
+    def _run_lease(self, running: _Running, lease: LeaseRow) -> CellResult | Requeue:
         """One attempt. What it came to, or why the cell needs another lease."""
         if not self.leases.counterpart.is_shared:  # the launch holds the locks of all its cells
             return self._run_attempt(running, lease)
@@ -207,9 +209,9 @@ class CellRunner:
                 # Another job may have trained the same cell while this one waited.
                 return self.find_finished(running.cell) or self._run_attempt(running, lease)
         except AlreadyRunningError as error:  # somebody whom the queue does not know of, or no longer
-            return Again(CellStatus.QUEUED, str(error))
+            return Requeue(CellStatus.QUEUED, str(error))
 
-    def _run_attempt(self, running: _Running, lease: LeaseRow) -> CellResult | Again:
+    def _run_attempt(self, running: _Running, lease: LeaseRow) -> CellResult | Requeue:
         cell, tries = running.cell, self._tries_of(running.cell)
         history = tries.history
         if self._stopping.is_set():
@@ -226,13 +228,13 @@ class CellRunner:
         if asked is not None and asked.stop_kind == "preempted":
             history.end(asked.stop_reason)
             self.report(cell, CellStatus.PREEMPTED, attempt)
-            return Again(CellStatus.PREEMPTED, asked.stop_reason)
+            return Requeue(CellStatus.PREEMPTED, asked.stop_reason)
         history.end(failure.account)
         if asked is not None:
             return self._end(cell, history, CellStatus.CANCELLED, asked.stop_reason)
         return self._judge(cell, tries, failure, attempt)
 
-    def _judge(self, cell: Cell, tries: _Tries, failure: Failure, attempt: int) -> CellResult | Again:
+    def _judge(self, cell: Cell, tries: _Tries, failure: Failure, attempt: int) -> CellResult | Requeue:
         """Whether another attempt is worth it."""
         previous, tries.previous = tries.previous, failure
         tries.failures += failure.is_charged
@@ -247,7 +249,7 @@ class CellRunner:
             reason = f"{tries.failures} failures, more than policy.max_failures allows; the last: {failure.message}"
             return self._end(cell, tries.history, CellStatus.FAILED, reason)
         self.report(cell, CellStatus.QUEUED, attempt)
-        return Again(CellStatus.QUEUED, failure.account)
+        return Requeue(CellStatus.QUEUED, failure.account)
 
     def _attempt(self, running: _Running, attempt: int, lease: LeaseRow, left_s: float) -> Failure | None:
         cell = running.cell

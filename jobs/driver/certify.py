@@ -105,7 +105,7 @@ def _run(job: CertifyJob, placement: Placement, show: Callable[[Proof], None], c
             with _following(job.spool_folder, show), _stopped_when_told(leases):
                 failure = run_attempt(job, placement, leases.nodes_of(lease))
             status = CellStatus.SUCCEEDED if outcome.exists() else CellStatus.FAILED
-            leases.give_back(lease.lease_id, lease.cell_id, status)
+            leases.release(lease.lease_id, lease.cell_id, status)
             leases.finish(int(failure is not None))
         if not outcome.exists():
             raise CertificateError(_unfinished(job, failure))
@@ -122,8 +122,8 @@ def _stopped_when_told(leases: Leases) -> Iterator[None]:
 
     def look() -> None:
         nonlocal why
-        told = leases.directives
-        if why := told.stop or next((lease.stop_reason for lease in told.leases if lease.stop_kind), ""):
+        directives = leases.directives
+        if why := directives.stop or next((lease.stop_reason for lease in directives.leases if lease.stop_kind), ""):
             leases.changed = ignore  # once
             interrupt_main()
 

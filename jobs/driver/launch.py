@@ -80,7 +80,7 @@ def launch(plan: Plan, console: Console, certify: bool) -> Outcome:
             raise
         everything = {**finished, **infeasible, **{result.cell_id: result for result in results}}
         ordered = [everything[cell.cell_id] for cell in plan.cells]
-        with received.answered_by(tracking.hurry, "leaving the upload to the next launch", also_earlier=False):
+        with received.answered_by(tracking.expedite, "leaving the upload to the next launch", also_earlier=False):
             outcome = _conclude(plan, console, ordered, tracking, received.number)
         if leases is not None:
             leases.finish(outcome.exit_code)

@@ -16,7 +16,7 @@ from jobs.driver.kinds.benchmark import KIND as BENCHMARK
 from jobs.queue.model import Settings
 from jobs.queue.policy import NEVER_FITS
 from jobs.queue.queue import Queue
-from jobs.queue.rows import CellRequest, Directives, JobRequest, LeaseRow, Released
+from jobs.queue.rows import CellRequest, Directives, JobRequest, LeaseRow, Release
 from jobs.queue.store import Store
 from orchestrator.attempt.worker import load_torch
 from orchestrator.errors import ClusterError, InputError, ResourcesError, StoreError
@@ -28,7 +28,7 @@ from orchestrator.spec_files.spec import Placement
 
 ACTOR_NAME = "backbone-dispatcher"
 DRIVER, JOB, OWNER = "BACKBONE_DRIVER", "BACKBONE_JOB", "BACKBONE_OWNER"
-BEAT_S = 1.0
+HEARTBEAT_S = 1.0
 WAIT_FOR_NODES_S = 20 * 60
 ATTACH_LIMIT_S = 180.0
 ANSWER_LIMIT_S = 60.0  # the dispatcher may be starting anew
@@ -41,7 +41,7 @@ class Counterpart(Protocol):
 
     def attach(self, request: JobRequest, driver: str) -> None: ...
 
-    def beat(self, job_id: str, driver: str, released: Sequence[Released]) -> Directives | None: ...
+    def heartbeat(self, job_id: str, driver: str, released: Sequence[Release]) -> Directives | None: ...
 
     def finish(self, job_id: str, driver: str, exit_code: int) -> None: ...
 
@@ -58,14 +58,14 @@ class OwnQueue:
     def attach(self, request: JobRequest, driver: str) -> None:
         self._queue.attach(request, driver)
 
-    def beat(self, job_id: str, driver: str, released: Sequence[Released]) -> Directives | None:
+    def heartbeat(self, job_id: str, driver: str, released: Sequence[Release]) -> Directives | None:
         nodes = live_nodes()
         self._queue.see_nodes(nodes, None if is_remote() else nodes)
-        self._queue.beat(job_id, driver, released)
+        self._queue.heartbeat(job_id, driver, released)
         self._queue.decide()
         if is_remote():
             self._nodes_asked_for.update(self._queue.demands())
-        return self._queue.beat(job_id, driver)
+        return self._queue.heartbeat(job_id, driver)
 
     def finish(self, job_id: str, driver: str, exit_code: int) -> None:
         self._queue.finish(job_id, driver, exit_code)
@@ -84,8 +84,8 @@ class Dispatcher:
     def attach(self, request: JobRequest, driver: str) -> None:
         ask(self._actor, "attach", request, driver)
 
-    def beat(self, job_id: str, driver: str, released: Sequence[Released]) -> Directives | None:
-        answer: Directives | None = ask(self._actor, "beat", job_id, driver, tuple(released))
+    def heartbeat(self, job_id: str, driver: str, released: Sequence[Release]) -> Directives | None:
+        answer: Directives | None = ask(self._actor, "heartbeat", job_id, driver, tuple(released))
         return answer
 
     def finish(self, job_id: str, driver: str, exit_code: int) -> None:
@@ -188,15 +188,15 @@ def _cell_request(cell: Cell, limit_s: float) -> CellRequest:
 
 @dataclass
 class Leases:
-    """The leases of one driver, kept fresh by a thread that beats until `finish`."""
+    """The leases of one driver, kept fresh by a thread that sends heartbeats until `finish`."""
 
     counterpart: Counterpart
     request: JobRequest
     driver: str
     changed: Callable[[], None] = lambda: None  # called, in the thread, after every answer
     directives: Directives = field(default_factory=lambda: Directives(()))
-    problem: str = ""  # why the last beat got no answer
-    _released: list[Released] = field(default_factory=list)
+    problem: str = ""  # why the last heartbeat got no answer
+    _released: list[Release] = field(default_factory=list)
     _closed: set[str] = field(default_factory=set)
     _wake: threading.Event = field(default_factory=threading.Event)
     _ended: bool = False
@@ -204,7 +204,7 @@ class Leases:
     def start(self) -> None:
         """Attaches; from now on the driver is heard. Raises AlreadyRunningError, InputError, ClusterError."""
         self._attach()
-        self._thread = threading.Thread(target=self._beat_until_ended, name="leases", daemon=True)
+        self._thread = threading.Thread(target=self._send_heartbeats, name="leases", daemon=True)
         self._thread.start()
 
     def _attach(self) -> None:
@@ -216,28 +216,28 @@ class Leases:
             except (ClusterError, StoreError):
                 if time.monotonic() > deadline:
                     raise
-                time.sleep(BEAT_S)
+                time.sleep(HEARTBEAT_S)
 
-    def give_back(self, lease_id: int, cell_id: str, status: CellStatus, note: str = "") -> None:
+    def release(self, lease_id: int, cell_id: str, status: CellStatus, note: str = "") -> None:
         """A lease is over; a status that is not terminal asks for another one."""
         if status.is_terminal:
             self._closed.add(cell_id)
-        self._released.append(Released(lease_id, status, note))
+        self._released.append(Release(lease_id, status, note))
         self._wake.set()
 
     def wait_for_one(self, notice: Callable[[str], None]) -> LeaseRow:
         """Blocks until a lease is held; `notice` is told why none is. Raises ResourcesError."""
         idle, changed = Idle(notice), threading.Event()
         self.changed = changed.set
-        while not (told := self.directives).leases:
-            if told.stop or told.closed:
+        while not (directives := self.directives).leases:
+            if directives.stop or directives.closed:
                 raise ResourcesError(
-                    f"the queue gives {self.request.job_id} no lease: {told.stop or told.closed[0][1]}"
+                    f"the queue gives {self.request.job_id} no lease: {directives.stop or directives.closed[0][1]}"
                 )
-            idle.check(told, self.problem, is_idle=True)
-            changed.wait(BEAT_S)
+            idle.check(directives, self.problem, is_idle=True)
+            changed.wait(HEARTBEAT_S)
             changed.clear()
-        return told.leases[0]
+        return directives.leases[0]
 
     def nodes_of(self, lease: LeaseRow) -> list[str] | None:
         """The node of each worker, or None where Ray may choose."""
@@ -252,29 +252,29 @@ class Leases:
         self._ended = True
         self._wake.set()
         self._thread.join(ANSWER_LIMIT_S)
-        self._beat()
+        self._send_heartbeat()
         try:
             self.counterpart.finish(self.request.job_id, self.driver, exit_code)
         except Exception as error:  # it is told once more, by the exit code of this process
             self.problem = str(error)
 
-    def _beat_until_ended(self) -> None:
+    def _send_heartbeats(self) -> None:
         while not self._ended:
-            self._wake.wait(BEAT_S)
+            self._wake.wait(HEARTBEAT_S)
             self._wake.clear()
-            self._beat()
+            self._send_heartbeat()
 
-    def _beat(self) -> None:
+    def _send_heartbeat(self) -> None:
         sent = tuple(self._released)
         try:
-            answer = self.counterpart.beat(self.request.job_id, self.driver, sent)
+            answer = self.counterpart.heartbeat(self.request.job_id, self.driver, sent)
             if answer is None:  # its store is new
                 cells = tuple(cell for cell in self.request.cells if cell.cell_id not in self._closed)
                 self.counterpart.attach(replace(self.request, cells=cells), self.driver)
                 del self._released[: len(sent)]  # it numbers its leases anew
                 return
             self.problem = ""
-        except Exception as error:  # training goes on without it; the next beat tries again
+        except Exception as error:  # training goes on without it; the next heartbeat tries again
             self.problem = str(error)
             return
         del self._released[: len(sent)]
@@ -288,17 +288,17 @@ class Idle:
     def __init__(self, notice: Callable[[str], None]):
         self._notice, self._said, self._since = notice, "", time.monotonic()
 
-    def check(self, told: Directives, problem: str, is_idle: bool) -> None:
+    def check(self, directives: Directives, problem: str, is_idle: bool) -> None:
         """Raises ResourcesError where the cluster can never hold a cell, or did not come to it in time."""
         if not is_idle:
             self._said, self._since = "", time.monotonic()
             return
-        if told.hopeless:
-            raise ResourcesError(told.hopeless)
-        why = problem or told.waiting
+        if directives.hopeless:
+            raise ResourcesError(directives.hopeless)
+        why = problem or directives.waiting
         if why and not self._said:
             self._notice(f"waiting: {why}")
         self._said = self._said or why
         waited_s = time.monotonic() - self._since
-        if NEVER_FITS in told.waiting and waited_s > WAIT_FOR_NODES_S:
-            raise ResourcesError(f"after {waited_s:.0f} s: {told.waiting}. Add nodes, or lower placement.workers")
+        if NEVER_FITS in directives.waiting and waited_s > WAIT_FOR_NODES_S:
+            raise ResourcesError(f"after {waited_s:.0f} s: {directives.waiting}. Add nodes, or lower placement.workers")

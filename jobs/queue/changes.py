@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from jobs.queue.model import Grant
-from jobs.queue.rows import WAITING, CellRequest, CellRow, JobRow, LeaseRow, Released
+from jobs.queue.rows import WAITING, CellRequest, CellRow, JobRow, LeaseRow, Release
 from jobs.queue.state import QueueState
 from orchestrator.results import CellStatus
 
@@ -59,7 +59,7 @@ class CellChanges:
                 self.close(row, CellStatus.CANCELLED, reason)
 
     def grant(self, grant: Grant, now_s: float) -> bool:
-        """Writes a lease, unless the cell left the line with its twin."""
+        """Writes a lease, unless the cell left the line with its sibling."""
         if self._state.line.find(grant.cell.cell_id) is None:
             return False
         job_id, _, cell_id = grant.cell.cell_id.partition("/")
@@ -74,8 +74,8 @@ class CellChanges:
             granted_s=now_s,
             reason=grant.reason,
         )
-        for twin in self._state.twins(row):
-            self._state.leave(twin)
+        for sibling in self._state.siblings(row):
+            self._state.leave(sibling)
         self._state.put_cell(replace(row, state=CellStatus.RUNNING))
         self._state.put_lease(lease)
         self.log("granted", self._state.jobs[job_id], cell_id, grant.reason)
@@ -87,7 +87,7 @@ class CellChanges:
             self._state.put_lease(replace(lease, stop_kind=kind, stop_reason=reason, stop_asked_s=self._clock()))
             self.log(f"stop_{kind}", self._state.jobs[lease.job_id], lease.cell_id, reason)
 
-    def release(self, job_id: str, released: Released) -> None:
+    def release(self, job_id: str, released: Release) -> None:
         """A lease given back. One that is over already was given back before: the answer to that was lost."""
         lease = self._state.held.get(released.lease_id)
         if lease is None or lease.job_id != job_id:
@@ -104,13 +104,13 @@ class CellChanges:
             )
         else:
             trained_s = (lease.stop_asked_s or lease.granted_s) - lease.granted_s
-            self.wait_again(lease, status, note, trained_s)
+            self.requeue(lease, status, note, trained_s)
             self.log("given_back", self._state.jobs[lease.job_id], lease.cell_id, note)
 
-    def wait_again(self, lease: LeaseRow, status: CellStatus, how: str, trained_s: float) -> None:
+    def requeue(self, lease: LeaseRow, status: CellStatus, how: str, trained_s: float) -> None:
         """A lease ends, and its cell waits for another one, with its age and what is left of its prediction."""
         now_s, row = self._clock(), self._state.cells[lease.job_id][lease.cell_id]
-        back = self._state.as_held(lease).given_back(now_s, trained_s)
+        back = self._state.as_held(lease).released(now_s, trained_s)
         queued_s = row.queued_s + now_s - lease.granted_s
         waits = replace(row, state=status, predicted_s=back.predicted_s, queued_s=queued_s, note=how)
         self._end_lease(lease, how, waits)

@@ -15,7 +15,7 @@ OVERRUN = 0.25  # a cell that outlived its prediction is expected to run for thi
 
 @dataclass(frozen=True)
 class QueuedCell:
-    """A cell that waits for a lease. `submitted_s` dates its age: see `Lease.given_back` for one that was preempted."""
+    """A cell that waits for a lease. `submitted_s` dates its age: see `Lease.released` for one that was preempted."""
 
     cell_id: str
     owner: str
@@ -45,7 +45,7 @@ class Lease:
             return max(now_s, self.stops_by_s)
         return now_s + remaining_s(self.cell.predicted_s, now_s - self.granted_s)
 
-    def given_back(self, at_s: float, trained_s: float) -> QueuedCell:
+    def released(self, at_s: float, trained_s: float) -> QueuedCell:
         """The cell as it waits again: what is left of it, at the place that its waiting (not its running) earned."""
         left_s = max(1.0, remaining_s(self.cell.predicted_s, trained_s))
         return replace(self.cell, submitted_s=self.cell.submitted_s + at_s - self.granted_s, predicted_s=left_s)
@@ -72,20 +72,20 @@ class OwnerRules:
 class Usage:
     """What an owner's finished leases used: GPUs held on average lately (as of `at_s`), and GPU-hours in all."""
 
-    recent_gpus: float = 0.0
+    decayed_gpus: float = 0.0
     at_s: float = 0.0
     gpu_hours: float = 0.0
 
-    def recent_at(self, now_s: float, half_life_s: float) -> float:
-        return self.recent_gpus * _half(now_s - self.at_s, half_life_s)
+    def decayed_at(self, now_s: float, half_life_s: float) -> float:
+        return self.decayed_gpus * _half(now_s - self.at_s, half_life_s)
 
     def charged(self, gpus: int, start_s: float, end_s: float, half_life_s: float) -> "Usage":
         """With one more lease, which ended at `end_s` (not before `at_s`)."""
-        recent = self.recent_at(end_s, half_life_s) + lately(gpus, end_s - start_s, half_life_s)
+        recent = self.decayed_at(end_s, half_life_s) + decayed_usage(gpus, end_s - start_s, half_life_s)
         return Usage(recent, end_s, self.gpu_hours + gpus * (end_s - start_s) / HOUR_S)
 
 
-def lately(gpus: int, elapsed_s: float, half_life_s: float) -> float:
+def decayed_usage(gpus: int, elapsed_s: float, half_life_s: float) -> float:
     """The average over the past, weighted by 2^(-age / half-life), of holding `gpus` for the last `elapsed_s`."""
     return gpus * (1 - _half(elapsed_s, half_life_s))
 

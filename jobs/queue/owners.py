@@ -4,11 +4,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from jobs.queue.model import HOUR_S, Lease, QueuedCell, Settings, Usage, lately
+from jobs.queue.model import HOUR_S, Lease, QueuedCell, Settings, Usage, decayed_usage
 
 GPU_SECONDS_TOLERANCE = 1e-3  # a budget with less left than this is used up
 
-Release = tuple[float, str, int]  # (when by prediction, whose, how many GPUs)
+PredictedRelease = tuple[float, str, int]  # (when by prediction, whose, how many GPUs)
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Owners:
         self._held: dict[str, int] = {}
         self._gates: dict[str, _Gate] = {}
         half_life_s = settings.share_half_life_s
-        self._recent = {owner: used.recent_at(now_s, half_life_s) for owner, used in usage.items()}
+        self._recent = {owner: used.decayed_at(now_s, half_life_s) for owner, used in usage.items()}
         self._budget_left = {  # GPU-seconds, of the owners that have a budget
             owner: (rules.gpu_hours - usage.get(owner, Usage()).gpu_hours) * HOUR_S
             for owner, rules in settings.owners.items()
@@ -36,7 +36,7 @@ class Owners:
         for lease in leases:
             owner, gpus, elapsed_s = lease.cell.owner, lease.cell.gpus, now_s - lease.granted_s
             self._held[owner] = self._held.get(owner, 0) + gpus
-            self._recent[owner] = self._recent.get(owner, 0.0) + lately(gpus, elapsed_s, half_life_s)
+            self._recent[owner] = self._recent.get(owner, 0.0) + decayed_usage(gpus, elapsed_s, half_life_s)
             if owner in self._budget_left:
                 self._budget_left[owner] -= gpus * elapsed_s
 
@@ -77,7 +77,7 @@ class Owners:
         return self.out_of_budget(cell.owner) or self.over_quota(cell) or self.behind_gate(cell)
 
     def keep_quota_for(
-        self, cell: QueuedCell, releases: Callable[[], Sequence[Release]], not_before_s: float = 0.0
+        self, cell: QueuedCell, releases: Callable[[], Sequence[PredictedRelease]], not_before_s: float = 0.0
     ) -> None:
         """From now on, later cells of this owner may not make this one wait longer for the quota. The first one counts.
 

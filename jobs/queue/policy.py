@@ -29,12 +29,12 @@ class Reservation:
 
 @dataclass(frozen=True)
 class Decisions:
-    """What to do now. `promised` goes back into the next call; `look_again_s` is when time alone changes something."""
+    """What to do now. `reserved_for` goes into the next call; `look_again_s`: when time alone changes something."""
 
     grants: tuple[Grant, ...]
     stops: tuple[Stop, ...]
-    promised: str | None
-    promised_start_s: float | None
+    reserved_for: str | None
+    reserved_start_s: float | None
     look_again_s: float | None
     _round: "_Round"
 
@@ -50,14 +50,14 @@ def decide(
     leases: Iterable[Lease],
     settings: Settings,
     usage: Mapping[str, Usage],
-    promised: str | None = None,
+    reserved_for: str | None = None,
 ) -> Decisions:
     """What to grant and to stop now. Changes none of its arguments; the same arguments give the same decisions.
 
-    `promised`: the cell that the last call promised its nodes to. It stays first among those of its level, so that
+    `reserved_for`: the cell that the last call promised its nodes to. It stays first among those of its level, so that
     shares which move to and fro cannot keep it waiting.
     """
-    return _Round(now_s, nodes, waiting, leases, settings, usage).decisions(waiting.find(promised))
+    return _Round(now_s, nodes, waiting, leases, settings, usage).decisions(waiting.find(reserved_for))
 
 
 @dataclass
@@ -95,9 +95,9 @@ class _Round:
         self.never_fit: set[str] = set()
         self.reserved: Reservation | None = None
 
-    def decisions(self, promised: QueuedCell | None) -> Decisions:
+    def decisions(self, reserved_for: QueuedCell | None) -> Decisions:
         self._stop_owners_without_budget()
-        self.reserved = self._grant_in_order(promised)
+        self.reserved = self._grant_in_order(reserved_for)
         if self.reserved is not None:
             self.reserved = self._preempt_for(self.reserved)
             if self.settings.backfill:
@@ -130,9 +130,9 @@ class _Round:
 
     # --- grants in order ---
 
-    def _grant_in_order(self, promised: QueuedCell | None) -> Reservation | None:
+    def _grant_in_order(self, reserved_for: QueuedCell | None) -> Reservation | None:
         """Grants from the front until a cell does not fit: that one gets the reservation."""
-        for cell in self._in_order(promised):
+        for cell in self._in_order(reserved_for):
             if self.owners.held_back(cell):
                 self.owners.keep_quota_for(cell, self._owner_releases)
             elif (placement := self.room.place(cell.demand)) is not None:
@@ -144,11 +144,11 @@ class _Round:
                 self.never_fit.add(cell.cell_id)
         return None
 
-    def _in_order(self, promised: QueuedCell | None) -> Iterator[QueuedCell]:
+    def _in_order(self, reserved_for: QueuedCell | None) -> Iterator[QueuedCell]:
         """All cells that wait, in their order, as shares stand when each one's turn comes."""
         for level, owners in self.waiting.levels():
-            if promised is not None and self.settings.level(promised) == level:
-                yield promised
+            if reserved_for is not None and self.settings.level(reserved_for) == level:
+                yield reserved_for
             shares = [(self.owners.share(owner), owner) for owner in owners]
             heapq.heapify(shares)
             merged = {owner: heapq.merge(*kinds.values(), key=self.waiting.rank) for owner, kinds in owners.items()}
@@ -158,7 +158,7 @@ class _Round:
                     heapq.heapreplace(shares, (current, owner))
                 elif (cell := next(merged[owner], None)) is None:
                     heapq.heappop(shares)
-                elif cell is not promised:
+                elif cell is not reserved_for:
                     yield cell
 
     def _grant(self, cell: QueuedCell, placement: Placement, reason: str) -> None:
@@ -289,7 +289,7 @@ class _Round:
             and lease.cell.preemptible
             and lease.stops_by_s is None
             and lease.cell.priority < head.priority
-            and self.settings.level(lease.given_back(self.now_s, 0.0)) < self.settings.level(head)
+            and self.settings.level(lease.released(self.now_s, 0.0)) < self.settings.level(head)
         )
 
     def _stop_owners_without_budget(self) -> None:

@@ -24,7 +24,7 @@ from jobs.queue.rows import (
     JobRow,
     JobState,
     LeaseRow,
-    Released,
+    Release,
 )
 from jobs.queue.state import QueueState
 from jobs.queue.store import Store
@@ -100,7 +100,7 @@ class Queue:
                 self._changes.close_waiting(job, job.stop)
             return self._directives(job)
 
-    def beat(self, job_id: str, driver: str, released: Sequence[Released] = ()) -> Directives | None:
+    def heartbeat(self, job_id: str, driver: str, released: Sequence[Release] = ()) -> Directives | None:
         """A driver is alive and gives leases back. None: attach first, this job is not known."""
         with self._change():
             job = self._state.jobs.get(job_id)
@@ -113,14 +113,14 @@ class Queue:
                 self._changes.release(job_id, one)
             return self._directives(self._state.jobs[job_id])
 
-    def beat_and_decide(self, job_id: str, driver: str, released: Sequence[Released] = ()) -> Directives | None:
-        """A beat, and, where leases came back, whom they go to: one change, one answer."""
+    def heartbeat_and_decide(self, job_id: str, driver: str, released: Sequence[Release] = ()) -> Directives | None:
+        """A heartbeat, and, where leases came back, whom they go to: one change, one answer."""
         with self._change():
-            told = self.beat(job_id, driver, released)
-            if told is None or not released:
-                return told
+            directives = self.heartbeat(job_id, driver, released)
+            if directives is None or not released:
+                return directives
             self.decide()
-            return self.beat(job_id, driver)
+            return self.heartbeat(job_id, driver)
 
     def finish(self, job_id: str, driver: str, exit_code: int) -> None:
         """A driver ends. Its cells that are not over stay unfinished: submitting again continues them."""
@@ -170,7 +170,7 @@ class Queue:
                 for lease in list(self._state.held.values()):
                     last_s = max(lease.granted_s, self._state.alive_s)  # nobody trained while the cluster was down
                     gone = CellChanges(self._state, lambda: last_s)  # noqa: B023 - used before the next turn
-                    gone.wait_again(lease, CellStatus.QUEUED, "the cluster was started anew", 0.0)
+                    gone.requeue(lease, CellStatus.QUEUED, "the cluster was started anew", 0.0)
                 for job in [job for job in self._state.jobs.values() if job.state is JobState.RUNNING]:
                     self._lose_driver(job, "the cluster was started anew", is_charged=False)
             self._state.cluster = cluster_id
@@ -189,8 +189,10 @@ class Queue:
         """One decision. Whether all of it could be done: it may start the same cell for two jobs, and only one may."""
         state = self._state
         held = [state.as_held(lease) for lease in state.held.values()]
-        self._last = decide(now_s, self._nodes, state.line, held, self._settings, state.usage, promised=state.promised)
-        state.promised = self._last.promised
+        self._last = decide(
+            now_s, self._nodes, state.line, held, self._settings, state.usage, reserved_for=state.reserved_for
+        )
+        state.reserved_for = self._last.reserved_for
         for stop in self._last.stops:
             self._changes.ask_to_stop(self._lease(stop.cell_id), stop.kind, stop.reason)
         granted = [grant for grant in self._last.grants if self._changes.grant(grant, now_s)]
@@ -361,7 +363,7 @@ class Queue:
     def _lose_driver(self, job: JobRow, why: str, is_charged: bool = True) -> None:
         losses = job.losses + is_charged
         for lease in self._state.leases_of(job.job_id):
-            self._changes.wait_again(lease, CellStatus.QUEUED, "driver lost", 0.0)
+            self._changes.requeue(lease, CellStatus.QUEUED, "driver lost", 0.0)
         self._changes.log("driver_lost", job, text=f"driver {job.driver}: {why}")
         if job.stop:
             self._end_job(job, JobState.CANCELLED, job.stop, None)

@@ -157,7 +157,7 @@ class EventRow:
 
 
 @dataclass(frozen=True)
-class Released:
+class Release:
     """A driver gives a lease back. A status that is not terminal means that the cell waits for another one."""
 
     lease_id: int

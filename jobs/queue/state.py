@@ -27,7 +27,7 @@ class QueueState:
         self._rows: dict[object, Row] = {}
         self._events: list[EventRow] = []
         self._facts: dict[str, str] = {}
-        self._promised: str | None = store.fact("promised") or None
+        self._reserved_for: str | None = store.fact("promised") or None
         self._alive_s = float(store.fact("alive") or 0.0)
         self._cluster: str | None = store.fact("cluster") or None
         self._load()
@@ -63,14 +63,14 @@ class QueueState:
             self._facts.clear()
 
     @property
-    def promised(self) -> str | None:
+    def reserved_for(self) -> str | None:
         """The cell that the policy promised its nodes to."""
-        return self._promised
+        return self._reserved_for
 
-    @promised.setter
-    def promised(self, key: str | None) -> None:
-        if key != self._promised:
-            self._promised, self._facts["promised"] = key, key or ""
+    @reserved_for.setter
+    def reserved_for(self, key: str | None) -> None:
+        if key != self._reserved_for:
+            self._reserved_for, self._facts["promised"] = key, key or ""
 
     @property
     def cluster(self) -> str | None:
@@ -121,9 +121,9 @@ class QueueState:
         del self.held[ended.lease_id], self._lease_ids[ended.key]
         self._charge(ended)
         self.put_cell(cell)
-        for twin in self.twins(cell):
-            if twin.state in WAITING:
-                self.enqueue(twin)
+        for sibling in self.siblings(cell):
+            if sibling.state in WAITING:
+                self.enqueue(sibling)
 
     def gpu_hours_of(self, job_id: str, now_s: float) -> float:
         """What all leases of a job came to so far."""
@@ -155,8 +155,8 @@ class QueueState:
 
     def waits_for(self, row: CellRow) -> CellRow | None:
         """The same cell of another job, which trains, or the one before it in a job that trains one at a time."""
-        if (twin := self.training_twin(row)) is not None or not self.jobs[row.job_id].in_turn:
-            return twin
+        if (sibling := self.training_sibling(row)) is not None or not self.jobs[row.job_id].in_turn:
+            return sibling
         first = next((one for one in self.plan_of(row.job_id) if not one.state.is_terminal), row)
         return None if first.key == row.key else first
 
@@ -164,14 +164,14 @@ class QueueState:
         if self.line.find(row.key) is not None:
             self.line.remove(row.key)
 
-    def twins(self, row: CellRow) -> list[CellRow]:
+    def siblings(self, row: CellRow) -> list[CellRow]:
         """The same cell in every job that has it, this one included."""
         here = (self.jobs[row.job_id].storage, row.cell_id)
         return [self.cells[job_id][row.cell_id] for job_id in self._holders[here]]
 
-    def training_twin(self, row: CellRow) -> CellRow | None:
+    def training_sibling(self, row: CellRow) -> CellRow | None:
         """The same cell where it trains now."""
-        return next((twin for twin in self.twins(row) if twin.key in self._lease_ids), None)
+        return next((sibling for sibling in self.siblings(row) if sibling.key in self._lease_ids), None)
 
     def longest_s(self, likeness: str) -> float | None:
         """The longest that a cell like this one ever trained."""

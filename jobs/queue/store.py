@@ -234,7 +234,7 @@ class Store:
         os.replace(unfinished, kept)
 
 
-def beside(url: str, name: str) -> Engine:
+def sibling_engine(url: str, name: str) -> Engine:
     """An engine for other tables: in a file beside a SQLite store, which is locked, else in the same database."""
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite" and parsed.database:

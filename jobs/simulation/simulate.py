@@ -104,9 +104,9 @@ class _Run:
                 lease = self.leases.get(job_id)
                 if lease is not None and lease.granted_s == granted_s:
                     self._end(lease, end_s)
-            promised = self.last.promised if self.last else None
+            reserved_for = self.last.reserved_for if self.last else None
             leases = self.leases.values()
-            self.last = decide(now_s, self.nodes, self.waiting, leases, self.settings, self.usage, promised)
+            self.last = decide(now_s, self.nodes, self.waiting, leases, self.settings, self.usage, reserved_for)
             self._obey(self.last, now_s)
 
     def unfinished(self) -> dict[str, str]:
@@ -151,6 +151,6 @@ class _Run:
         if ended == "preempted":
             trained_s = asked_s - start_s
             self.left_s[cell.cell_id] -= trained_s
-            self.waiting.add(lease.given_back(end_s, trained_s))
+            self.waiting.add(lease.released(end_s, trained_s))
         elif ended == "budget":
             self.over[cell.cell_id] = reason

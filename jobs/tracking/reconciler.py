@@ -14,7 +14,7 @@ from jobs.tracking.runs import FOLDER, SYNCED
 from jobs.tracking.sync import DRIVER_DIED, LIMIT_S
 
 GRACE_S = 60.0  # beyond the limit that a sync sets itself
-FIRST_WAIT_S, LONGEST_WAIT_S = 5.0, 600.0
+FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 5.0, 600.0
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Reconciler:
     def __init__(self, limit_s: float = LIMIT_S, clock: Callable[[], float] = time.monotonic):
         self._limit_s, self._clock = limit_s, clock
         self._done: set[tuple[str, float | None]] = set()
-        self._waits: dict[str, tuple[float, float]] = {}  # job: when it is tried again, and how long that wait was
+        self._backoff: dict[str, tuple[float, float]] = {}  # job: when it is tried again, and how long that wait was
         self._running: _Sync | None = None
         self.trouble = ""  # what the last sync could not do
 
@@ -49,9 +49,9 @@ class Reconciler:
         if (job := next((job for job in over if self._is_due(job)), None)) is not None:
             self._start(job)
 
-    def hurry(self, jobs: Sequence[JobRow]) -> list[str]:
-        """Forgets every wait; the jobs that are still to be synced."""
-        self._waits.clear()
+    def expedite(self, jobs: Sequence[JobRow]) -> list[str]:
+        """Forgets every backoff; the jobs that are still to be synced."""
+        self._backoff.clear()
         return [job.job_id for job in jobs if job.state.is_over and not _is_done(job)]
 
     @property
@@ -65,7 +65,7 @@ class Reconciler:
             self._end(self._running)
 
     def _is_due(self, job: JobRow) -> bool:
-        if self._clock() < self._waits.get(job.job_id, (0.0, 0.0))[0]:
+        if self._clock() < self._backoff.get(job.job_id, (0.0, 0.0))[0]:
             return False
         if _is_done(job):
             self._done.add(_key(job))
@@ -85,12 +85,12 @@ class Reconciler:
             return
         said = self._end(sync)
         if _is_done(sync.job):
-            self._waits.pop(sync.job.job_id, None)
+            self._backoff.pop(sync.job.job_id, None)
             self.trouble = ""
             return
-        wait_s = min(LONGEST_WAIT_S, max(FIRST_WAIT_S, 2 * self._waits.get(sync.job.job_id, (0.0, 0.0))[1]))
-        self._waits[sync.job.job_id] = (self._clock() + wait_s, wait_s)
-        self.trouble = f"sync, tried again in {wait_s:.0f} s: {said}"
+        backoff_s = min(LONGEST_BACKOFF_S, max(FIRST_BACKOFF_S, 2 * self._backoff.get(sync.job.job_id, (0.0, 0.0))[1]))
+        self._backoff[sync.job.job_id] = (self._clock() + backoff_s, backoff_s)
+        self.trouble = f"sync, tried again in {backoff_s:.0f} s: {said}"
 
     def _end(self, sync: _Sync) -> str:
         """Makes sure that it is over; what it said."""

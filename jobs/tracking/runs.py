@@ -79,9 +79,9 @@ class Tracking:
         """Waits for MLflow's acknowledgement, at most `limit_s`; returns the runs that it does not have in full."""
         return self._writer.close(limit_s)
 
-    def hurry(self) -> None:
+    def expedite(self) -> None:
         """Makes the waiting methods return at once."""
-        self._writer.hurry()
+        self._writer.expedite()
 
     def run_ids(self, limit_s: float) -> dict[str, str | None]:
         """MLflow's run id by cell_id; waits for the server to give them, but not for one that does not answer."""

@@ -80,7 +80,7 @@ class MlflowWriter:
     def close(self, timeout_s: float, is_unwanted: Callable[[], bool] = lambda: False) -> list[TrackedRun]:
         """Waits until everything is acknowledged, at most `timeout_s`; returns the runs that are not settled.
 
-        Waits less for a server that does not answer, and not at all once `hurry` was called or it `is_unwanted`.
+        Waits less for a server that does not answer, and not at all once `expedite` was called or it `is_unwanted`.
         """
         started = time.monotonic()
 
@@ -101,13 +101,13 @@ class MlflowWriter:
         """After `close`: waits for the run whose turn it is; nothing is sent afterwards."""
         self._thread.join()
 
-    def hurry(self) -> None:
+    def expedite(self) -> None:
         """Makes `close` return at once."""
         self._hurried.set()
 
     @property
     def is_hurried(self) -> bool:
-        """Whether `hurry` was called."""
+        """Whether `expedite` was called."""
         return self._hurried.is_set()
 
     @property

@@ -16,7 +16,7 @@ from jobs.driver.leases import Leases, job_request
 from jobs.queue.gangs import Node
 from jobs.queue.model import Settings
 from jobs.queue.queue import Queue
-from jobs.queue.rows import Directives, JobRequest, Released
+from jobs.queue.rows import Directives, JobRequest, Release
 from jobs.queue.store import Store
 from orchestrator.cell_job import CellJob
 from orchestrator.errors import ClusterError
@@ -57,8 +57,8 @@ class Shared:
         self.queue.attach(request, driver)
         self.queue.decide()
 
-    def beat(self, job_id: str, driver: str, released: Sequence[Released]) -> Directives | None:
-        return self.queue.beat_and_decide(job_id, driver, released)
+    def heartbeat(self, job_id: str, driver: str, released: Sequence[Release]) -> Directives | None:
+        return self.queue.heartbeat_and_decide(job_id, driver, released)
 
     def finish(self, job_id: str, driver: str, exit_code: int) -> None:
         self.queue.finish(job_id, driver, exit_code)
@@ -132,7 +132,7 @@ def test_a_cell_that_somebody_else_holds_waits_for_another_lease(plan: Plan, mon
 
 
 def test_a_driver_waits_for_a_dispatcher_that_starts_anew(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leases_module, "BEAT_S", 0.05)
+    monkeypatch.setattr(leases_module, "HEARTBEAT_S", 0.05)
     assert [result.status for result in run(plan, Shared(faults=2))] == [CellStatus.SUCCEEDED] * 2
     monkeypatch.setattr(leases_module, "ATTACH_LIMIT_S", 0.1)
     with pytest.raises(ClusterError, match="did not answer"):

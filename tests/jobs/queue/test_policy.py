@@ -31,8 +31,8 @@ class State:
     waiting: tuple[QueuedCell, ...]
     leases: tuple[Lease, ...]
 
-    def decide(self, rules: Settings, promised: str | None = None) -> Decisions:
-        return decide(NOW_S, self.nodes, WaitingLine(rules, self.waiting), self.leases, rules, {}, promised)
+    def decide(self, rules: Settings, reserved_for: str | None = None) -> Decisions:
+        return decide(NOW_S, self.nodes, WaitingLine(rules, self.waiting), self.leases, rules, {}, reserved_for)
 
 
 @st.composite
@@ -154,11 +154,11 @@ def test_the_order_of_the_rows_changes_nothing(state: State, rules: Settings, ch
         tuple(chance.sample(state.leases, len(state.leases))),
     )
     one, other = state.decide(rules), shuffled.decide(rules)
-    assert (one.grants, one.stops, one.promised, one.promised_start_s) == (
+    assert (one.grants, one.stops, one.reserved_for, one.reserved_start_s) == (
         other.grants,
         other.stops,
-        other.promised,
-        other.promised_start_s,
+        other.reserved_for,
+        other.reserved_start_s,
     )
 
 
@@ -167,11 +167,11 @@ def test_the_order_of_the_rows_changes_nothing(state: State, rules: Settings, ch
 def test_nothing_delays_the_first_that_waits(state: State) -> None:
     """The reservation is as early as without any backfill, and still holds once the backfill runs."""
     decisions, plain = state.decide(RULES), state.decide(replace(RULES, backfill=False))
-    assert decisions.promised == plain.promised
-    assert decisions.promised_start_s == plain.promised_start_s
-    if decisions.promised is not None and decisions.promised_start_s is not None:
-        head = next(cell for cell in state.waiting if cell.cell_id == decisions.promised)
-        assert fits(state.nodes, free_at(state, decisions, RULES, decisions.promised_start_s), head.demand)
+    assert decisions.reserved_for == plain.reserved_for
+    assert decisions.reserved_start_s == plain.reserved_start_s
+    if decisions.reserved_for is not None and decisions.reserved_start_s is not None:
+        head = next(cell for cell in state.waiting if cell.cell_id == decisions.reserved_for)
+        assert fits(state.nodes, free_at(state, decisions, RULES, decisions.reserved_start_s), head.demand)
 
 
 @PROPERTY
@@ -183,7 +183,7 @@ def test_a_lower_effective_priority_passes_only_by_backfill(state: State) -> Non
     for grant in decisions.grants:
         assert grant.reason.startswith("backfill") or RULES.level(grant.cell) >= highest
     if blocked:
-        head = next(cell for cell in blocked if cell.cell_id == decisions.promised)
+        head = next(cell for cell in blocked if cell.cell_id == decisions.reserved_for)
         assert RULES.level(head) == highest
 
 
@@ -194,8 +194,8 @@ def test_nothing_that_fits_and_is_done_in_time_keeps_waiting(state: State) -> No
     free = free_at(state, decisions, RULES, NOW_S - 1)
     for cell in left_waiting(state, decisions):
         if fits(state.nodes, free, cell.demand):
-            assert decisions.promised_start_s is not None
-            assert NOW_S + cell.predicted_s > decisions.promised_start_s
+            assert decisions.reserved_start_s is not None
+            assert NOW_S + cell.predicted_s > decisions.reserved_start_s
 
 
 @PROPERTY
@@ -204,9 +204,9 @@ def test_nothing_that_leaves_the_reservation_its_room_keeps_waiting(state: State
     decisions = state.decide(RULES)
     free = free_at(state, decisions, RULES, NOW_S - 1)
     for cell in left_waiting(state, decisions):
-        if cell.cell_id != decisions.promised and fits(state.nodes, free, cell.demand):
-            head = next(one for one in state.waiting if one.cell_id == decisions.promised)
-            then = free_at(state, decisions, RULES, decisions.promised_start_s or NOW_S)
+        if cell.cell_id != decisions.reserved_for and fits(state.nodes, free, cell.demand):
+            head = next(one for one in state.waiting if one.cell_id == decisions.reserved_for)
+            then = free_at(state, decisions, RULES, decisions.reserved_start_s or NOW_S)
             assert sum(gpus for gpus, *_ in then.values()) < head.gpus + cell.gpus
 
 
@@ -218,16 +218,16 @@ def test_only_lower_and_preemptible_cells_are_preempted_and_no_more_than_needed(
     victims = [by_id[stop.cell_id] for stop in decisions.stops if stop.kind == "preempted"]
     if not victims:
         return
-    head = next(cell for cell in state.waiting if cell.cell_id == decisions.promised)
+    head = next(cell for cell in state.waiting if cell.cell_id == decisions.reserved_for)
     for victim in victims:
         assert victim.cell.preemptible
         assert victim.cell.priority < head.priority
-        assert rules.level(victim.given_back(NOW_S, 0.0)) < rules.level(head)
+        assert rules.level(victim.released(NOW_S, 0.0)) < rules.level(head)
         kept = replace(decisions, stops=tuple(one for one in decisions.stops if one.cell_id != victim.cell.cell_id))
         in_order = tuple(grant for grant in decisions.grants if not grant.reason.startswith("backfill"))
         then = free_at(state, replace(kept, grants=in_order), rules, NOW_S + rules.checkpoint_s)
         assert not fits(state.nodes, then, head.demand)
-    assert decisions.promised_start_s == NOW_S + rules.checkpoint_s
+    assert decisions.reserved_start_s == NOW_S + rules.checkpoint_s
     assert all(head.cell_id in stop.reason for stop in decisions.stops if stop.kind == "preempted")
 
 
@@ -266,8 +266,8 @@ def cell(name: str, gpus: int, predicted_s: float = 100.0, **other: object) -> Q
     return QueuedCell(name, demand=Demand(gpus), predicted_s=predicted_s, **given)  # type: ignore[arg-type]
 
 
-def run(state: State, rules: Settings = RULES, usage: dict[str, Usage] | None = None, promised: str | None = None):
-    return decide(NOW_S, state.nodes, WaitingLine(rules, state.waiting), state.leases, rules, usage or {}, promised)
+def run(state: State, rules: Settings = RULES, usage: dict[str, Usage] | None = None, reserved_for: str | None = None):
+    return decide(NOW_S, state.nodes, WaitingLine(rules, state.waiting), state.leases, rules, usage or {}, reserved_for)
 
 
 ONE_NODE = (Node("n0", 8),)
@@ -285,15 +285,15 @@ def test_an_owner_who_used_much_lately_comes_later() -> None:
     assert [one.cell.cell_id for one in run(state).grants] == ["a"]
     used = {"ada": Usage().charged(4, 500.0, NOW_S, RULES.share_half_life_s)}
     assert [one.cell.cell_id for one in run(state, usage=used).grants] == ["b"]
-    assert used["ada"].recent_at(NOW_S + RULES.share_half_life_s, RULES.share_half_life_s) == pytest.approx(1.0)
+    assert used["ada"].decayed_at(NOW_S + RULES.share_half_life_s, RULES.share_half_life_s) == pytest.approx(1.0)
 
 
 def test_a_promise_is_kept_when_shares_move() -> None:
     running = Lease(cell("r", 8, 50.0, owner="eve"), (("n0", 8),), NOW_S)
     state = State(ONE_NODE, (cell("a", 8, owner="ada"), cell("b", 8, owner="bob")), (running,))
-    used = {"ada": Usage(recent_gpus=4.0, at_s=NOW_S)}
-    assert run(state, usage=used).promised == "b"
-    assert run(state, usage=used, promised="a").promised == "a"
+    used = {"ada": Usage(decayed_gpus=4.0, at_s=NOW_S)}
+    assert run(state, usage=used).reserved_for == "b"
+    assert run(state, usage=used, reserved_for="a").reserved_for == "a"
 
 
 def test_waiting_outranks_a_higher_priority_in_the_end() -> None:
@@ -326,7 +326,7 @@ def test_a_gang_goes_to_the_fewest_nodes_and_the_tightest() -> None:
 def test_a_prediction_that_proved_too_short_is_stretched() -> None:
     late = Lease(cell("late", 8, 100.0), (("n0", 8),), NOW_S - 400)
     decisions = run(State(ONE_NODE, (cell("next", 8), cell("tiny", 1, 50.0)), (late,)))
-    assert decisions.promised_start_s == NOW_S + 100
+    assert decisions.reserved_start_s == NOW_S + 100
 
 
 def test_a_budget_says_when_to_look_again() -> None:

@@ -13,7 +13,7 @@ from jobs.cluster.ray_cluster import largest_cluster
 from jobs.queue.gangs import Demand, Node
 from jobs.queue.model import OwnerRules, QueuedCell, Settings
 from jobs.queue.queue import MAX_LOSSES, SILENT_S, START_LIMIT_S, Queue
-from jobs.queue.rows import CellRequest, CellRow, JobRequest, JobState, LeaseRow, Released
+from jobs.queue.rows import CellRequest, CellRow, JobRequest, JobState, LeaseRow, Release
 from jobs.queue.store import Store
 from jobs.simulation.simulate import TraceJob, simulate
 from orchestrator.errors import AlreadyRunningError, InputError
@@ -119,7 +119,7 @@ def test_a_submission_repeated_after_a_restart_is_one_job(open_queue: Callable[.
 def test_submitting_a_finished_job_runs_nothing(open_queue: Callable[..., Queue]) -> None:
     queue = open_queue()
     driver = start(queue, request("a", 4))
-    queue.beat("a", driver, [Released(leased(queue)["a-0"].lease_id, CellStatus.SUCCEEDED)])
+    queue.heartbeat("a", driver, [Release(leased(queue)["a-0"].lease_id, CellStatus.SUCCEEDED)])
     queue.finish("a", driver, 0)
     assert queue.submit(request("a")).state is JobState.SUCCEEDED
     queue.decide()
@@ -129,7 +129,7 @@ def test_submitting_a_finished_job_runs_nothing(open_queue: Callable[..., Queue]
 def test_a_finished_job_whose_results_were_deleted_runs_again(open_queue: Callable[..., Queue]) -> None:
     queue = open_queue()
     driver = start(queue, request("a", 4))
-    queue.beat("a", driver, [Released(leased(queue)["a-0"].lease_id, CellStatus.SUCCEEDED)])
+    queue.heartbeat("a", driver, [Release(leased(queue)["a-0"].lease_id, CellStatus.SUCCEEDED)])
     queue.finish("a", driver, 0)
     assert queue.submit(request("a", 4)).state is JobState.QUEUED
     queue.decide()
@@ -154,7 +154,7 @@ def test_a_job_that_only_lacks_its_report_is_not_stopped_for_its_budget(
     queue = open_queue()
     driver = start(queue, replace(request("a", 4), hours=1.0))
     clock.now_s += 3000
-    queue.beat("a", driver, [Released(leased(queue)["a-0"].lease_id, CellStatus.SUCCEEDED)])
+    queue.heartbeat("a", driver, [Release(leased(queue)["a-0"].lease_id, CellStatus.SUCCEEDED)])
     queue.driver_lost("a", driver, "killed")
     clock.now_s += 3000
     queue.decide()
@@ -167,8 +167,8 @@ def test_submitting_a_failed_job_continues_it_without_its_finished_cells(
     queue = open_queue()
     driver = start(queue, request("a", 2, 2, 2))
     held = leased(queue)
-    queue.beat("a", driver, [Released(held["a-0"].lease_id, CellStatus.SUCCEEDED)])
-    queue.beat("a", driver, [Released(held["a-1"].lease_id, CellStatus.FAILED, "diverged twice")])
+    queue.heartbeat("a", driver, [Release(held["a-0"].lease_id, CellStatus.SUCCEEDED)])
+    queue.heartbeat("a", driver, [Release(held["a-1"].lease_id, CellStatus.FAILED, "diverged twice")])
     queue.finish("a", driver, 1)
     assert states(queue, "a") == [CellStatus.SUCCEEDED, CellStatus.FAILED, CellStatus.CANCELLED]
     clock.now_s += 1000
@@ -241,7 +241,7 @@ def test_owners_share_the_cluster_within_their_quota(open_queue: Callable[..., Q
     queue.decide()
     assert "b-0" in leased(queue)
     clock.now_s += 10
-    queue.beat("a", driver, [Released(leased(queue)["a-0"].lease_id, CellStatus.SUCCEEDED)])
+    queue.heartbeat("a", driver, [Release(leased(queue)["a-0"].lease_id, CellStatus.SUCCEEDED)])
     queue.decide()
     assert "a-2" in leased(queue)
 
@@ -275,8 +275,8 @@ def test_a_driver_gives_leases_back_and_finishes(open_queue: Callable[..., Queue
     driver = start(queue, request("a", 4))
     clock.now_s += 60
     lease = leased(queue)["a-0"]
-    told = queue.beat("a", driver, [Released(lease.lease_id, CellStatus.SUCCEEDED)])
-    assert told is not None and not told.leases and not told.replaced
+    directives = queue.heartbeat("a", driver, [Release(lease.lease_id, CellStatus.SUCCEEDED)])
+    assert directives is not None and not directives.leases and not directives.replaced
     assert only_cell(queue, "a").trained_s == 60
     queue.finish("a", driver, 0)
     job = queue.find("a")
@@ -291,31 +291,31 @@ def test_a_lost_answer_changes_nothing(open_queue: Callable[..., Queue], clock: 
     driver = start(queue, request("a", 4, 4, 4))
     held = leased(queue)
     said = [
-        Released(held["a-0"].lease_id, CellStatus.SUCCEEDED),
-        Released(held["a-1"].lease_id, CellStatus.QUEUED, "its node died"),
+        Release(held["a-0"].lease_id, CellStatus.SUCCEEDED),
+        Release(held["a-1"].lease_id, CellStatus.QUEUED, "its node died"),
     ]
-    first = queue.beat("a", driver, said)
+    first = queue.heartbeat("a", driver, said)
     before = observed(queue)
     clock.now_s += 5
-    assert queue.beat("a", driver, said) == first
+    assert queue.heartbeat("a", driver, said) == first
     assert observed(queue) == before
     again = open_queue()
     again.decide()
     queue_after = observed(again)
-    assert again.beat("a", driver, said) is not None
+    assert again.heartbeat("a", driver, said) is not None
     assert observed(again) == queue_after
 
 
 def test_a_stale_release_does_not_touch_the_lease_granted_since(open_queue: Callable[..., Queue]) -> None:
     queue = open_queue()
     driver = start(queue, request("a", 4))
-    stale = Released(leased(queue)["a-0"].lease_id, CellStatus.QUEUED, "its node died")
-    queue.beat("a", driver, [stale])
+    stale = Release(leased(queue)["a-0"].lease_id, CellStatus.QUEUED, "its node died")
+    queue.heartbeat("a", driver, [stale])
     queue.decide()
     again = leased(queue)["a-0"]
     assert again.lease_id != stale.lease_id
     before = observed(queue)
-    queue.beat("a", driver, [stale])
+    queue.heartbeat("a", driver, [stale])
     assert observed(queue) == before and queue.leases() == [again]
 
 
@@ -323,7 +323,7 @@ def test_a_driver_cannot_give_back_the_lease_of_another_job(open_queue: Callable
     queue = open_queue()
     driver = start(queue, request("a", 4))
     start(queue, request("b", 4))
-    queue.beat("a", driver, [Released(leased(queue)["b-0"].lease_id, CellStatus.SUCCEEDED)])
+    queue.heartbeat("a", driver, [Release(leased(queue)["b-0"].lease_id, CellStatus.SUCCEEDED)])
     assert "b-0" in leased(queue)
 
 
@@ -338,7 +338,7 @@ def test_finishing_twice_changes_nothing(open_queue: Callable[..., Queue], clock
 
 
 def test_a_job_that_the_queue_does_not_know_is_told_to_attach(open_queue: Callable[..., Queue]) -> None:
-    assert open_queue().beat("a", "a.1") is None
+    assert open_queue().heartbeat("a", "a.1") is None
 
 
 def test_the_second_driver_of_a_live_job_is_refused(open_queue: Callable[..., Queue], clock: Clock) -> None:
@@ -346,7 +346,7 @@ def test_the_second_driver_of_a_live_job_is_refused(open_queue: Callable[..., Qu
     driver = start(queue, request("a", 4))
     for _ in range(3):
         clock.now_s += SILENT_S - 1
-        queue.beat("a", driver)
+        queue.heartbeat("a", driver)
         with pytest.raises(AlreadyRunningError, match=r"run by another driver \(a\.1\).*backbone stop a"):
             queue.attach(request("a", 4), "host:2")
     queue.attach(request("a", 4), driver)  # the same one again: the answer was lost
@@ -361,12 +361,12 @@ def test_the_second_driver_of_a_silent_job_takes_over_and_the_first_must_stop(
     lease = leased(queue)["a-0"]
     clock.now_s += SILENT_S
     assert not queue.attach(driven(request("a", 4)), "host:2").leases
-    told = queue.beat("a", driver, [Released(lease.lease_id, CellStatus.SUCCEEDED)])
-    assert told is not None and told.replaced and not told.leases
+    directives = queue.heartbeat("a", driver, [Release(lease.lease_id, CellStatus.SUCCEEDED)])
+    assert directives is not None and directives.replaced and not directives.leases
     assert only_cell(queue, "a").state is CellStatus.QUEUED
     queue.decide()
-    told = queue.beat("a", "host:2")
-    assert told is not None and [one.cell_id for one in told.leases] == ["a-0"]
+    directives = queue.heartbeat("a", "host:2")
+    assert directives is not None and [one.cell_id for one in directives.leases] == ["a-0"]
 
 
 def test_a_driver_of_ones_own_that_was_taken_for_dead_must_stop(open_queue: Callable[..., Queue], clock: Clock) -> None:
@@ -375,8 +375,8 @@ def test_a_driver_of_ones_own_that_was_taken_for_dead_must_stop(open_queue: Call
     queue.decide()
     queue.driver_lost("a", "host:1", "silent for 31 s")
     assert queue.find("a").state is JobState.INTERRUPTED and not queue.leases()
-    told = queue.beat("a", "host:1")
-    assert told is not None and told.replaced and "run the same command again" in told.stop
+    directives = queue.heartbeat("a", "host:1")
+    assert directives is not None and directives.replaced and "run the same command again" in directives.stop
     queue.finish("a", "host:1", 1)
     assert queue.find("a").state is JobState.INTERRUPTED
 
@@ -429,7 +429,7 @@ def test_a_cell_that_ends_well_forgives_the_drivers_lost_before(open_queue: Call
         [started] = queue.drivers_to_start()
         driver = started.driver or ""
         queue.attach(driven(job), driver)
-    queue.beat("a", driver, [Released(queue.leases()[0].lease_id, CellStatus.SUCCEEDED)])
+    queue.heartbeat("a", driver, [Release(queue.leases()[0].lease_id, CellStatus.SUCCEEDED)])
     assert queue.find("a").losses == 0
 
 
@@ -466,12 +466,12 @@ def test_a_running_job_stops_at_a_checkpoint_and_starts_nothing_more(open_queue:
     queue = open_queue()
     driver = start(queue, request("a", 4, 4, 4))
     assert queue.stop("a", "ada asked").state is JobState.RUNNING
-    told = queue.beat("a", driver)
-    assert told is not None and told.stop == "ada asked" and told.closed == (("a-2", "ada asked"),)
-    assert {lease.stop_kind for lease in told.leases} == {"stopped"}
-    first, second = told.leases
-    queue.beat("a", driver, [Released(first.lease_id, CellStatus.CANCELLED, "ada asked")])
-    queue.beat("a", driver, [Released(second.lease_id, CellStatus.PREEMPTED, "asked before")])
+    directives = queue.heartbeat("a", driver)
+    assert directives is not None and directives.stop == "ada asked" and directives.closed == (("a-2", "ada asked"),)
+    assert {lease.stop_kind for lease in directives.leases} == {"stopped"}
+    first, second = directives.leases
+    queue.heartbeat("a", driver, [Release(first.lease_id, CellStatus.CANCELLED, "ada asked")])
+    queue.heartbeat("a", driver, [Release(second.lease_id, CellStatus.PREEMPTED, "asked before")])
     queue.decide()
     assert not queue.leases()
     queue.finish("a", driver, 143)
@@ -493,8 +493,8 @@ def test_a_cancelled_job_stays_cancelled_whatever_its_driver_says(open_queue: Ca
     lease = leased(queue)["a-0"]
     assert queue.cancel("a", "ada asked").state is JobState.CANCELLED
     before = observed(queue)
-    told = queue.beat("a", driver, [Released(lease.lease_id, CellStatus.SUCCEEDED)])
-    assert told is not None and told.replaced and told.stop == "ada asked"
+    directives = queue.heartbeat("a", driver, [Release(lease.lease_id, CellStatus.SUCCEEDED)])
+    assert directives is not None and directives.replaced and directives.stop == "ada asked"
     queue.finish("a", driver, 143)
     queue.driver_lost("a", driver, "killed")
     queue.stop("a", "once more")
@@ -533,8 +533,8 @@ def test_a_job_that_used_its_gpu_hours_stops_at_a_checkpoint(open_queue: Callabl
     queue.decide()
     reason = "used its budget of 1 GPU-hours"
     assert (queue.leases()[0].stop_kind, queue.leases()[0].stop_reason) == ("budget", reason)
-    told = queue.beat("a", driver, [Released(lease.lease_id, CellStatus.CANCELLED, reason)])
-    assert told is not None and {why for _, why in told.closed} == {reason} and len(told.closed) == 2
+    directives = queue.heartbeat("a", driver, [Release(lease.lease_id, CellStatus.CANCELLED, reason)])
+    assert directives is not None and {why for _, why in directives.closed} == {reason} and len(directives.closed) == 2
     queue.finish("a", driver, 1)
     assert queue.find("a").state is JobState.FAILED
 
@@ -558,7 +558,7 @@ def test_a_job_that_used_its_hours_stops_and_has_them_anew_when_it_is_submitted_
     job = replace(request("a", 4), hours=2.0)
     queue.submit(job)
     clock.now_s += 5 * 3600
-    queue.beat("other", other, [Released(leased(queue)["other-0"].lease_id, CellStatus.SUCCEEDED)])
+    queue.heartbeat("other", other, [Release(leased(queue)["other-0"].lease_id, CellStatus.SUCCEEDED)])
     queue.decide()
     [started] = queue.drivers_to_start()
     queue.attach(driven(job), str(started.driver))
@@ -578,7 +578,7 @@ def test_a_job_that_used_its_hours_stops_and_has_them_anew_when_it_is_submitted_
     assert [one.stop_kind for one in queue.leases()] == [None]
 
 
-# --- twins ---
+# --- siblings ---
 
 
 def test_the_same_cell_of_two_jobs_never_trains_twice_at_a_time(open_queue: Callable[..., Queue]) -> None:
@@ -596,7 +596,7 @@ def test_the_same_cell_of_two_jobs_never_trains_twice_at_a_time(open_queue: Call
     assert queue.why_waiting("b") == "a trains the same cell"
     [job] = queue.drivers_to_start()
     queue.attach(driven(first), job.driver or "")
-    queue.beat("a", job.driver or "", [Released(queue.leases()[0].lease_id, CellStatus.SUCCEEDED)])
+    queue.heartbeat("a", job.driver or "", [Release(queue.leases()[0].lease_id, CellStatus.SUCCEEDED)])
     queue.decide()
     assert [lease.key for lease in queue.leases()] == ["b/a-0"]
 
@@ -640,7 +640,7 @@ def test_a_job_whose_driver_died_after_its_last_cell_gets_another_one_for_the_re
 ) -> None:
     queue = open_queue()
     driver = start(queue, request("a", 4))
-    queue.beat("a", driver, [Released(leased(queue)["a-0"].lease_id, CellStatus.SUCCEEDED)])
+    queue.heartbeat("a", driver, [Release(leased(queue)["a-0"].lease_id, CellStatus.SUCCEEDED)])
     queue.driver_lost("a", driver, "killed")
     assert [job.driver for job in queue.drivers_to_start()] == ["a.2"]
     queue.finish("a", "a.2", 0)
@@ -696,11 +696,11 @@ def test_cells_whose_speed_is_measured_train_one_at_a_time(open_queue: Callable[
         assert lease.cell_id == name
         if name == "speed-0":
             assert queue.why_waiting("speed") == "speed-0 goes first"
-            queue.beat("speed", "driver", [Released(lease.lease_id, CellStatus.QUEUED, "a worker died")])
+            queue.heartbeat("speed", "driver", [Release(lease.lease_id, CellStatus.QUEUED, "a worker died")])
             queue.decide()
             (lease,) = queue.leases()
             assert lease.cell_id == name
-        queue.beat("speed", "driver", [Released(lease.lease_id, CellStatus.SUCCEEDED)])
+        queue.heartbeat("speed", "driver", [Release(lease.lease_id, CellStatus.SUCCEEDED)])
     queue.decide()
     assert queue.leases() == []
 
@@ -712,10 +712,14 @@ def test_a_preempted_cell_keeps_its_age_and_its_progress(open_queue: Callable[..
     clock.now_s += 30
     queue.submit(request("b", 8, owner="bob", priority=5))
     queue.decide()
-    told = queue.beat("a", driver)
-    assert told is not None and told.leases[0].stop_kind == "preempted" and "b/b-0" in told.leases[0].stop_reason
+    directives = queue.heartbeat("a", driver)
+    assert (
+        directives is not None
+        and directives.leases[0].stop_kind == "preempted"
+        and "b/b-0" in directives.leases[0].stop_reason
+    )
     clock.now_s += 4  # its checkpoint
-    queue.beat("a", driver, [Released(told.leases[0].lease_id, CellStatus.PREEMPTED, "for b")])
+    queue.heartbeat("a", driver, [Release(directives.leases[0].lease_id, CellStatus.PREEMPTED, "for b")])
     cell = only_cell(queue, "a")
     assert cell.state is CellStatus.PREEMPTED
     assert cell.predicted_s == pytest.approx(70.0)  # of 100, 30 are done
@@ -731,7 +735,7 @@ def test_a_cell_like_one_that_was_measured_is_predicted_from_it(open_queue: Call
     cells = tuple(replace(cell, likeness="alike") for cell in job.cells)
     driver = start(queue, replace(job, cells=cells))
     clock.now_s += 20
-    queue.beat("a", driver, [Released(leased(queue)["a-0"].lease_id, CellStatus.SUCCEEDED)])
+    queue.heartbeat("a", driver, [Release(leased(queue)["a-0"].lease_id, CellStatus.SUCCEEDED)])
     queue = open_queue()
     queue.submit(request("b", cells=(replace(cells[0], cell_id="b-0"),)))
     assert only_cell(queue, "b").predicted_s == pytest.approx(1.1 * 20)
@@ -815,7 +819,7 @@ def starts_of_the_queue(trace: Sequence[TraceJob], queue: Queue, clock: Clock) -
             if not finished:
                 left_s[job_id] -= (lease.stop_asked_s or 0.0) - lease.granted_s
             status = CellStatus.SUCCEEDED if finished else CellStatus.PREEMPTED
-            queue.beat(job_id, "driver", [Released(lease_id, status)])
+            queue.heartbeat(job_id, "driver", [Release(lease_id, status)])
         queue.decide()
         for lease in queue.leases():
             if lease.lease_id not in seen:

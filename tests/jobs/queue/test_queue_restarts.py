@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from jobs.queue.gangs import Demand, Node
 from jobs.queue.model import OwnerRules, Settings
 from jobs.queue.queue import SILENT_S, Queue
-from jobs.queue.rows import WAITING, CellRequest, Directives, JobRequest, JobState, LeaseRow, Released
+from jobs.queue.rows import WAITING, CellRequest, Directives, JobRequest, JobState, LeaseRow, Release
 from jobs.queue.store import Store
 from orchestrator.errors import AlreadyRunningError, InputError
 from orchestrator.results import CellStatus
@@ -57,7 +57,7 @@ class Restarts(RuleBasedStateMachine):
         self.nodes: tuple[Node, ...] = NODES
         self.store, self.queue = self.open_image(self.folder / "queue.db")
         self.finished: set[str] = set()  # cells whose results are in the storage
-        self.said: tuple[str, str, list[Released]] | None = None  # the last beat
+        self.said: tuple[str, str, list[Release]] | None = None  # the last heartbeat
 
     def teardown(self) -> None:
         if hasattr(self, "store"):
@@ -121,7 +121,7 @@ class Restarts(RuleBasedStateMachine):
             assert not is_refused
 
     @rule(pick=PICK, succeeds=st.booleans(), status=st.sampled_from(["QUEUED", "FAILED", "OUT_OF_MEMORY"]))
-    def give_back(self, pick: int, succeeds: bool, status: str) -> None:
+    def release(self, pick: int, succeeds: bool, status: str) -> None:
         lease = self.lease(pick)
         if lease is None or (lease.job_id, driver := self.queue.find(lease.job_id).driver) not in self.driven():
             return
@@ -130,15 +130,15 @@ class Restarts(RuleBasedStateMachine):
             ended = CellStatus.PREEMPTED if lease.stop_kind == "preempted" else CellStatus.CANCELLED
         if ended is CellStatus.SUCCEEDED:
             self.finished.add(lease.cell_id)
-        self.said = (lease.job_id, driver or "", [Released(lease.lease_id, ended, "it says so")])
-        self.queue.beat(*self.said)
+        self.said = (lease.job_id, driver or "", [Release(lease.lease_id, ended, "it says so")])
+        self.queue.heartbeat(*self.said)
 
     @precondition(lambda self: getattr(self, "said", None) is not None)
     @rule()
     def the_answer_was_lost(self) -> None:
         assert self.said is not None
         before = observed(self.queue)
-        self.queue.beat(*self.said)
+        self.queue.heartbeat(*self.said)
         assert observed(self.queue) == before
 
     @rule(pick=PICK, exit_code=st.sampled_from([0, 1, 143]))
@@ -237,7 +237,7 @@ def observed(queue: Queue) -> Any:
 
 
 def directives(queue: Queue) -> dict[str, Directives | None]:
-    return {row.job_id: queue.beat(row.job_id, row.driver or "") for row, _ in queue.running()}
+    return {row.job_id: queue.heartbeat(row.job_id, row.driver or "") for row, _ in queue.running()}
 
 
 TestRestarts = Restarts.TestCase

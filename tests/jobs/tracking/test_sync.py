@@ -24,7 +24,7 @@ from product import free_port, histories, run_of, tracked_runs, wait_for, write_
 from rich.console import Console
 
 from jobs.queue.rows import JobRow, JobState
-from jobs.tracking.reconciler import FIRST_WAIT_S, Reconciler
+from jobs.tracking.reconciler import FIRST_BACKOFF_S, Reconciler
 from jobs.tracking.runs import FOLDER, SYNCED, Tracking
 from jobs.tracking.sync import Outcome, sync
 from orchestrator.cell_job import ExportRequest, spool_folder
@@ -436,10 +436,10 @@ def test_the_reconciler_tries_again_later_and_then_less_often(
     reconciler = new_reconciler(limit_s=1.0, clock=clock)
     jobs = [row(plan, JobState.FAILED)]
 
-    step_until(reconciler, jobs, lambda: f"tried again in {FIRST_WAIT_S:.0f} s" in reconciler.trouble)
+    step_until(reconciler, jobs, lambda: f"tried again in {FIRST_BACKOFF_S:.0f} s" in reconciler.trouble)
     assert "does not answer" in reconciler.trouble
-    clock.now_s += FIRST_WAIT_S - 0.1
+    clock.now_s += FIRST_BACKOFF_S - 0.1
     reconciler.step(jobs)
     assert not reconciler.is_at_work
     clock.now_s += 0.2
-    step_until(reconciler, jobs, lambda: f"tried again in {2 * FIRST_WAIT_S:.0f} s" in reconciler.trouble)
+    step_until(reconciler, jobs, lambda: f"tried again in {2 * FIRST_BACKOFF_S:.0f} s" in reconciler.trouble)

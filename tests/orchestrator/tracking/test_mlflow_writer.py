@@ -349,7 +349,7 @@ def test_an_absent_server_is_told_of_without_its_password(tmp_path: Path) -> Non
     while writer.unreachable is None:
         assert time.monotonic() < deadline, "it noticed nothing"
         time.sleep(0.05)
-    writer.hurry()
+    writer.expedite()
     writer.close(0.0)
     assert "127.0.0.1" in writer.unreachable
     assert "canary-71" not in writer.unreachable

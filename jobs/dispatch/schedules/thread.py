@@ -1,4 +1,4 @@
-"""The dispatcher's clocks: their thread, and how a firing becomes a job of the queue."""
+"""The thread in which schedules fire, and how a firing becomes a job of the queue."""
 
 import threading
 import time
@@ -9,77 +9,77 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from jobs.dispatch.client import QueueClient
-from jobs.dispatch.schedules.firings import Clock, Clocks
 from jobs.dispatch.schedules.rule import find_next_tick_s
+from jobs.dispatch.schedules.store import ScheduleStore, StoredSchedule
 from jobs.queue.rows import JobRow
-from jobs.queue.store import beside
+from jobs.queue.store import sibling_engine
 
 ROUND_S = 5.0
 
 
-class Clockwork:
+class ScheduleThread:
     """Ticks every few seconds, in a thread of its own: a firing is planned by a small job, which takes seconds."""
 
     def __init__(self, store_url: str, jobs_address: str, jobs: Callable[[], list[JobRow]]):
-        self._clocks = Clocks(beside(store_url, "schedules"))
+        self._store = ScheduleStore(sibling_engine(store_url, "schedules"))
         self._address, self._jobs = jobs_address, jobs
         self.trouble = ""
-        threading.Thread(target=self._loop, name="clocks", daemon=True).start()
+        threading.Thread(target=self._loop, name="schedules", daemon=True).start()
 
     def add(self, name: str, template: dict[str, Any], cron: str, timezone: str, rules: dict[str, str]) -> Any:
-        return self._shown(self._clocks.add(name, template, cron, timezone, time.time(), **rules))
+        return self._shown(self._store.add(name, template, cron, timezone, time.time(), **rules))
 
     def all(self) -> list[dict[str, Any]]:
-        return [self._shown(clock) for clock in self._clocks.all()]
+        return [self._shown(stored) for stored in self._store.all()]
 
     def show(self, name: str) -> dict[str, Any]:
         """A schedule, with what became of its latest ticks."""
-        return {**self._shown(self._clocks.show(name)), "history": self.history(name)}
+        return {**self._shown(self._store.show(name)), "history": self.history(name)}
 
     def pause(self, name: str) -> dict[str, Any]:
-        return self._shown(self._clocks.pause(name))
+        return self._shown(self._store.pause(name))
 
     def resume(self, name: str) -> dict[str, Any]:
-        return self._shown(self._clocks.resume(name, time.time()))
+        return self._shown(self._store.resume(name, time.time()))
 
     def remove(self, name: str) -> dict[str, Any]:
-        self._clocks.remove(name)
+        self._store.remove(name)
         return {"removed": name}
 
     def run_now(self, name: str) -> dict[str, Any]:
-        return {"occurrence": self._clocks.run_now(name, time.time())}
+        return {"occurrence": self._store.run_now(name, time.time())}
 
     def history(self, name: str) -> list[dict[str, Any]]:
         """The latest ticks, each with its job where it has one."""
         jobs = {job.occurrence: job for job in self._jobs() if job.occurrence}
         rows = []
-        for firing in self._clocks.history(name):
+        for firing in self._store.history(name):
             job = jobs.get(firing.occurrence)
             found = {"job_id": job.job_id, "job_state": str(job.state)} if job else {"job_id": "", "job_state": ""}
             rows.append({**asdict(firing), "state": str(firing.state), **found})
         return rows
 
-    def _shown(self, clock: Clock) -> dict[str, Any]:
-        schedule = clock.schedule
+    def _shown(self, stored: StoredSchedule) -> dict[str, Any]:
+        schedule = stored.schedule
         next_s = None if schedule.paused else find_next_tick_s(schedule, time.time())
         zone = ZoneInfo(schedule.timezone)
         tick = None if next_s is None else datetime.fromtimestamp(next_s, UTC).astimezone(zone).isoformat()
         facts = {name: str(value) for name, value in asdict(schedule).items()}
-        return {**facts, "paused": schedule.paused, "spec": clock.template["spec"], "next": tick}
+        return {**facts, "paused": schedule.paused, "spec": stored.template["spec"], "next": tick}
 
     def _loop(self) -> None:
         while True:
             try:
-                self._clocks.tick(time.time(), self._fire, self._is_active)
+                self._store.tick(time.time(), self._fire, self._is_active)
                 self.trouble = ""
             except Exception as error:  # the firing stays owed to the next round
                 causes = getattr(error, "exceptions", [error])
                 self.trouble = "; ".join(str(cause) for cause in causes)
             time.sleep(ROUND_S)
 
-    def _fire(self, clock: Clock, occurrence: str) -> None:
+    def _fire(self, stored: StoredSchedule, occurrence: str) -> None:
         """Plans and submits, as `backbone submit` would; the job's id holds the occurrence, so twice is once."""
-        question = {**clock.template, "occurrence": occurrence}
+        question = {**stored.template, "occurrence": occurrence}
         QueueClient(self._address).ask("submit", question, question.pop("code"))
 
     def _is_active(self, occurrence: str) -> bool:

@@ -1,4 +1,4 @@
-"""Schedules that outlive the process: what each clock submits, what it fired, and what it owes after a crash.
+"""Schedules that outlive the process: what each submits, what it fired, and what it owes after a crash.
 
 A firing is recorded as owed before it is submitted, and as fired afterwards. A crash in between submits it again, under
 the same occurrence, which the queue knows; so no firing is lost and none counts twice.
@@ -62,7 +62,7 @@ _firings = Table(
 
 
 @dataclass(frozen=True)
-class Clock:
+class StoredSchedule:
     """A schedule, and the job that it submits: `template` is plain data that only the submitter reads."""
 
     schedule: Schedule
@@ -83,11 +83,11 @@ class Firing:
     recorded_s: float
 
 
-Fire = Callable[[Clock, str], None]  # (the clock, the occurrence): submits, idempotent by occurrence
+Fire = Callable[[StoredSchedule, str], None]  # (the schedule, the occurrence): submits, idempotent by occurrence
 IsActive = Callable[[str], bool]  # whether the occurrence's job has not ended
 
 
-class Clocks:
+class ScheduleStore:
     """The schedules of one database. Its process is the only one that ticks; no transaction spans a callback."""
 
     def __init__(self, engine: Engine):
@@ -95,41 +95,43 @@ class Clocks:
         with engine.begin() as connection:
             create_tables(connection)
 
-    def add(self, name: str, template: dict[str, Any], cron: str, timezone: str, now_s: float, **rules: str) -> Clock:
-        """A new clock; `rules` are those of `new_schedule`. Adding the same one again changes nothing."""
+    def add(
+        self, name: str, template: dict[str, Any], cron: str, timezone: str, now_s: float, **rules: str
+    ) -> StoredSchedule:
+        """A new schedule; `rules` are those of `new_schedule`. Adding the same one again changes nothing."""
         template = json.loads(json.dumps(template))  # as it comes back, so that the same one is seen to be the same
-        clock = Clock(new_schedule(name, cron, timezone, now_s, **rules), template)
+        stored = StoredSchedule(new_schedule(name, cron, timezone, now_s, **rules), template)
         found = self._find(name)
         if found is None:
             with self._engine.begin() as connection:
-                connection.execute(insert(_schedules).values(_row(clock)))
-            return clock
-        if _content(found) != _content(clock):
+                connection.execute(insert(_schedules).values(_row(stored)))
+            return stored
+        if _content(found) != _content(stored):
             raise InputError(f"there is a schedule {name!r} already, and it differs; remove it first, or choose a name")
         return found
 
-    def all(self) -> list[Clock]:
-        """Every clock, by name."""
+    def all(self) -> list[StoredSchedule]:
+        """Every schedule, by name."""
         with self._engine.begin() as connection:
             rows = connection.execute(select(_schedules).order_by(_schedules.c.name)).mappings().all()
-        return [_clock(dict(row)) for row in rows]
+        return [_stored(dict(row)) for row in rows]
 
-    def show(self, name: str) -> Clock:
-        """The clock of that name. Raises InputError that lists those there are."""
+    def show(self, name: str) -> StoredSchedule:
+        """The schedule of that name. Raises InputError that lists those there are."""
         found = self._find(name)
         if found is None:
-            names = ", ".join(clock.schedule.name for clock in self.all())
+            names = ", ".join(stored.schedule.name for stored in self.all())
             raise InputError(f"no schedule {name!r}; {f'there are: {names}' if names else 'there is none yet'}")
         return found
 
-    def pause(self, name: str) -> Clock:
+    def pause(self, name: str) -> StoredSchedule:
         """Ticks do not fire until `resume`; a run that is under way goes on."""
         paused = replace(self.show(name).schedule, paused=True)
         with self._engine.begin() as connection:
             _update(connection, paused)
         return self.show(name)
 
-    def resume(self, name: str, now_s: float) -> Clock:
+    def resume(self, name: str, now_s: float) -> StoredSchedule:
         """Fires from the next tick after `now_s`; what fell into the pause is recorded, and does not fire."""
         schedule = self.show(name).schedule
         if schedule.paused:
@@ -140,7 +142,7 @@ class Clocks:
         return self.show(name)
 
     def remove(self, name: str) -> None:
-        """Forgets the clock and its firings; their jobs and results stay."""
+        """Forgets the schedule and its firings; their jobs and results stay."""
         self.show(name)
         with self._engine.begin() as connection:
             connection.execute(delete(_firings).where(_firings.c.schedule == name))
@@ -167,13 +169,13 @@ class Clocks:
         `tick`, keeps no other schedule from firing, and is raised in an ExceptionGroup at the end.
         """
         errors: list[Exception] = []
-        for name in [clock.schedule.name for clock in self.all()]:
-            clock = self._find(name)  # anew: firing the one before took its time
-            if clock is None:
+        for name in [stored.schedule.name for stored in self.all()]:
+            stored = self._find(name)  # anew: firing the one before took its time
+            if stored is None:
                 continue
             try:
-                self._decide(clock.schedule, now_s, is_active)
-                self._fire_what_is_owed(clock, fire)
+                self._decide(stored.schedule, now_s, is_active)
+                self._fire_what_is_owed(stored, fire)
             except Exception as error:
                 errors.append(error)
         if errors:
@@ -190,10 +192,10 @@ class Clocks:
             _record(connection, owed + unfired)
             _handled(connection, schedule.name, decided.handled_s)
 
-    def _fire_what_is_owed(self, clock: Clock, fire: Fire) -> None:
-        for firing in reversed(self._firings(clock.schedule.name, FiringState.FIRING)):
+    def _fire_what_is_owed(self, stored: StoredSchedule, fire: Fire) -> None:
+        for firing in reversed(self._firings(stored.schedule.name, FiringState.FIRING)):
             try:
-                fire(clock, firing.occurrence)
+                fire(stored, firing.occurrence)
             except (InputError, SpecError) as error:
                 self._settle(firing.occurrence, FiringState.FAILED, str(error))
             else:
@@ -226,10 +228,10 @@ class Clocks:
             rows = connection.execute(query).mappings().all()
         return [Firing(**{**row, "state": FiringState(row["state"])}) for row in rows]
 
-    def _find(self, name: str) -> Clock | None:
+    def _find(self, name: str) -> StoredSchedule | None:
         with self._engine.begin() as connection:
             row = connection.execute(select(_schedules).where(_schedules.c.name == name)).mappings().one_or_none()
-        return None if row is None else _clock(dict(row))
+        return None if row is None else _stored(dict(row))
 
 
 def create_tables(connection: Connection) -> None:
@@ -265,17 +267,17 @@ def _handled(connection: Connection, name: str, handled_s: float) -> None:
     connection.execute(update(_schedules).where(_schedules.c.name == name).values({"handled_s": handled_s}))
 
 
-def _row(clock: Clock) -> dict[str, Any]:
-    rules = {"overlap": str(clock.schedule.overlap), "catch_up": str(clock.schedule.catch_up)}
-    return vars(clock.schedule) | rules | {"template": clock.template}
+def _row(stored: StoredSchedule) -> dict[str, Any]:
+    rules = {"overlap": str(stored.schedule.overlap), "catch_up": str(stored.schedule.catch_up)}
+    return vars(stored.schedule) | rules | {"template": stored.template}
 
 
-def _clock(row: dict[str, Any]) -> Clock:
+def _stored(row: dict[str, Any]) -> StoredSchedule:
     template = row.pop("template")
     rules = {"overlap": Overlap(row["overlap"]), "catch_up": CatchUp(row["catch_up"])}
-    return Clock(Schedule(**{**row, **rules}), template)
+    return StoredSchedule(Schedule(**{**row, **rules}), template)
 
 
-def _content(clock: Clock) -> tuple[Schedule, dict[str, Any]]:
+def _content(stored: StoredSchedule) -> tuple[Schedule, dict[str, Any]]:
     """What a person chose."""
-    return replace(clock.schedule, created_s=0.0, handled_s=0.0, paused=False), clock.template
+    return replace(stored.schedule, created_s=0.0, handled_s=0.0, paused=False), stored.template
