@@ -4,11 +4,21 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from backbones.errors import BackboneError
+from backbones.parameters import is_adapter, local_rows
+
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
     from backbones.hf_causal import HFCausalLLMBackbone
+
+
+class AdaptationError(BackboneError, ValueError):
+    """There is no such adaptation, or nothing of this backbone would learn under it."""
+
+    status = "INFEASIBLE"
+
 
 ADAPTATIONS = ("full", "last_layer", "bias_only", "lora")
 
@@ -30,11 +40,11 @@ def apply_adaptation(backbone: "HFCausalLLMBackbone", kind: str, lora: Lora | No
     """Sets `requires_grad` of every parameter for full | last_layer | bias_only | lora; returns how many numbers learn.
 
     last_layer: the input embedding, the last decoder layer and the output head. lora: adapters alone, whose values
-    `init_adapters` sets. Raises ValueError for another kind, for target modules that do not exist, and where nothing
-    would learn.
+    `init_adapters` sets. Raises AdaptationError for another kind, for target modules that do not exist, and
+    where nothing would learn.
     """
     if kind not in ADAPTATIONS:
-        raise ValueError(f"unknown adaptation {kind!r}; choose one of {', '.join(ADAPTATIONS)}")
+        raise AdaptationError(f"unknown adaptation {kind!r}; choose one of {', '.join(ADAPTATIONS)}")
     if kind == "lora":
         _add_adapters(backbone, lora or Lora())
     for name, parameter in backbone.named_parameters():
@@ -45,7 +55,9 @@ def apply_adaptation(backbone: "HFCausalLLMBackbone", kind: str, lora: Lora | No
             module.requires_grad_(True)
     trainable = sum(parameter.numel() for parameter in backbone.parameters() if parameter.requires_grad)
     if trainable == 0:
-        raise ValueError(f"adaptation {kind}: nothing of {backbone.identifier} would learn; choose full or last_layer")
+        raise AdaptationError(
+            f"adaptation {kind}: nothing of {backbone.identifier} would learn; choose full or last_layer"
+        )
     return trainable
 
 
@@ -62,8 +74,6 @@ def init_adapters(llm: "PreTrainedModel", seed: int) -> None:
     """
     import torch
 
-    from backbones.loading import local_rows
-
     generator = torch.Generator("cpu").manual_seed(seed)
     with torch.no_grad():
         for name, parameter in llm.named_parameters():
@@ -76,23 +86,13 @@ def init_adapters(llm: "PreTrainedModel", seed: int) -> None:
             local.copy_(full[first : first + len(local)])
 
 
-def is_adapter(name: str) -> bool:
-    """Whether this parameter was added by peft."""
-    return ".lora_" in name
-
-
-def base_name(name: str) -> str:
-    """A parameter's name without what peft puts in front of a weight that it adapts."""
-    return name.replace(".base_layer.", ".")
-
-
 def _add_adapters(backbone: "HFCausalLLMBackbone", lora: Lora) -> None:
     from peft import LoraConfig, TaskType
 
     known = lora_targets(backbone)
     unknown = sorted(set(lora.target_modules or ()) - set(known))
     if unknown:
-        raise ValueError(
+        raise AdaptationError(
             f"lora: {backbone.identifier} has no {', '.join(unknown)} in its decoder layers; choose target_modules "
             f"among {', '.join(known)}"
         )

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from backbones.errors import BackboneError
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
@@ -18,8 +20,10 @@ _CLASS_FLAGS = {
 }
 
 
-class AttentionUnavailableError(ValueError):
+class AttentionUnavailableError(BackboneError, ValueError):
     """The attention kernel that was asked for cannot run here."""
+
+    status = "INFEASIBLE"
 
 
 @dataclass(frozen=True)

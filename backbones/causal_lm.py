@@ -16,23 +16,27 @@ from backbones.tokenizer import ensure_pad, make_codec, unused_ids
 
 
 class CausalLMBackbone(HFCausalLLMBackbone):
-    """Any causal language model of transformers: a registered id or an `hf:` reference."""
+    """Any causal language model of transformers: a registered id, an `hf:` reference, or a spec that was resolved."""
+
+    takes_spec = True  # as the first argument of its constructor: `registry.build` passes it, so nothing is looked up
 
     def __init__(
         self,
-        llm_backbone_id: str,
+        llm_backbone_id: str | BackboneSpec,
         llm_max_length: int = 2048,
         hf_token: str | None = None,
         inference_mode: bool = False,
         use_flash_attention_2: bool = True,
     ) -> None:
         # The base constructor already needs these; a Module takes plain attributes before its own __init__.
-        self.spec = spec = get_spec(llm_backbone_id, hf_token=hf_token)
+        if isinstance(llm_backbone_id, str):
+            llm_backbone_id = get_spec(llm_backbone_id, hf_token=hf_token)
+        self.spec = spec = llm_backbone_id
         self.revision = spec.revision
         self.requires_bos = spec.requires_bos
         self.decoder_layer_cls = spec.decoder_layer_cls
         super().__init__(
-            llm_backbone_id,
+            spec.backbone_id,
             llm_family=spec.family,
             llm_cls=find_class(spec),
             hf_hub_path=spec.source,

@@ -15,14 +15,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from backbones.attention import AttentionChoice, resolve_attention
 from backbones.contract import LLMBackbone
-from backbones.loading import (
-    StoredNames,
-    WeightsError,
-    embedding_parameters,
-    fetch_checkpoint,
-    fill,
-    raise_unless_whole,
-)
+from backbones.loading import StoredNames, WeightsError, fetch_checkpoint, fill, raise_unless_whole
+from backbones.parameters import embedding_parameters
 from backbones.prompting.codec import adds_bos
 from backbones.tokenizer import LoadedTokenizer, TokenizerRows, count_rows, read_tokenizer
 

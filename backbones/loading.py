@@ -13,25 +13,26 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from torch import nn
+from safetensors import SafetensorError, safe_open
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, WeightTransform, rename_source_key
 
-from backbones.adaptation import base_name, is_adapter
+from backbones.errors import BackboneError
+from backbones.parameters import base_name, embedding_parameters, is_adapter, local_rows
 
 _CHUNK_BYTES = 8 << 20  # what is read at a time, before it is cast into place
 _FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
 
 
-class WeightsError(RuntimeError):
+class WeightsError(BackboneError, RuntimeError):
     """The weights do not fill the model, or the model is not of the class that the weights were made for."""
 
 
-def fetch_checkpoint(source: str, *, revision: str | None, hf_token: str | None) -> Path:
+def fetch_checkpoint(
+    source: str, *, revision: str | None, hf_token: str | None, local_files_only: bool = False
+) -> Path:
     """The folder of a model: itself, or the hub's snapshot in the local cache, which is downloaded where it is missing.
 
     Fetches safetensors, tokenizer and config only. Raises what huggingface_hub raises.
@@ -40,7 +41,10 @@ def fetch_checkpoint(source: str, *, revision: str | None, hf_token: str | None)
         return Path(source)
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(source, revision=revision, token=hf_token, allow_patterns=_FILES))
+    folder: str = snapshot_download(
+        source, revision=revision, token=hf_token, allow_patterns=_FILES, local_files_only=local_files_only
+    )
+    return Path(folder)
 
 
 @dataclass(frozen=True)
@@ -117,18 +121,14 @@ def raise_unless_whole(folder: str, missing: Any, unexpected: Any, mismatched: A
             )
 
 
-def local_rows(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """This rank's part of a tensor, and the number of its first row. FSDP shards rows."""
-    if not isinstance(tensor, DTensor):
-        return tensor.detach(), 0
-    shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
-    assert tuple(shape[1:]) == tuple(tensor.shape[1:]), "parameters are sharded by rows"
-    return tensor.to_local().detach(), int(offset[0])
-
-
 def _open_all(folder: Path, stack: ExitStack) -> Iterator[Any]:
     for path in sorted(folder.glob("*.safetensors")):
-        yield stack.enter_context(safe_open(path, framework="pt"))
+        try:
+            yield stack.enter_context(safe_open(path, framework="pt"))
+        except (SafetensorError, OSError) as error:
+            raise WeightsError(
+                f"{path} cannot be read ({error}): it is damaged or unfinished; copy it again"
+            ) from error
 
 
 def _match(llm: PreTrainedModel, mapping: StoredNames, stored: set[str], folder: Path) -> list[tuple[str, str]]:
@@ -168,13 +168,6 @@ def _check_shapes(llm: PreTrainedModel, shapes: Mapping[str, list[int]], folder:
         != list(shape[1:] if id(state[name]) in resizable else shape)
     ]
     raise_unless_whole(str(folder), (), (), wrong)
-
-
-def embedding_parameters(llm: PreTrainedModel) -> dict[str, nn.Parameter]:
-    """By name, the parameters with one row for each token: the input embedding and, untied, the head and its bias."""
-    modules = [llm.get_input_embeddings(), llm.get_output_embeddings()]
-    wanted = {id(parameter) for module in modules if module is not None for parameter in module.parameters()}
-    return {name: parameter for name, parameter in llm.named_parameters() if id(parameter) in wanted}
 
 
 def _copy(local: torch.Tensor, first: int, stored: Any, fresh: torch.Tensor | None) -> None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from backbones.errors import BackboneError
 from backbones.spec import Architecture, BackboneSpec
 
 _PREFIX = "hf:"
@@ -29,12 +30,16 @@ _ALIASES = {
 }
 
 
-class InvalidReferenceError(ValueError):
+class InvalidReferenceError(BackboneError, ValueError):
     """An `hf:` reference names nothing that can be trained here."""
 
+    status = "INFEASIBLE"
 
-class HubError(RuntimeError):
+
+class HubError(BackboneError, RuntimeError):
     """The Hugging Face hub could not be read: no network, no such model, or no permission."""
+
+    retriable = True
 
 
 def is_reference(backbone_id: str) -> bool:
@@ -197,10 +202,16 @@ def _local_shapes(reference: str, folder: Path) -> dict[str, list[int]]:
             with open(path, "rb") as stream:
                 size = int.from_bytes(stream.read(8), "little")
                 header = json.loads(stream.read(min(size, path.stat().st_size)))
-            shapes |= {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+            tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+            shapes |= {name: entry["shape"] for name, entry in tensors.items()}
+            needed = 8 + size + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
         except (ValueError, AttributeError, LookupError, TypeError, RecursionError) as error:
             message = f"{reference}: {path} has no safetensors header; it is damaged or unfinished, copy it again"
             raise InvalidReferenceError(message) from error
+        if (found := path.stat().st_size) < needed:
+            raise InvalidReferenceError(
+                f"{reference}: {path} has {found:,} of its {needed:,} bytes; it is damaged or unfinished, copy it again"
+            )
     return shapes
 
 

@@ -8,12 +8,14 @@ import importlib.util
 import pkgutil
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from backbones.errors import BackboneError
 from backbones.reference import hub_errors, is_reference, resolve_reference
 from backbones.spec import Architecture, BackboneSpec
 
@@ -42,11 +44,11 @@ _SPECS: dict[str, BackboneSpec] = {}
 _PLUGINS: set[str] = set()
 
 
-class UnknownBackboneError(ValueError):
+class UnknownBackboneError(BackboneError, ValueError):
     """No backbone is registered under this id."""
 
 
-class PluginError(ValueError):
+class PluginError(BackboneError, ValueError):
     """A module that was named as a plug-in cannot be imported, or registers no backbone."""
 
 
@@ -82,7 +84,7 @@ def get_spec(backbone_id_or_reference: str, *, hf_token: str | None = None) -> B
 
 
 def build(
-    backbone_id: str,
+    backbone: str | BackboneSpec,
     *,
     max_length: int = 2048,
     hf_token: str | None = None,
@@ -92,7 +94,7 @@ def build(
     seed: int = 0,
     empty: bool = False,
 ) -> "HFCausalLLMBackbone":
-    """A built backbone: fp32 weights, tokenizer, PAD and embedding rows in place.
+    """A built backbone, from an id, a reference or a spec: fp32 weights, tokenizer, PAD and embedding rows in place.
 
     `empty` leaves pretrained weights on the meta device until `load_weights`, which follows sharding. `inference_mode`
     gives the structure with random weights, for a checkpoint to fill. `seed` decides every random weight (PAD rows,
@@ -104,29 +106,36 @@ def build(
 
     from backbones.attention import resolve_attention
 
-    spec = get_spec(backbone_id, hf_token=hf_token)
+    spec = get_spec(backbone, hf_token=hf_token) if isinstance(backbone, str) else backbone
     if attention != "auto":
         resolve_attention(attention, dtype=compute_dtype)  # before gigabytes are read
     backbone_cls = getattr(*_locate(spec.backbone_cls))
     place = torch.device("meta") if empty else nullcontext()
     with torch.random.fork_rng(devices=[]), hub_errors(spec.backbone_id, spec.source), place:
         torch.default_generator.manual_seed(seed)
-        backbone: HFCausalLLMBackbone = backbone_cls(
-            backbone_id, llm_max_length=max_length, hf_token=hf_token, inference_mode=inference_mode
+        built: HFCausalLLMBackbone = backbone_cls(
+            spec if getattr(backbone_cls, "takes_spec", False) else spec.reference,
+            llm_max_length=max_length,
+            hf_token=hf_token,
+            inference_mode=inference_mode,
         )
     if attention != "auto" or compute_dtype is not None:
-        backbone.use_attention(attention, compute_dtype)
-    return backbone
+        built.use_attention(attention, compute_dtype)
+    return built
 
 
-def fetch(backbone_id: str, *, hf_token: str | None = None) -> None:
-    """Completes this machine's cache of a hub model: safetensors, tokenizer and config. Raises what `get_spec` does."""
+def fetch(spec: BackboneSpec, *, hf_token: str | None = None, cached_only: bool = False) -> BackboneSpec:
+    """The same backbone in a folder of this machine: safetensors, tokenizer and config of a hub model are downloaded.
+
+    `cached_only` reads the cache that another process has completed, without a word to the hub. Raises HubError.
+    """
     from backbones.loading import fetch_checkpoint
 
-    spec = get_spec(backbone_id, hf_token=hf_token)
-    if spec.folder is None:
-        with hub_errors(spec.backbone_id, spec.source):
-            fetch_checkpoint(spec.source, revision=spec.revision, hf_token=hf_token)
+    if spec.folder is not None:
+        return spec
+    with hub_errors(spec.backbone_id, spec.source):
+        folder = fetch_checkpoint(spec.source, revision=spec.revision, hf_token=hf_token, local_files_only=cached_only)
+    return replace(spec, hf_hub_path=str(folder))
 
 
 def load_codec(spec: BackboneSpec, *, max_length: int, hf_token: str | None = None) -> "Codec":

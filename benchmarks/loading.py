@@ -139,9 +139,11 @@ def warm_up(dist: Any) -> None:
 
     import torch
 
+    from backbones.registry import get_spec
+    from orchestrator.parallel import Mesh
     from orchestrator.training.sharding import build_sharded
 
-    backbone, _ = build_sharded("tiny-llama2", recipe(), torch.device("cpu"), seed=0)
+    backbone, _ = build_sharded(get_spec("tiny-llama2"), recipe(), Mesh.build(torch.device("cpu")), seed=0)
     with torch.no_grad():
         backbone.llm(torch.arange(64)[None], use_cache=False)
     del backbone
@@ -162,9 +164,11 @@ def recipe() -> Any:
 def load_ours(folder: Path) -> Any:
     import torch
 
+    from backbones.registry import get_spec
+    from orchestrator.parallel import Mesh
     from orchestrator.training.sharding import build_sharded
 
-    backbone, _ = build_sharded(f"hf:{folder}", recipe(), torch.device("cpu"), seed=0)
+    backbone, _ = build_sharded(get_spec(f"hf:{folder}"), recipe(), Mesh.build(torch.device("cpu")), seed=0)
     return backbone.llm
 
 
@@ -175,7 +179,7 @@ def load_whole(folder: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    mesh = init_device_mesh("cpu", (int(os.environ["WORLD_SIZE"]),))
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
@@ -187,7 +191,7 @@ def load_natively(folder: Path) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.distributed import DistributedConfig
 
-    distributed = DistributedConfig(fsdp_size=torch.distributed.get_world_size(), fsdp_mixed_precision=True)
+    distributed = DistributedConfig(fsdp_size=int(os.environ["WORLD_SIZE"]), fsdp_mixed_precision=True)
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, distributed_config=distributed)
 
 

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.certificate.record import CertificateRequest
+from backbones.spec import BackboneSpec
 from orchestrator.data.prepare import Prepared
 from orchestrator.planning.plan import Cell
 from orchestrator.planning.preflight import EXPORT_MANIFEST
 from orchestrator.results import read_json
+from orchestrator.spec_files.spec import Recipe
 
 
 @dataclass(frozen=True)
@@ -20,13 +21,26 @@ class ExportRequest:
 
 
 @dataclass(frozen=True)
+class CertificateRequest:
+    """Which certificate a gang of workers must hold, and how they would train: it is proved as they would run it."""
+
+    backbone: BackboneSpec
+    recipe: Recipe  # its adaptation, attention, precision and activation checkpointing count here
+    replicas: int
+    folder: Path  # of all certificates; every node sees it
+    launch: str
+    plugins: tuple[str, ...] = ()
+    device_gib: float | None = None  # what a worker may use; None: all that its device has
+
+
+@dataclass(frozen=True)
 class CellJob:
     """One attempt at a cell: everything its workers need, small enough to travel."""
 
     cell: Cell
     attempt: int
     folder: Path  # shared by all ranks and by all attempts
-    prepared: Prepared
+    prepared: Prepared | None  # None: nothing is trained, the certificate is all that is asked for
     selection_file: str
     flops_per_token: float
     deadline: float  # time.time() at which the cell has used up policy.timeout
@@ -37,6 +51,11 @@ class CellJob:
     @property
     def name(self) -> str:
         return self.cell.cell_id
+
+    @property
+    def trains(self) -> bool:
+        """Whether the cell is trained and measured, or only certified."""
+        return self.prepared is not None
 
     @property
     def spool_folder(self) -> Path:

@@ -4,9 +4,15 @@ from dataclasses import dataclass
 
 
 class OrchestratorError(Exception):
-    """Base of every error we raise on purpose. Its message names the remedy."""
+    """Base of every error we raise on purpose. Its message names the remedy.
+
+    `status` is the name of the `CellStatus` that a cell gets whose attempt it ends, and `retriable` says whether
+    another attempt is worth it. `backbones.errors.BackboneError` says the same of itself.
+    """
 
     exit_code = 1
+    status = "FAILED"
+    retriable = False
 
 
 @dataclass(frozen=True)
@@ -50,50 +56,70 @@ class InputError(OrchestratorError):
 class ResourcesError(OrchestratorError):
     """The cluster does not have, and did not get in time, what a cell needs."""
 
+    retriable = True
+
 
 class AlreadyRunningError(OrchestratorError):
     """Another process is working on the same cell."""
+
+    retriable = True
 
 
 class DivergedError(OrchestratorError):
     """Loss or gradient norm is not finite. Raised before the optimizer step; retrying would repeat it."""
 
+    status = "DIVERGED"
+
 
 class OutOfMemoryError(OrchestratorError):
     """A device or the host ran out of memory; the same configuration would do so again."""
+
+    status = "OUT_OF_MEMORY"
 
 
 class TimedOutError(OrchestratorError):
     """The cell used up `policy.timeout`."""
 
+    status = "TIMED_OUT"
+
 
 class CancelledError(OrchestratorError):
     """Somebody asked the cell to stop; a checkpoint was kept."""
+
+    status = "CANCELLED"
 
 
 class ShardingError(OrchestratorError):
     """The decoder-layer class matched nothing, or a layer did not become an FSDP unit."""
 
+    status = "INFEASIBLE"
+
 
 class CertificateError(OrchestratorError):
     """A proof of a backbone's integration certificate failed; training it would measure something else."""
+
+    status = "UNCERTIFIED"
 
 
 class CheckpointError(OrchestratorError):
     """A checkpoint could not be written or read."""
 
+    retriable = True
+
 
 class StoreError(OrchestratorError):
     """The queue's database cannot be opened or is not ours alone."""
+
+    retriable = True
 
 
 class ClusterError(OrchestratorError):
     """The cluster, or the dispatcher on it, could not be reached or refused."""
 
-
-class TrackingError(OrchestratorError):
-    """MLflow refused something for good (not: was unreachable)."""
+    retriable = True
 
 
 class ExportError(OrchestratorError):
     """The trained model could not be written as a Hugging Face folder."""
+
+    retriable = True

@@ -8,6 +8,7 @@ from functools import cached_property
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
+from backbones.errors import BackboneError
 from backbones.prompting.base import PromptBuilder
 from backbones.prompting.control_tokens import ControlTokens
 from backbones.prompting.formats import PromptVariant
@@ -19,7 +20,7 @@ _ROLES = {"user": "human", "assistant": "gpt"}
 _PROBE = [("system", "S"), ("user", "Q 1?"), ("assistant", "A 1."), ("user", "Q 2?"), ("assistant", "A 2.")]
 
 
-class CodecError(ValueError):
+class CodecError(BackboneError, ValueError):
     """The tokenizer and the prompt format do not fit, or a conversation is not one."""
 
 

@@ -13,7 +13,8 @@ from filelock import FileLock, Timeout
 
 from jobs.driver.leases import Idle, Leases
 from jobs.queue.rows import Directives, LeaseRow
-from orchestrator.attempt.worker import Failure, run_attempt
+from orchestrator.attempt.failure import Failure
+from orchestrator.attempt.worker import run_attempt
 from orchestrator.cell_job import CellJob
 from orchestrator.errors import AlreadyRunningError
 from orchestrator.planning.plan import Cell

@@ -1,5 +1,6 @@
 """`backbone certify`: the proofs on Ray Train workers, shown as they end, kept, and told to MLflow."""
 
+import math
 import shutil
 import signal
 import threading
@@ -20,13 +21,13 @@ from jobs.driver.launch import UPLOAD_LIMIT_S, command_line
 from jobs.driver.leases import Leases, default_owner, hold_leases
 from jobs.queue.rows import CellRequest, JobRequest
 from jobs.report.certificate import render_certificate
-from orchestrator.attempt.worker import Failure, run_attempt
+from orchestrator.attempt.failure import Failure
+from orchestrator.attempt.worker import run_attempt
+from orchestrator.cell_job import CellJob, CertificateRequest
 from orchestrator.certificate.record import (
     CELL_FILE,
     FOLDER,
     Certificate,
-    CertificateRequest,
-    CertifyJob,
     Proof,
     ProofStatus,
     certificate_file,
@@ -34,6 +35,7 @@ from orchestrator.certificate.record import (
 )
 from orchestrator.errors import CertificateError, InputError
 from orchestrator.identity import backbone_identity, backbone_slug, content_hash
+from orchestrator.planning.plan import Cell
 from orchestrator.planning.preflight import default_tracking_uri
 from orchestrator.results import CellStatus, read_json
 from orchestrator.spec_files.spec import Budget, Data, Placement, Recipe, Tracking
@@ -55,7 +57,7 @@ def certify(
     """
     launch, folder = uuid.uuid4().hex, storage / FOLDER
     request = CertificateRequest(spec, recipe, placement.replicas, folder, launch, plugins)
-    job = CertifyJob(request, folder / f".{backbone_slug(spec)}-{launch}")
+    job = certify_job(request, placement)
     shown: list[Proof] = []
 
     def show(proof: Proof) -> None:
@@ -64,7 +66,7 @@ def certify(
 
     workers = "1 worker" if placement.workers == 1 else f"{placement.workers} workers"
     console.print(f"certifying {spec.backbone_id} on {workers}", highlight=False, soft_wrap=True)
-    certificate = _run(job, placement, show, console)
+    certificate = _run(job, request, placement, show, console)
     if not shown:
         console.print(f"nothing changed since it was certified, {certificate.created}", highlight=False, soft_wrap=True)
         for proof in certificate.proofs:
@@ -76,6 +78,31 @@ def certify(
     console.print(f"proved on {certificate.model}, on {certificate.device}", highlight=False, soft_wrap=True)
     console.print(f"certificate: {page}", highlight=False, soft_wrap=True)
     return certificate
+
+
+def certify_job(request: CertificateRequest, placement: Placement) -> CellJob:
+    """A cell that is certified and not trained; its folder goes when it is over."""
+    cell = Cell(
+        cell_id=f"proofs-{request.launch[:12]}",
+        backbone=request.backbone,
+        seed=0,
+        recipe=request.recipe,
+        placement=placement,
+        micro_batch_size=1,
+        train_digest="",
+        validation_digest="",
+    )
+    return CellJob(
+        cell=cell,
+        attempt=1,
+        folder=request.folder / f".{backbone_slug(request.backbone)}-{request.launch}",
+        prepared=None,
+        selection_file="",
+        flops_per_token=0.0,
+        deadline=math.inf,
+        certificate=request,
+        plugins=request.plugins,
+    )
 
 
 def make_recipe(attention: str, adaptation: str) -> Recipe:
@@ -96,11 +123,13 @@ def make_placement(workers: int, gpu: bool) -> Placement:
     return placement
 
 
-def _run(job: CertifyJob, placement: Placement, show: Callable[[Proof], None], console: Console) -> Certificate:
+def _run(
+    job: CellJob, request: CertificateRequest, placement: Placement, show: Callable[[Proof], None], console: Console
+) -> Certificate:
     outcome = job.folder / CELL_FILE
     try:
         require_joinable_address()
-        with hold_leases(placement, lease_request(job.request, placement)) as leases:
+        with hold_leases(placement, lease_request(request, placement)) as leases:
             lease = leases.wait_for_one(lambda text: console.print(text, highlight=False, markup=False))
             with _following(job.spool_folder, show), _stopped_when_told(leases):
                 failure = run_attempt(job, placement, leases.nodes_of(lease))
@@ -158,9 +187,9 @@ def lease_request(request: CertificateRequest, placement: Placement) -> JobReque
     )
 
 
-def _unfinished(job: CertifyJob, failure: Failure | None) -> str:
+def _unfinished(job: CellJob, failure: Failure | None) -> str:
     reason = "no reason was recorded" if failure is None else failure.message
-    return f"the proofs of {job.request.backbone.backbone_id} could not be made: {reason}"
+    return f"the proofs of {job.cell.backbone.backbone_id} could not be made: {reason}"
 
 
 @contextmanager

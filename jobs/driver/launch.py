@@ -23,9 +23,8 @@ from jobs.driver.progress import Progress
 from jobs.results.benchmark import write_benchmark
 from jobs.results.finished import write_report
 from jobs.tracking.runs import Tracking
-from orchestrator.cell_job import CellJob, ExportRequest, find_export
+from orchestrator.cell_job import CellJob, CertificateRequest, ExportRequest, find_export
 from orchestrator.certificate.record import FOLDER as CERTIFICATES
-from orchestrator.certificate.record import CertificateRequest
 from orchestrator.planning.memory import find_device_gib
 from orchestrator.planning.plan import Cell, Plan
 from orchestrator.planning.preflight import IN_RAY_JOB

@@ -1,17 +1,15 @@
-"""The Ray Train worker around `train_cell`: the only door to Ray Train."""
+"""The Ray Train worker around the stages of a cell: the only door to Ray Train."""
 
 import logging
 import os
 import time
-import traceback
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
+from orchestrator.attempt.failure import Failure, account_of, find_first_cause, record_failure
 from orchestrator.cell_job import CellJob, worker_file
-from orchestrator.errors import OrchestratorError
-from orchestrator.results import CellStatus, read_json, write_json
+from orchestrator.errors import OutOfMemoryError
+from orchestrator.results import write_json
 from orchestrator.spec_files.spec import Placement
 
 # Seconds between the Ray Train controller's looks at its workers: how soon it sees that they finished or died.
@@ -29,49 +27,6 @@ NODE_LABEL = "ray.io/node-id"  # Ray gives it to every node
 START_FAILURES, START_FAILURES_BOUND = 20, 1
 # A rank that lost the connection to another one waits this long before it fails: Ray then sees who really died first.
 PATIENCE_S = 3.0
-WORKER_DIED, PEER_LOST, PREEMPTED = "WorkerDiedError", "PeerLostError", "PreemptedError"
-FAULTS_OF_THE_MACHINE = (WORKER_DIED, PEER_LOST, PREEMPTED)
-PEER_LOST_WORDS = ("gloo/transport", "remote process exited", "Connection reset by peer", "Connection closed by peer")
-STATUS_OF_ERROR = {
-    "DivergedError": CellStatus.DIVERGED,
-    "OutOfMemoryError": CellStatus.OUT_OF_MEMORY,
-    "TimedOutError": CellStatus.TIMED_OUT,
-    "CancelledError": CellStatus.CANCELLED,
-    "ShardingError": CellStatus.INFEASIBLE,
-    "CertificateError": CellStatus.UNCERTIFIED,
-}
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why an attempt ended early: the first cause, not what the other ranks saw of it."""
-
-    kind: str  # name of the exception class, or one of the three of FAULTS_OF_THE_MACHINE
-    message: str
-    rank: int | None
-    time: float
-    retriable: bool
-
-    def repeats(self, other: "Failure") -> bool:
-        """Whether a rank gave the very same account twice: a fault of the code or the data, not of the machine."""
-        if self.kind in FAULTS_OF_THE_MACHINE or self.rank is None:
-            return False
-        return (self.kind, self.message) == (other.kind, other.message)
-
-    @property
-    def is_charged(self) -> bool:
-        """Whether it counts against policy.max_failures: a node that was taken away does not."""
-        return self.kind != PREEMPTED
-
-    @property
-    def account(self) -> str:
-        """The failure in one line."""
-        rank = "" if self.rank is None else f" on rank {self.rank}"
-        return f"{self.kind}{rank}: {self.message.splitlines()[0]}"
-
-    @property
-    def status(self) -> CellStatus:
-        return STATUS_OF_ERROR.get(self.kind, CellStatus.FAILED)
 
 
 def load_torch() -> None:
@@ -83,8 +38,8 @@ def load_torch() -> None:
     import torch  # noqa: F401
 
 
-def run_attempt(job: Any, placement: Placement, nodes: Sequence[str] | None = None) -> Failure | None:
-    """Runs one attempt (`CellJob` or `CertifyJob`) on a fresh Ray Train worker group; blocks. None means it finished.
+def run_attempt(job: CellJob, placement: Placement, nodes: Sequence[str] | None = None) -> Failure | None:
+    """Runs one attempt on a fresh Ray Train worker group; blocks. None means it finished.
 
     `nodes`: the Ray node id of each worker, where a lease binds them; Ray chooses otherwise.
     Every attempt is a new Ray Train run with no retries of Ray's own and no reports: the manifest in the cell's folder
@@ -129,69 +84,6 @@ def run_attempt(job: Any, placement: Placement, nodes: Sequence[str] | None = No
     return None
 
 
-def find_first_cause(folder: Path, attempt: int, workers: int, error: Exception) -> Failure:
-    """Why an attempt ended: the earliest fault that a rank wrote down itself, else a rank that died without a word.
-
-    `error` is what Ray Train raised. Ranks that only lost the connection to another one are heard last.
-    """
-    found: dict[int, Exception] = getattr(error, "worker_failures", {})
-    accounts = _accounts(folder, attempt)
-    heard = {account.rank for account in accounts}
-    # A rank that could not write its account, because the storage is what failed, still told Ray.
-    accounts += [_account(rank, one) for rank, one in found.items() if rank not in heard and not _is_death(one)]
-    own = [account for account in accounts if account.kind != PEER_LOST]
-    if own:
-        return min(own, key=lambda account: account.time)
-    echo = min(accounts, key=lambda account: account.time, default=None)
-    dead = sorted(rank for rank, one in found.items() if _is_death(one))
-    if not dead and echo is not None:
-        dead = sorted(set(range(workers)) - {account.rank for account in accounts})
-    if not dead:
-        return echo or Failure(WORKER_DIED, _start_failed(error), None, time.time(), retriable=True)
-    message = "; ".join(_obituary(folder, attempt, rank, found.get(rank)) for rank in dead)
-    if echo is not None:
-        message += f". Rank {echo.rank} noticed: {echo.message.splitlines()[0]}"
-    kind = PREEMPTED if any(_is_preempted(one) for one in found.values()) else WORKER_DIED
-    return Failure(kind, message, dead[0], time.time(), retriable=True)
-
-
-def _accounts(folder: Path, attempt: int) -> list[Failure]:
-    files = (folder / "failures").glob(f"attempt-{attempt:03d}-rank-*.json")
-    return [Failure(**read_json(file)) for file in files]
-
-
-def _obituary(folder: Path, attempt: int, rank: int, error: Exception | None) -> str:
-    file = worker_file(folder, rank)
-    known = read_json(file) if file.exists() else {}
-    place = f" (pid {known['pid']} on {known['node']})" if known.get("attempt") == attempt else ""
-    cause = "killed, out of memory, or its node lost"
-    if error is not None and "low on memory" in str(error):  # the words of Ray's memory monitor
-        cause = "Ray killed it because its node ran low on memory; use fewer workers a node or a smaller micro batch"
-    return f"rank {rank}{place} died without a word: {cause}"
-
-
-def _is_death(error: Exception) -> bool:
-    """Whether Ray Train found the worker's process gone, as against an exception that the worker raised."""
-    return hasattr(error, "health_check_failure")
-
-
-def _is_preempted(error: Exception) -> bool:
-    """Whether Ray says that the process died because its node was taken away."""
-    return bool(getattr(getattr(error, "health_check_failure", None), "preempted", False))
-
-
-def _account(rank: int, error: BaseException) -> Failure:
-    """What a rank's unexpected exception says. The cause may lie elsewhere, so another attempt is worth it."""
-    frames = "".join(traceback.format_exception(error, limit=-4))
-    kind = PEER_LOST if is_peer_lost(error) else type(error).__name__
-    return Failure(kind, f"{type(error).__name__}: {error}\n{frames}", rank, time.time(), retriable=True)
-
-
-def _start_failed(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return f"the workers could not be started or were lost: {text.splitlines()[0][:300]}: {text.splitlines()[-1][:300]}"
-
-
 def _train_loop(config: dict[str, Any]) -> None:
     """What every worker runs. Its failure is written to the cell's folder before Ray sees it."""
     import torch
@@ -199,8 +91,7 @@ def _train_loop(config: dict[str, Any]) -> None:
     from ray.train.torch import get_device
 
     from backbones import registry
-    from orchestrator.certificate.gang import certify
-    from orchestrator.training.cell import train_cell
+    from orchestrator.attempt.stages import run_cell
 
     job, rank = config["job"], get_context().get_world_rank()
     logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -209,40 +100,22 @@ def _train_loop(config: dict[str, Any]) -> None:
     try:
         for module in job.plugins:
             registry.load_plugin(module)
-        work = train_cell if isinstance(job, CellJob) else certify
-        work(job, get_device())
+        run_cell(job, get_device())
     except torch.OutOfMemoryError as error:
         remedy = "Lower recipe.micro_batch_size, or raise placement.workers."
-        _record(job, Failure("OutOfMemoryError", f"{error}\n{remedy}", rank, time.time(), retriable=False))
-        raise
-    except OrchestratorError as error:
-        kind = type(error).__name__
-        _record(job, Failure(kind, str(error), rank, time.time(), retriable=kind not in STATUS_OF_ERROR))
+        record_failure(job, account_of(rank, OutOfMemoryError(f"{error}\n{remedy}")))
         raise
     except BaseException as error:
-        account = _account(rank, error)
-        _record(job, account)
-        if account.kind == PEER_LOST:
+        account = account_of(rank, error)
+        record_failure(job, account)
+        if account.is_echo:
             time.sleep(PATIENCE_S)
         raise
 
 
-def is_peer_lost(error: BaseException) -> bool:
-    """Whether a collective failed because another rank went away, which is not this rank's fault."""
-    from torch.distributed import DistNetworkError
-
-    if isinstance(error, DistNetworkError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in PEER_LOST_WORDS)
-
-
-def _write_process_id(job: Any, rank: int) -> None:
+def _write_process_id(job: CellJob, rank: int) -> None:
     """Lets a person (or a test) find the process of a rank: `workers/rank-1.json` holds its node and pid."""
     import ray
 
     node = ray.util.get_node_ip_address()
     write_json(worker_file(job.folder, rank), {"node": node, "pid": os.getpid(), "attempt": job.attempt})
-
-
-def _record(job: Any, failure: Failure) -> None:
-    write_json(job.folder / "failures" / f"attempt-{job.attempt:03d}-rank-{failure.rank}.json", asdict(failure))

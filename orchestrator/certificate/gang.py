@@ -11,19 +11,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 import transformers
 from filelock import FileLock, Timeout
 
-from backbones.attention import resolve_attention
+from backbones.adaptation import AdaptationError
+from backbones.attention import AttentionUnavailableError, resolve_attention
 from backbones.reference import HubError
-from orchestrator.attempt.worker import is_peer_lost
+from orchestrator.cell_job import CertificateRequest
 from orchestrator.certificate.proofs import CLAIMS, Claim, Finding, NotRunError
 from orchestrator.certificate.record import (
     CELL_FILE,
     Certificate,
-    CertificateRequest,
-    CertifyJob,
     Proof,
     ProofStatus,
     certificate_file,
@@ -32,83 +30,70 @@ from orchestrator.certificate.record import (
 )
 from orchestrator.certificate.subject import Subject, usable_memory
 from orchestrator.hardware import GIB, device_name
+from orchestrator.parallel import Mesh, is_peer_lost
 from orchestrator.results import write_json
 from orchestrator.spec_files.spec import Recipe
-from orchestrator.tracking.spool import SpoolWriter
+from orchestrator.tracking.recorder import Recorder
 from orchestrator.training.sharding import COMPUTE_DTYPE
 
 TURN_S = 1.0  # between two looks at whether another gang has finished the same certificate
-PASSING = (torch.OutOfMemoryError, HubError)  # faults of the machine or the network say nothing about a backbone
+# What says nothing about a backbone: faults of the machine or the network, and a wish that does not fit it.
+PASSING = (torch.OutOfMemoryError, HubError, AdaptationError, AttentionUnavailableError)
 
 Announce = Callable[[Proof], None]
 
 
-def certify(job: CertifyJob, device: torch.device) -> None:
-    """The work of `backbone certify`: each proof goes to the spool as it ends, the certificate to the job's folder."""
-    spool = SpoolWriter(job.spool_folder, job.attempt) if dist.get_rank() == 0 else None
-    require_certificate(job.request, device, job.folder, spool)
+def require_certificate(request: CertificateRequest, mesh: Mesh, folder: Path, recorder: Recorder) -> Certificate:
+    """The certificate that a gang must have before it trains: each proof is recorded as it ends.
 
-
-def require_certificate(
-    request: CertificateRequest, device: torch.device, folder: Path, spool: SpoolWriter | None
-) -> Certificate:
-    """The certificate that a gang must have before it trains; a copy goes to `folder`.
-
-    Random generators are left as they were. Raises CertificateError, which names the proof that failed.
+    A copy goes to `folder`. Random generators are left as they were. Raises CertificateError, which names the proof
+    that failed.
     """
-
-    def announce(proof: Proof) -> None:
-        if spool is not None:
-            spool.phase("certifying", proof=asdict(proof))
-
-    certificate = obtain_certificate(request, device, announce)
-    if dist.get_rank() == 0:
+    certificate = obtain_certificate(request, mesh, lambda proof: recorder.phase("certifying", proof=asdict(proof)))
+    if mesh.is_main:
         write_json(folder / CELL_FILE, asdict(certificate))
     certificate.require()
     return certificate
 
 
-def obtain_certificate(request: CertificateRequest, device: torch.device, announce: Announce) -> Certificate:
+def obtain_certificate(request: CertificateRequest, mesh: Mesh, announce: Announce) -> Certificate:
     """The certificate in storage if it may be used, else a new one, which is stored whether it passed or not.
 
     One gang makes it; others that need the same one at the same time wait.
     """
     kernel = _resolve_kernel(request)
-    file = certificate_file(request, certificate_keys(request, kernel, device.type))
+    file = certificate_file(request, certificate_keys(request, kernel, mesh.device.type))
     lock = FileLock(file.with_suffix(".lock"))
-    if dist.get_rank() == 0:
+    if mesh.is_main:
         file.parent.mkdir(parents=True, exist_ok=True)
     try:
         while True:
             # Ranks meet at every look, so that a long wait is no silence that the process group would take for death.
-            answer: list[tuple[bool, Certificate | None]] = [(False, None)]
-            if dist.get_rank() == 0 and _acquired(lock):
-                answer[0] = (True, find_certificate(file, request.launch))
-            dist.broadcast_object_list(answer)
-            is_ours, found = answer[0]
+            answer: tuple[bool, Certificate | None] = (False, None)
+            if mesh.is_main and _acquired(lock):
+                answer = (True, find_certificate(file, request.launch))
+            is_ours, found = mesh.from_main(answer)
             if found is not None:
                 return found
             if is_ours:
                 break
-        made = [_make(request, kernel, device, file, announce)]
-        dist.broadcast_object_list(made)  # the ranks differ in the times they took
-        if dist.get_rank() == 0:
-            write_json(file, asdict(made[0]))
-        return made[0]
+        # The ranks differ in the times they took.
+        made = mesh.from_main(_make(request, kernel, mesh, file, announce))
+        if mesh.is_main:
+            write_json(file, asdict(made))
+        return made
     finally:
         lock.release()
 
 
-def _make(
-    request: CertificateRequest, kernel: str, device: torch.device, file: Path, announce: Announce
-) -> Certificate:
+def _make(request: CertificateRequest, kernel: str, mesh: Mesh, file: Path, announce: Announce) -> Certificate:
+    device = mesh.device
     subject = Subject(
         spec=request.backbone,
         recipe=_proof_recipe(request.recipe, kernel),
-        device=device,
-        replicas=request.replicas,
+        mesh=mesh,
         work_folder=file.with_suffix(".model"),
-        memory=usable_memory(device) if request.device_gib is None else request.device_gib * GIB,
+        memory=usable_memory(mesh) if request.device_gib is None else request.device_gib * GIB,
     )
     gpus = [device] if device.type == "cuda" else []
     proofs: list[Proof] = []
@@ -127,10 +112,10 @@ def _make(
             torch.cuda.reset_peak_memory_stats(device)  # what trains next has a peak of its own
     return Certificate(
         backbone_id=request.backbone.backbone_id,
-        keys=certificate_keys(request, kernel, device.type),
+        keys=certificate_keys(request, kernel, mesh.device.type),
         proofs=proofs,
         model=model,
-        workers=dist.get_world_size(),
+        workers=mesh.dims.world,
         device=device_name(device),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         launch=request.launch,
@@ -143,8 +128,7 @@ def _prove(claim: Claim, subject: Subject, before: list[Proof]) -> Proof:
     passed = {proof.name for proof in before if proof.status is ProofStatus.PASSED}
     lacking = [name for name in claim.needs if name not in passed]
     outcome = (ProofStatus.NOT_RUN, f"not run: '{lacking[0]}' did not pass") if lacking else _look(claim, subject)
-    outcomes: list[tuple[ProofStatus, str]] = [outcome] * dist.get_world_size()
-    dist.all_gather_object(outcomes, outcome)
+    outcomes = subject.mesh.gathered(outcome)
     status, found = next((one for one in outcomes if one[0] is not ProofStatus.PASSED), outcomes[0])
     expected = claim.expected.format(tolerance=subject.tolerance, precision=subject.recipe.precision)
     return Proof(claim.name, status, expected, found, claim.remedy, time.perf_counter() - started)

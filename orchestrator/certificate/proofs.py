@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch.distributed.fsdp import FSDPModule
 
 from backbones.loading import WeightsError
@@ -98,7 +97,7 @@ def prompt(subject: Subject) -> Finding:
 def architecture(subject: Subject) -> Finding:
     """The class is the one the config names, its decoder layers are of the class, and each is one FSDP unit."""
     spec = subject.spec
-    structure = build(spec.reference, max_length=subject.length, empty=True)
+    structure = build(spec, max_length=subject.length, empty=True)
     config = structure.llm.config
     declared = (config.architectures or ["none"])[0]
     if declared != type(structure.llm).__name__:
@@ -158,14 +157,14 @@ def parity(subject: Subject) -> Finding:
     with torch.no_grad():
         positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         ours = backbone(input_ids=ids, position_ids=positions, use_cache=False).logits[..., :vocabulary].float()
-        difference = torch.zeros(1, dtype=torch.float64, device=ids.device)
+        difference = 0.0
         if subject.stock is not None:
             theirs = subject.stock(input_ids=ids, use_cache=False).logits[..., :vocabulary].float()
-            difference[0] = (ours - theirs).abs().max().double() / theirs.abs().max().double()
+            difference = float((ours - theirs).abs().max().double() / theirs.abs().max().double())
     subject.stock = None
-    dist.broadcast(difference, 0)
-    found = f"{float(difference):.1e} of the largest logit, over {ids.numel()} positions and {vocabulary} rows"
-    return Finding(bool(difference <= subject.tolerance), found)
+    difference = subject.mesh.from_main(difference)
+    found = f"{difference:.1e} of the largest logit, over {ids.numel()} positions and {vocabulary} rows"
+    return Finding(difference <= subject.tolerance, found)
 
 
 def packing(subject: Subject) -> Finding:

@@ -9,11 +9,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from backbones.registry import BackboneSpec
+from orchestrator.cell_job import CertificateRequest
 from orchestrator.errors import CertificateError
 from orchestrator.identity import backbone_identity, backbone_slug, content_hash
 from orchestrator.results import read_json
-from orchestrator.spec_files.spec import Recipe
 
 FOLDER = "certificates"  # in the storage
 CELL_FILE = "certificate.json"  # in a cell's folder: a copy of the certificate it was trained under
@@ -69,40 +68,6 @@ class Certificate:
                 f"{self.backbone_id} is not certified: the proof '{failed.name}' failed. Expected: {failed.expected}. "
                 f"Found: {failed.found.rstrip('.')}. {failed.remedy}"
             )
-
-
-@dataclass(frozen=True)
-class CertificateRequest:
-    """Which certificate a gang of workers must hold, and how they would train: it is proved as they would run it."""
-
-    backbone: BackboneSpec
-    recipe: Recipe  # its adaptation, attention, precision and activation checkpointing count here
-    replicas: int
-    folder: Path  # of all certificates; every node sees it
-    launch: str
-    plugins: tuple[str, ...] = ()
-    device_gib: float | None = None  # what a worker may use; None: all that its device has
-
-
-@dataclass(frozen=True)
-class CertifyJob:
-    """The work of `backbone certify`: what travels to its workers."""
-
-    request: CertificateRequest
-    folder: Path  # of this certification's spool, worker accounts and outcome
-    attempt: int = 1
-
-    @property
-    def name(self) -> str:
-        return f"certify-{backbone_slug(self.request.backbone)}"
-
-    @property
-    def plugins(self) -> tuple[str, ...]:
-        return self.request.plugins
-
-    @property
-    def spool_folder(self) -> Path:
-        return self.folder / "spool"
 
 
 def certificate_keys(request: CertificateRequest, kernel: str, device: str) -> dict[str, str]:

@@ -9,18 +9,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
 import transformers
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from backbones.adaptation import base_name, is_adapter
 from backbones.hf_causal import HFCausalLLMBackbone
 from backbones.loading import WeightsError
+from backbones.parameters import base_name, is_adapter
 from backbones.random_init import RandomInitBackbone
-from backbones.registry import register
 from backbones.spec import BackboneSpec
 from orchestrator.certificate.first_layers import KEPT_LAYERS, write_first_layers
+from orchestrator.parallel import Mesh
 from orchestrator.spec_files.spec import Recipe
 from orchestrator.training.sharding import build_sharded
 
@@ -46,8 +45,7 @@ class Subject:
 
     spec: BackboneSpec
     recipe: Recipe
-    device: torch.device
-    replicas: int
+    mesh: Mesh
     work_folder: Path  # on storage that all ranks share; for the first layers of a large model
     memory: float  # bytes that a rank may use
     tokenizer: Any = None
@@ -58,6 +56,10 @@ class Subject:
     is_cut: bool = False  # to its first layers
     _model: Model | None = None
     _build_error: WeightsError | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.mesh.device
 
     @property
     def length(self) -> int:
@@ -76,9 +78,8 @@ class Subject:
     @property
     def is_large(self) -> bool:
         """Whether a whole stock model beside the training state would exceed a device's memory."""
-        shards = dist.get_world_size() // self.replicas
-        values = 4 if self.recipe.adaptation.kind == "full" else 2  # of fp32, for each parameter
-        needed = 4.0 * self.spec.parameters * (1 + values / shards)
+        values = 4 if self.recipe.adaptation.is_full else 2  # of fp32, for each parameter
+        needed = 4.0 * self.spec.parameters * (1 + values / self.mesh.dims.shard)
         return (
             self.spec.architecture.num_layers > KEPT_LAYERS
             and not self.has_no_checkpoint
@@ -96,9 +97,7 @@ class Subject:
             raise self._build_error
         if self._model is None:
             try:
-                self._model = build_sharded(
-                    self.spec.reference, self.recipe, self.device, seed=SEED, replicas=self.replicas
-                )
+                self._model = build_sharded(self.spec, self.recipe, self.mesh, seed=SEED)
             except WeightsError as error:
                 self._build_error = error
                 raise
@@ -108,28 +107,26 @@ class Subject:
         """Replaces a large model by one of its first layers, from here on."""
         self._model = None
         folder = self.work_folder
-        on_rank_zero(lambda: write_first_layers(self.spec, folder))
+        on_main(self.mesh, lambda: write_first_layers(self.spec, folder))
         self.is_cut = True
-        self.spec = register(
-            replace(
-                self.spec,
-                backbone_id=f"{folder.name}-first-layers",
-                hf_hub_path=str(folder),
-                revision=None,
-                architecture=replace(self.spec.architecture, num_layers=KEPT_LAYERS),
-            )
+        self.spec = replace(
+            self.spec,
+            backbone_id=f"{folder.name}-first-layers",
+            hf_hub_path=str(folder),
+            revision=None,
+            architecture=replace(self.spec.architecture, num_layers=KEPT_LAYERS),
         )
 
     def load_stock(self) -> dict[str, list[str]]:
         """Loads the stock model on rank 0, unless it is there; returns what its loader complained of."""
         self.model()  # built by all ranks, before rank 0 goes on alone
         state = self._gathered_state() if self.has_no_checkpoint else {}
-        return on_rank_zero(lambda: self._load_stock(state))
+        return on_main(self.mesh, lambda: self._load_stock(state))
 
     def stock_vocabulary(self) -> int:
         """Rows below the tokenizer's own vocabulary that the stock model has: PAD's rows are ours."""
         base = self.model()[0].tokenizer_rows.base
-        return on_rank_zero(lambda: min(base, int(self.stock.get_input_embeddings().weight.shape[0])))
+        return on_main(self.mesh, lambda: min(base, int(self.stock.get_input_embeddings().weight.shape[0])))
 
     def tensors(self) -> int:
         """How many parameters the model has, adapters not counted."""
@@ -137,7 +134,7 @@ class Subject:
 
     def non_finite_tensors(self) -> list[str]:
         odd = [name for name, tensor in self._gathered() if not torch.isfinite(tensor).all()]
-        return on_rank_zero(lambda: odd)
+        return on_main(self.mesh, lambda: odd)
 
     def tensors_unlike_stock(self) -> list[str]:
         """Names of tensors that the checkpoint has otherwise or not at all; rows of one alone do not count."""
@@ -150,7 +147,7 @@ class Subject:
                 other = theirs.get(name)
                 if other is None or not _equal_rows(tensor, other.detach()):
                     different.append(name)
-        return on_rank_zero(lambda: different + sorted(set(theirs) - seen))
+        return on_main(self.mesh, lambda: different + sorted(set(theirs) - seen))
 
     def random_ids(self, vocabulary: int) -> torch.Tensor:
         """Token ids of a fixed seed, [2, at most 64]."""
@@ -180,7 +177,7 @@ class Subject:
     def close(self) -> None:
         """Lets go of every model and of what was written for them."""
         self._model = self.stock = self.structure = None
-        if dist.get_rank() == 0:
+        if self.mesh.is_main:
             shutil.rmtree(self.work_folder, ignore_errors=True)
 
     def _load_stock(self, state: dict[str, torch.Tensor]) -> dict[str, list[str]]:
@@ -219,32 +216,30 @@ class Subject:
                 yield base_name(name), whole.full_tensor() if isinstance(whole, DTensor) else whole
 
 
-def on_rank_zero(work: Callable[[], Result]) -> Result:
-    """Rank 0's result on every rank, and rank 0's error too. Collective."""
-    outcome: list[Any] = [None, None]
-    if dist.get_rank() == 0:
+def on_main(mesh: Mesh, work: Callable[[], Result]) -> Result:
+    """The main rank's result on every rank, and its error too. Collective."""
+    outcome: tuple[Any, str | None] = (None, None)
+    if mesh.is_main:
         try:
-            outcome[0] = work()
+            outcome = (work(), None)
         except Exception as error:
-            outcome[1] = error
-            broadcast = [None, f"{type(error).__name__}: {error}"]
-            dist.broadcast_object_list(broadcast)
+            mesh.from_main((None, f"{type(error).__name__}: {error}"))
             raise
-    dist.broadcast_object_list(outcome)
-    if outcome[1] is not None:
-        raise RuntimeError(outcome[1])
-    result: Result = outcome[0]
-    return result
+    result, failure = mesh.from_main(outcome)
+    if failure is not None:
+        raise RuntimeError(failure)
+    found: Result = result
+    return found
 
 
-def usable_memory(device: torch.device) -> float:
+def usable_memory(mesh: Mesh) -> float:
     """Bytes of memory that one rank may use: its device's, or its share of the machine's; the least of all ranks."""
-    if device.type == "cuda":
-        found = float(torch.cuda.mem_get_info(device)[1])
+    if mesh.device.type == "cuda":
+        found = float(torch.cuda.mem_get_info(mesh.device)[1])
     else:
-        found = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) / dist.get_world_size()
-    least = torch.tensor(found, dtype=torch.float64, device=device)
-    dist.all_reduce(least, dist.ReduceOp.MIN)
+        found = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) / mesh.dims.world
+    least = torch.tensor(found, dtype=torch.float64, device=mesh.device)
+    mesh.minimum(least)
     return float(least)
 
 

@@ -39,12 +39,13 @@ def predict_memory(spec: BackboneSpec, recipe: Recipe, placement: Placement, mic
     """
     dims = spec.architecture
     compute_bytes = 2 if recipe.precision == "bf16" else 4
-    shards = placement.workers // placement.replicas
+    shards = placement.parallel.shard
     tokens = micro_batch_size * recipe.sequence_length
     embedding = dims.vocab_size * dims.hidden_size * (1 if dims.tied_embeddings else 2)
     layer = max(spec.parameters - embedding, 0) / dims.num_layers
-    moments = 8 if recipe.adaptation.kind == "full" else 0
-    states = spec.parameters * (4 + 4 + moments) / shards if moments else spec.parameters * 4 / shards
+    # What does not learn has neither gradient nor moments; what learns beside it is small.
+    learning = 4 + recipe.optimizer.state_bytes if recipe.adaptation.is_full else 0
+    states = spec.parameters * (4 + learning) / shards
     gathered = (embedding + 2 * layer) * 2 * compute_bytes
     kept_layers = 1 if recipe.activation_checkpointing else dims.num_layers
     activations = tokens * dims.hidden_size * (dims.num_layers * compute_bytes + 34 * kept_layers * compute_bytes / 2)
@@ -65,7 +66,7 @@ def choose_micro_batch_size(spec: BackboneSpec, recipe: Recipe, placement: Place
     """
     if recipe.micro_batch_size != "auto":
         return recipe.micro_batch_size
-    share = recipe.global_batch_size // placement.workers
+    share = placement.parallel.rows_of_a_rank(recipe.global_batch_size)
     usable = find_device_gib(placement)
     divisors = [rows for rows in range(1, min(share, 32 if usable else 8) + 1) if share % rows == 0]
     if usable is None:
@@ -110,5 +111,5 @@ def _changes_that_fit(spec: BackboneSpec, recipe: Recipe, placement: Placement) 
 
 def _fits(spec: BackboneSpec, recipe: Recipe, placement: Placement) -> bool:
     rows, usable = choose_micro_batch_size(spec, recipe, placement), find_device_gib(placement)
-    whole = recipe.global_batch_size // placement.workers % rows == 0
+    whole = placement.parallel.rows_of_a_rank(recipe.global_batch_size) % rows == 0
     return whole and usable is not None and predict_memory(spec, recipe, placement, rows).total <= usable

@@ -49,7 +49,7 @@ class Cell:
 
     @property
     def accumulation_steps(self) -> int:
-        return self.recipe.global_batch_size // (self.placement.workers * self.micro_batch_size)
+        return self.placement.parallel.accumulation_steps(self.recipe.global_batch_size, self.micro_batch_size)
 
 
 @dataclass(frozen=True)

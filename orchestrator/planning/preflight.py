@@ -25,7 +25,7 @@ Problems = list[SpecProblem]
 
 def check_batch(source: SpecSource, job: Job, problems: Problems) -> None:
     """The global batch must be whole micro-batches on every worker."""
-    recipe, workers = job.recipe, job.placement.workers
+    recipe, workers = job.recipe, job.placement.parallel.data
     share, rest = divmod(recipe.global_batch_size, workers)
     if rest:
         near = " or ".join(str(size) for size in (share * workers, (share + 1) * workers) if size)

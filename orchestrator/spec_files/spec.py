@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from backbones.adaptation import Lora
+from orchestrator.parallel import ParallelDims
 
 MAX_SEEDS = 1000
 LONGEST_TIMEOUT_S = 366 * 86400
@@ -72,6 +73,11 @@ class Budget(Strict):
 class Optimizer(Strict):
     """AdamW with decoupled weight decay on matrices only, warm-up, then the schedule, then clipping."""
 
+    # Names the builder in training/optimizer.py. A key added later leaves every cell_id as it is only if a dump leaves
+    # out its default: Field("adamw", exclude_if=lambda kind: kind == "adamw").
+    kind: ClassVar[str] = "adamw"
+    state_bytes: ClassVar[float] = 8  # of each learning parameter: two fp32 moments
+
     learning_rate: float = Field(2e-5, gt=0, lt=10)
     weight_decay: float = Field(0.1, ge=0, lt=1)
     betas: tuple[float, float] = (0.9, 0.95)
@@ -102,6 +108,11 @@ class Adaptation(Strict):
         if value is not None and info.data.get("kind", "lora") != "lora":
             raise ValueError("it belongs to kind lora only; remove it")
         return value
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every parameter learns."""
+        return self.kind == "full"
 
     @property
     def lora(self) -> Lora | None:
@@ -162,6 +173,13 @@ class Recipe(Strict):
 class Placement(Strict):
     """Where a cell runs: Ray Train workers and what each of them holds."""
 
+    # Keys that no schema has, each with what to say to those who write it.
+    refused: ClassVar[dict[str, str]] = {
+        name: f"{name} parallelism is not available, workers are replicas of shards; remove it, and raise "
+        "placement.workers where a model does not fit"
+        for name in ("tensor", "context")
+    }
+
     workers: Count = 1
     gpus_per_worker: Annotated[int, Field(ge=0, le=1)] = 0
     cpus_per_worker: Count = 1
@@ -184,6 +202,11 @@ class Placement(Strict):
                 f"{workers} workers cannot form that many equal groups; use a divisor of placement.workers"
             )
         return replicas
+
+    @property
+    def parallel(self) -> ParallelDims:
+        """How the workers share a cell: replicas of shards."""
+        return ParallelDims(replicate=self.replicas, shard=self.workers // self.replicas)
 
 
 class Tracking(Strict):

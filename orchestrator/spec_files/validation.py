@@ -59,6 +59,8 @@ def _problems(source: SpecSource, model: type[BaseModel], details: list[ErrorDet
 def _message(path: str, found: list[ErrorDetails], model: type[BaseModel]) -> str:
     detail = found[0]
     if detail["type"] == "extra_forbidden":
+        if refusal := _refusal(path, model):
+            return f"'{path}' is {shown(detail['input'])}; {refusal}"
         return f"unknown key '{path}'; {_suggestion(path, list(_key_paths(model)))}"
     found_here = f"'{path}' is {shown(detail['input'])}"
     if detail["type"] == "missing":
@@ -126,6 +128,18 @@ def _key_paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
         for kind in (field.annotation, *get_args(field.annotation)):
             if isinstance(kind, type) and issubclass(kind, BaseModel):
                 yield from _key_paths(kind, f"{path}.")
+
+
+def _refusal(path: str, model: type[BaseModel]) -> str | None:
+    """What to say of a key that no schema has and people still write; None for any other."""
+    *parents, key = path.split(".")
+    for parent in parents:
+        field = model.model_fields.get(parent)
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return None
+        model = field.annotation
+    refused: dict[str, str] = getattr(model, "refused", {})
+    return refused.get(key)
 
 
 def _suggestion(path: str, known: list[str]) -> str:

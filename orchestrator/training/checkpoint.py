@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import xxhash
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 from backbones.contract import LLMBackbone
 from orchestrator.errors import CheckpointError
+from orchestrator.parallel import Mesh
+from orchestrator.training.optimizer import Optimizers
 
 # What does not learn comes from where the backbone came from; storing it again would make an adapter's checkpoint huge.
 LEARNED = StateDictOptions(ignore_frozen_params=True, strict=False)
@@ -43,8 +43,9 @@ def save_checkpoint(
     attempt: int,
     step: int,
     backbone: LLMBackbone,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Optimizers,
     trainer: dict[str, Any],
+    mesh: Mesh,
 ) -> Path:
     """Writes and commits a checkpoint; collective. Each rank digests the files it wrote itself.
 
@@ -52,32 +53,30 @@ def save_checkpoint(
     """
     folder = root / f"step-{step:08d}-attempt-{attempt:03d}"
     with _named_remedy(folder):
-        model_state, optimizer_state = get_state_dict(backbone.llm, optimizer, options=LEARNED)
+        model_state, optimizer_state = get_state_dict(backbone.llm, optimizers.torch_optimizers, options=LEARNED)
         state = {"model": model_state, "optimizer": optimizer_state}
         dcp.state_dict_saver.save(state, checkpoint_id=folder)
-        rank = dist.get_rank()
-        mine = sorted(folder.glob(f"__{rank}_*")) + ([folder / ".metadata"] if rank == 0 else [])
-        digests: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(digests, {file.name: _digest(file) for file in mine})
-        if rank == 0:
+        mine = sorted(folder.glob(f"__{mesh.rank}_*")) + ([folder / ".metadata"] if mesh.is_main else [])
+        digests = mesh.gathered({file.name: _digest(file) for file in mine})
+        if mesh.is_main:
             files = {name: digest for part in digests for name, digest in part.items()}
             manifest = {"format": FORMAT, "state": "COMMITTED", "step": step, "trainer": trainer, "files": files}
             _write_durably(folder / MANIFEST, json.dumps({**manifest, "digest": _own_digest(manifest)}))
-        dist.barrier()
+        mesh.barrier()
     return folder
 
 
-def load_checkpoint(checkpoint: Checkpoint, backbone: LLMBackbone, optimizer: torch.optim.Optimizer) -> None:
+def load_checkpoint(checkpoint: Checkpoint, backbone: LLMBackbone, optimizers: Optimizers) -> None:
     """Loads weights and optimizer state into the sharded model; collective. Works for any number of ranks.
 
     DCP's `.metadata` is a pickle: it is read only after `find_latest` has matched its digest with our manifest.
     """
-    model_state, optimizer_state = get_state_dict(backbone.llm, optimizer, options=LEARNED)
+    model_state, optimizer_state = get_state_dict(backbone.llm, optimizers.torch_optimizers, options=LEARNED)
     state: dict[str, Any] = {"model": model_state, "optimizer": optimizer_state}
     dcp.state_dict_loader.load(state, checkpoint_id=checkpoint.folder)
     set_state_dict(
         backbone.llm,
-        optimizer,
+        optimizers.torch_optimizers,
         model_state_dict=state["model"],
         optim_state_dict=state["optimizer"],
         options=LEARNED,

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from orchestrator.data.feed import Batch, make_batch
 from orchestrator.data.prepare import TokenizedDataset
+from orchestrator.parallel import Mesh
 from orchestrator.training.measurement import ItemScores
 
 Scorer = Callable[[Batch], torch.Tensor]  # nats at each position (B, T), 0 where the label is ignored
@@ -55,7 +55,7 @@ def evaluate(
     sequence_length: int,
     rows: int,
     pad_token_id: int,
-    device: torch.device,
+    mesh: Mesh,
 ) -> ItemScores:
     """Scores the items over all ranks, `rows` windows at a time; every rank returns the whole result.
 
@@ -63,7 +63,7 @@ def evaluate(
     one and throw the result away.
     """
     ordered = sorted(windows(data, items, sequence_length), key=lambda window: len(window.input_ids))
-    rank, world = dist.get_rank(), dist.get_world_size()
+    rank, world = mesh.dp_rank, mesh.dp_size
     batches = [ordered[start : start + rows] for start in range(0, len(ordered), rows)]
     nats = torch.zeros(len(items), dtype=torch.float64)
     tokens = torch.zeros(len(items), dtype=torch.int64)
@@ -75,9 +75,9 @@ def evaluate(
             places = torch.tensor([window.item for window in group])
             nats.index_add_(0, places, scores)
             tokens.index_add_(0, places, torch.tensor([int(window.is_scored[1:].sum()) for window in group]))
-    totals = [tensor.to(device) for tensor in (nats, tokens)]
+    totals = [tensor.to(mesh.device) for tensor in (nats, tokens)]
     for tensor in totals:
-        dist.all_reduce(tensor)
+        mesh.sum_over_data(tensor)
     return ItemScores(items, totals[0].cpu().numpy(), totals[1].cpu().numpy(), data.learnable_bytes[items])
 
 

@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
-from backbones.adaptation import base_name, is_adapter
 from backbones.hf_causal import HFCausalLLMBackbone
-from orchestrator.cell_job import CellJob
+from backbones.parameters import base_name, is_adapter
+from orchestrator.cell_job import CellJob, ExportRequest
+from orchestrator.data.prepare import Prepared
 from orchestrator.errors import ExportError
 from orchestrator.hardware import package_versions
+from orchestrator.parallel import Mesh
 from orchestrator.planning.preflight import EXPORT_MANIFEST, UNFINISHED
 from orchestrator.training.measurement import ItemScores
 
@@ -28,34 +29,34 @@ ADAPTER = "adapter"  # subfolder, in peft's format
 STALE = ("*.safetensors", "*.safetensors.index.json", "chat_template.jinja", ADAPTER)
 
 
-def export_model(backbone: HFCausalLLMBackbone, job: CellJob, scores: ItemScores) -> None:
+def export_model(backbone: HFCausalLLMBackbone, job: CellJob, scores: ItemScores, mesh: Mesh) -> None:
     """Writes the fp32 weights, tokenizer and manifest, tensor by tensor; collective.
 
     Adapters are merged into the weights and also saved alone, in the subfolder `adapter`. `config.json` is written
     last: until it is there, no library takes the folder for a model. Raises ExportError on rank 0 when the folder
     cannot be written.
     """
-    assert job.export is not None
+    assert job.export is not None and job.prepared is not None
     folder = job.export.folder
     try:
-        if dist.get_rank() == 0:
+        if mesh.is_main:
             _prepare(folder)
-        _write_weights(backbone, folder / UNFINISHED, job.cell.backbone.source)
-        if dist.get_rank() == 0:
-            _finish(backbone, folder, _manifest(backbone, job, scores), job.cell.backbone.context_length)
+        _write_weights(backbone, folder / UNFINISHED, job.cell.backbone.source, mesh.is_main)
+        if mesh.is_main:
+            manifest = _manifest(backbone, job, job.export, job.prepared, scores)
+            _finish(backbone, folder, manifest, job.cell.backbone.context_length)
     except (OSError, SafetensorError) as error:
         raise ExportError(
             f"cannot write the export {folder}: {error}; make room there, or set export.folder to another. The trained "
             "weights are in the last checkpoint: the same command exports them."
         ) from error
-    dist.barrier()
+    mesh.barrier()
 
 
-def _write_weights(backbone: HFCausalLLMBackbone, staged: Path, source: str) -> None:
-    """Gathers one tensor at a time; rank 0 writes a file whenever it holds FILE_BYTES. Collective."""
+def _write_weights(backbone: HFCausalLLMBackbone, staged: Path, source: str, writing: bool) -> None:
+    """Gathers one tensor at a time; the one that is `writing` fills files of FILE_BYTES. Collective."""
     llm = backbone.llm
     adapters = {name: _whole(tensor) for name, tensor in llm.state_dict().items() if is_adapter(name)}
-    writing = dist.get_rank() == 0
     if backbone.stored_names.are_fused:  # transformers turns fused tensors back into the stored ones, all at once
         state = dict(_merged(backbone, adapters))
         if writing:
@@ -145,9 +146,10 @@ def _whole(tensor: torch.Tensor) -> torch.Tensor:
     return whole.detach().cpu()
 
 
-def _manifest(backbone: HFCausalLLMBackbone, job: CellJob, scores: ItemScores) -> dict[str, Any]:
+def _manifest(
+    backbone: HFCausalLLMBackbone, job: CellJob, export: ExportRequest, prepared: Prepared, scores: ItemScores
+) -> dict[str, Any]:
     """What the folder came from, how good it is, and how to prompt it."""
-    assert job.export is not None
     cell = job.cell
     return {
         "cell_id": cell.cell_id,
@@ -158,15 +160,15 @@ def _manifest(backbone: HFCausalLLMBackbone, job: CellJob, scores: ItemScores) -
         "seed": cell.seed,
         "val_bits_per_byte": scores.bits_per_byte,
         "prompt_format": cell.backbone.prompt_builder,
-        "prompt_hash": job.prepared.fingerprint[:16],
-        "prompt_example": job.prepared.prompt_example,
+        "prompt_hash": prepared.fingerprint[:16],
+        "prompt_example": prepared.prompt_example,
         "adaptation": cell.recipe.adaptation.summary,
         "tokenizer_rows": asdict(backbone.tokenizer_rows),
         "attention": asdict(backbone.attention),
         "train_hash": cell.train_digest,
         "validation_hash": cell.validation_digest,
         "packages": package_versions(),
-        "spec": job.export.spec,
+        "spec": export.spec,
     }
 
 

@@ -1,6 +1,7 @@
 """From per-item scores and a cell's spool to its `Measurement`. No torch: the driver reads these too."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -55,8 +56,12 @@ def measure(
     load_time_s: float,
     checkpoint_stall_s: float,
     contract: dict[str, Any],
+    extra: Mapping[str, float],
 ) -> Measurement:
-    """Summarises a finished cell. Rates are per device over steps after warm-up; times in seconds."""
+    """Summarises a finished cell. Rates are per device over steps after warm-up; times in seconds.
+
+    `extra` is what other stages measured, by name.
+    """
     entries = list(read_spool(spool_folder))
     steps = [StepMetrics(**entry.fields) for entry in entries if entry.kind == "step"]
     points = sorted(
@@ -88,6 +93,7 @@ def measure(
         "tokens_seen": steps[-1].tokens_seen,
         "bytes_seen": steps[-1].bytes_seen,
         "parameters": contract["parameters"],
+        **extra,
     }
     return Measurement(metrics, points, contract, {"device": device, "workers": workers}, ITEMS_FILE)
 

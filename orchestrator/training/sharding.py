@@ -3,10 +3,8 @@
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
-from huggingface_hub import constants
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -14,48 +12,39 @@ from backbones.adaptation import apply_adaptation, init_adapters
 from backbones.contract import LLMBackbone
 from backbones.hf_causal import HFCausalLLMBackbone
 from backbones.registry import build, fetch
+from backbones.spec import BackboneSpec
 from orchestrator.errors import ShardingError
+from orchestrator.parallel import Mesh
 from orchestrator.spec_files.spec import Recipe
+from orchestrator.training.optimizer import Optimizers
 
 COMPUTE_DTYPE = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def build_mesh(device: torch.device, replicas: int) -> DeviceMesh:
-    """One mesh over all ranks: (shard,), or (replicate, shard) for HSDP."""
-    world = dist.get_world_size()
-    if replicas == 1:
-        return init_device_mesh(device.type, (world,), mesh_dim_names=("shard",))
-    return init_device_mesh(device.type, (replicas, world // replicas), mesh_dim_names=("replicate", "shard"))
-
-
 def build_sharded(
-    reference: str, recipe: Recipe, device: torch.device, *, seed: int, replicas: int = 1
+    spec: BackboneSpec, recipe: Recipe, mesh: Mesh, *, seed: int
 ) -> tuple[HFCausalLLMBackbone, list[nn.Module]]:
     """Builds, adapts and shards a backbone as `recipe` says; returns it with its sharded decoder layers. Collective.
 
     It is laid out without weights and filled once it is sharded: each rank reads its own rows. What has to come from
     the hub is downloaded by one rank of each node.
     """
-    if dist.get_node_local_rank(fallback_rank=0) == 0:
-        fetch(reference)
-    dist.barrier()
-    constants.HF_HUB_OFFLINE = True  # what follows reads the cache that is complete now
+    if mesh.is_first_on_node:
+        fetch(spec)
+    mesh.barrier()
     backbone = build(
-        reference,
+        fetch(spec, cached_only=True),
         empty=True,
         max_length=recipe.sequence_length,
         seed=seed,
         attention=recipe.attention,
         compute_dtype=COMPUTE_DTYPE[recipe.precision],
     )
-    try:
-        apply_adaptation(backbone, recipe.adaptation.kind, recipe.adaptation.lora)
-    except ValueError as error:
-        raise ShardingError(str(error)) from error
+    apply_adaptation(backbone, recipe.adaptation.kind, recipe.adaptation.lora)
     if recipe.activation_checkpointing:
         backbone.enable_gradient_checkpointing()
-    layers = shard(backbone, build_mesh(device, replicas), recipe.precision)
-    backbone.load_weights(device)
+    layers = shard(backbone, mesh.fsdp, recipe.precision)
+    backbone.load_weights(mesh.device)
     init_adapters(backbone.llm, seed)
     return backbone, layers
 
@@ -98,13 +87,10 @@ def decoder_layers(backbone: LLMBackbone) -> list[nn.Module]:
 
 
 def found_contract(
-    backbone: LLMBackbone, layers: list[nn.Module], optimizer: torch.optim.Optimizer, precision: str
+    backbone: LLMBackbone, layers: list[nn.Module], optimizers: Optimizers, precision: str
 ) -> dict[str, Any]:
     """What the wrapped model really is, read off its tensors after the first step."""
     parameters = [parameter for parameter in backbone.llm.parameters() if parameter.requires_grad]
-    moments = {
-        str(value.dtype) for state in optimizer.state.values() for name, value in state.items() if name != "step"
-    }
     units = [module for module in backbone.llm.modules() if isinstance(module, FSDPModule)]
     policy = cast(Any, layers[0])._get_fsdp_state()._mp_policy
     return {
@@ -114,7 +100,7 @@ def found_contract(
         "compute_dtype": _joined([policy.param_dtype]),
         "reduce_dtype": _joined([policy.reduce_dtype]),
         "gradient_dtype": _joined(str(p.grad.dtype) for p in parameters if p.grad is not None),
-        "optimizer_state_dtype": _joined(moments),
+        "optimizer_state_dtype": _joined(optimizers.state_dtypes()),
         "parameters": sum(parameter.numel() for parameter in backbone.llm.parameters()),
         "trainable_parameters": sum(parameter.numel() for parameter in parameters),
         "precision": precision,

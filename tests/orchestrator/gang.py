@@ -13,7 +13,7 @@ DEADLINE_S = 300.0
 
 # The fork server has these loaded, so a rank starts in a moment; it never computes, so its forks are safe.
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["orchestrator.training.cell", "transformers.models.llama.modeling_llama"])
+_CONTEXT.set_forkserver_preload(["orchestrator.attempt.stages", "transformers.models.llama.modeling_llama"])
 
 
 class RankError(AssertionError):

@@ -18,7 +18,7 @@ from jobs.queue.queue import Queue
 from jobs.queue.store import Store
 from jobs.report.certificate import render_certificate
 from jobs.report.html import render_report
-from orchestrator.certificate.record import CertificateRequest
+from orchestrator.cell_job import CertificateRequest
 from orchestrator.errors import InputError
 
 PROOFS = ["special tokens", "prompt", "architecture", "weights", "rows", "parity", "packing", "overfit"]

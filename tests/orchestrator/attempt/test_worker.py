@@ -8,7 +8,7 @@ from ray.exceptions import ActorDiedError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import WorkerGroupError
 
-from orchestrator.attempt.worker import PEER_LOST, PREEMPTED, WORKER_DIED, Failure, find_first_cause
+from orchestrator.attempt.failure import PEER_LOST, PREEMPTED, WORKER_DIED, Failure, find_first_cause
 from orchestrator.cell_job import worker_file
 from orchestrator.results import write_json
 

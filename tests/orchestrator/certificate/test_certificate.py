@@ -20,13 +20,14 @@ from backbones.causal_lm import CausalLMBackbone
 from backbones.random_init import RandomInitBackbone
 from backbones.registry import build, get_spec, register
 from backbones.spec import BackboneSpec
+from orchestrator.attempt.stages import run_cell
 from orchestrator.cell_job import CellJob
 from orchestrator.certificate.gang import obtain_certificate
 from orchestrator.certificate.record import CELL_FILE, Certificate, CertificateRequest, Proof, code_digest
 from orchestrator.errors import CertificateError
+from orchestrator.parallel import Mesh
 from orchestrator.results import read_json
 from orchestrator.spec_files.spec import Adaptation, Budget, Data, Recipe
-from orchestrator.training.cell import train_cell
 
 TINY = ("tiny-llama2", "tiny-mistral", "tiny-qwen")
 KIT_MODELS = tuple(f"stories260K-{family}" for family in ("llama", "mistral", "qwen2", "phi3", "gemma"))
@@ -89,7 +90,7 @@ def obtain(request: CertificateRequest, launches: int = 1) -> tuple[Certificate,
     for launch in range(launches):
         made: list[Proof] = []
         request = replace(request, launch=f"{request.launch}-{launch}")
-        certificate = obtain_certificate(request, torch.device("cpu"), made.append)
+        certificate = obtain_certificate(request, Mesh.build(torch.device("cpu")), made.append)
     return certificate, made, torch.equal(before, torch.random.get_rng_state())
 
 
@@ -239,7 +240,7 @@ def test_a_certificate_lasts_until_the_backbone_or_our_code_changes(tmp_path: Pa
 
 
 def train(job: CellJob) -> None:
-    train_cell(job, torch.device("cpu"))
+    run_cell(job, torch.device("cpu"))
 
 
 def test_a_cell_trains_as_it_would_without_its_certificate_and_makes_it_once(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ from gang import run_ranks
 from small_models import FAMILY_REPRESENTATIVES, make_small_folder, small_spec
 
 from backbones.registry import get_spec, register
+from orchestrator.cell_job import CertificateRequest
 from orchestrator.certificate.gang import obtain_certificate
-from orchestrator.certificate.record import CertificateRequest
+from orchestrator.parallel import Mesh
 from orchestrator.spec_files.spec import Recipe
 
 pytestmark = pytest.mark.e2e
@@ -26,7 +27,7 @@ def certify(family: str, folder: Path) -> dict[str, str]:
         {"data": {"train": "-", "validation": "-"}, "budget": {"kind": "steps", "amount": 1}, "precision": "fp32"}
     )
     request = CertificateRequest(spec, recipe, replicas=1, folder=folder / "certificates", launch="test")
-    certificate = obtain_certificate(request, torch.device("cpu"), lambda proof: None)
+    certificate = obtain_certificate(request, Mesh.build(torch.device("cpu")), lambda proof: None)
     return {proof.name: f"{proof.status}: {proof.found}" for proof in certificate.proofs}
 
 

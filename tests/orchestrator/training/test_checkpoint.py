@@ -14,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_jobs import curve, entries, make_job
 
+from orchestrator.attempt.stages import run_cell
 from orchestrator.cell_job import CellJob
-from orchestrator.training.cell import build_trainee, train_cell
+from orchestrator.parallel import Mesh
 from orchestrator.training.checkpoint import MANIFEST, find_latest, prune
+from orchestrator.training.trainee import build_trainee
 
 HALF = "step-00000006-attempt-001"
 WHOLE = "step-00000012-attempt-001"
@@ -24,7 +26,7 @@ EXACT = ("loss", "grad_norm", "learning_rate", "bytes_seen", "tokens_seen", "exa
 
 
 def train(job: CellJob) -> None:
-    train_cell(job, torch.device("cpu"))
+    run_cell(job, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -230,9 +232,9 @@ def checkpoint_error(job: CellJob) -> str:
     from orchestrator.errors import CheckpointError
     from orchestrator.training.checkpoint import save_checkpoint
 
-    trainee = build_trainee(job, torch.device("cpu"))
+    trainee = build_trainee(job, Mesh.build(torch.device("cpu"), job.cell.placement.parallel))
     with pytest.raises(CheckpointError) as raised:
-        save_checkpoint(job.checkpoint_root, 1, 1, trainee.backbone, trainee.optimizer, {})
+        save_checkpoint(job.checkpoint_root, 1, 1, trainee.backbone, trainee.optimizers, {}, trainee.mesh)
     return str(raised.value)
 
 

@@ -26,6 +26,7 @@ from backbones.registry import build, get_spec, load_codec
 from orchestrator.data.examples import Example, Turn
 from orchestrator.data.feed import IGNORED, Batch
 from orchestrator.data.prepare import TokenizedDataset, tokenize
+from orchestrator.parallel import Mesh
 from orchestrator.training.evaluation import evaluate, windows
 from orchestrator.training.loss import token_nats
 from orchestrator.training.measurement import ItemScores, bits_per_byte
@@ -83,7 +84,7 @@ def single_rank() -> Iterator[None]:
 
 
 def score(scorer: Callable[[Batch], torch.Tensor], data: TokenizedDataset, items: Any, **changes: Any) -> ItemScores:
-    options = {"sequence_length": 64, "rows": 3, "pad_token_id": PAD, "device": CPU} | changes
+    options = {"sequence_length": 64, "rows": 3, "pad_token_id": PAD, "mesh": Mesh.build(CPU)} | changes
     return evaluate(scorer, data, np.asarray(items, np.int64), **options)
 
 

@@ -19,11 +19,12 @@ from small_jobs import make_job
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from orchestrator.cell_job import CellJob, ExportRequest, find_export
+from orchestrator.parallel import Mesh
 from orchestrator.planning.preflight import UNFINISHED
 from orchestrator.training import export
-from orchestrator.training.cell import build_trainee
 from orchestrator.training.export import export_model
 from orchestrator.training.measurement import ItemScores
+from orchestrator.training.trainee import build_trainee
 
 TEXT = "Once upon a time, there was a little cat who lived in a big house."
 CLASSES = ["llama", "mistral", "qwen2", "phi3", "gemma"]
@@ -37,12 +38,12 @@ def small_export(folder: Path, backbone: str, workers: int) -> CellJob:
 
 def export_on_a_rank(job: CellJob, input_ids: list[int]) -> np.ndarray:
     """The sharded model's logits, before it is exported."""
-    trainee = build_trainee(job, torch.device("cpu"))
+    trainee = build_trainee(job, Mesh.build(torch.device("cpu"), job.cell.placement.parallel))
     trainee.backbone.llm.eval()
     with torch.no_grad():
         logits: torch.Tensor = trainee.backbone(input_ids=torch.tensor([input_ids])).logits
     one = np.ones(1, np.int64)
-    export_model(trainee.backbone, job, ItemScores(one, np.log(2.0) * one, one, one))
+    export_model(trainee.backbone, job, ItemScores(one, np.log(2.0) * one, one, one), trainee.mesh)
     return logits[0].numpy()
 
 
@@ -75,14 +76,14 @@ def test_sharded_logits_are_those_of_stock_transformers_and_so_are_the_exports(
 
 def export_trained_adapters(job: CellJob, input_ids: list[int]) -> np.ndarray:
     """Adapters with values as if they had learned something."""
-    trainee = build_trainee(job, torch.device("cpu"))
+    trainee = build_trainee(job, Mesh.build(torch.device("cpu"), job.cell.placement.parallel))
     for name, parameter in trainee.backbone.llm.named_parameters():
         if ".lora_B." in name:
             torch.nn.init.constant_(parameter.to_local(), 0.05)  # type: ignore[attr-defined]
     with torch.no_grad():
         logits: torch.Tensor = trainee.backbone.llm.eval()(torch.tensor([input_ids]), use_cache=False).logits
     one = np.ones(1, np.int64)
-    export_model(trainee.backbone, job, ItemScores(one, np.log(2.0) * one, one, one))
+    export_model(trainee.backbone, job, ItemScores(one, np.log(2.0) * one, one, one), trainee.mesh)
     return logits[0].numpy()
 
 

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from backbones.registry import get_spec, register
 from orchestrator.data.feed import make_batch
+from orchestrator.parallel import Mesh
 from orchestrator.spec_files.spec import Recipe
 from orchestrator.training.loss import token_nats
 from orchestrator.training.sharding import build_sharded
@@ -72,7 +73,7 @@ def look_at(family: str, folder: Path, adaptations: bool) -> dict[str, Any]:
 
 
 def build(backbone_id: str, **settings: str) -> Any:
-    backbone, layers = build_sharded(backbone_id, recipe(**settings), torch.device("cpu"), seed=5)
+    backbone, layers = build_sharded(get_spec(backbone_id), recipe(**settings), Mesh.build(torch.device("cpu")), seed=5)
     backbone.llm.eval()
     return backbone, layers
 

@@ -24,13 +24,16 @@ from torch.nn import functional
 
 from backbones.adaptation import apply_adaptation, init_adapters
 from backbones.registry import build
+from orchestrator.attempt.stages import run_cell
 from orchestrator.attempt.worker import run_attempt
 from orchestrator.cell_job import CellJob
 from orchestrator.data.feed import Feed
 from orchestrator.data.parity import load_selection
 from orchestrator.data.prepare import load_tokenized
-from orchestrator.training.cell import build_trainee, train_cell, train_step
+from orchestrator.parallel import Mesh
 from orchestrator.training.measurement import find_measurement
+from orchestrator.training.step import train_step
+from orchestrator.training.trainee import build_trainee
 
 TOLERANCE = 1e-5
 STEPS = 20
@@ -132,7 +135,7 @@ def train_all_and_inspect(config: dict[str, Any]) -> None:
     from ray.train.torch import get_device
 
     for job in config["jobs"]:
-        train_cell(job, get_device())
+        run_cell(job, get_device())
     facts = inspect_wrapped_model(config["jobs"][0])
     file = config["folder"] / f"facts-of-{facts['world']}-rank-{facts['rank']}.json"
     file.write_text(json.dumps(facts))
@@ -142,11 +145,11 @@ def inspect_wrapped_model(job: CellJob) -> dict[str, Any]:
     """What kind of things the modules and parameters of a built trainee are, on this rank."""
     import torch  # here, not above: a function that travels by value cannot take the module along
 
-    trainee = build_trainee(job, torch.device("cpu"))
+    trainee = build_trainee(job, Mesh.build(torch.device("cpu"), job.cell.placement.parallel))
     llm = trainee.backbone.llm
     decoders = [module for module in llm.modules() if "DecoderLayer" in type(module).__name__]
     units = [module for module in llm.modules() if isinstance(module, FSDPModule)]
-    world = torch.distributed.get_world_size()
+    world = trainee.mesh.dims.world
     whole = sum(parameter.numel() for parameter in llm.parameters())
     return {
         "rank": torch.distributed.get_rank(),
@@ -249,7 +252,7 @@ def test_an_attempt_under_ray_train_records_the_contract_and_the_curve_of_a_plai
 
 
 def train(job: CellJob) -> None:
-    train_cell(job, torch.device("cpu"))
+    run_cell(job, torch.device("cpu"))
 
 
 def small(folder: Path, backbone: str = "tiny-llama2", **settings: Any) -> CellJob:
@@ -295,7 +298,7 @@ def test_two_replicas_of_two_shards_have_the_loss_curve_of_a_plain_loop(tmp_path
 
 
 def inspect_replicas(job: CellJob) -> dict[str, Any]:
-    trainee = build_trainee(job, torch.device("cpu"))
+    trainee = build_trainee(job, Mesh.build(torch.device("cpu"), job.cell.placement.parallel))
     weight = next(trainee.backbone.llm.parameters())
     assert isinstance(weight, DTensor)
     train(job)
@@ -356,8 +359,8 @@ def test_a_checkpoint_holds_what_learns_and_resumes_exactly(adaptation: dict[str
 def test_adapters_for_modules_that_do_not_exist_are_refused_with_what_exists(tmp_path: Path) -> None:
     job = small(tmp_path, "tiny-qwen", adaptation={"kind": "lora", "target_modules": ["q_proj", "query"]})
 
-    with pytest.raises(RankError, match=r"ShardingError: lora: tiny-qwen has no query .* down_proj, gate_proj, k_proj"):
-        run_ranks(1, train, job)
+    with pytest.raises(RankError, match=r"AdaptationError: lora: tiny-qwen has no query .* down_proj, gate_proj"):
+        run_ranks(2, train, job)
 
 
 @pytest.mark.parametrize("model", ["stories260K-gemma", "stories260K-phi3", "stories260K-qwen2"])
@@ -430,12 +433,12 @@ def test_the_update_of_a_step_with_a_nan_loss_is_not_made(poisoned: str, tmp_pat
 
 
 def weights_stay_through_a_nan(job: CellJob, step: int) -> bool:
-    trainee = build_trainee(job, torch.device("cpu"))
+    trainee = build_trainee(job, Mesh.build(torch.device("cpu"), job.cell.placement.parallel))
     for number, work in zip(range(1, step + 1), trainee.feed.steps(), strict=False):
         before = [parameter.detach().to_local().clone() for parameter in trainee.backbone.llm.parameters()]
         outcome = train_step(job.cell, trainee, work, 1e-3)
         assert math.isfinite(outcome.loss) == (number < step)
-        trainee.optimizer.zero_grad()
+        trainee.optimizers.zero_grad()
     after = [parameter.detach().to_local() for parameter in trainee.backbone.llm.parameters()]
     return all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(before, after, strict=True))
 

@@ -1,0 +1,11 @@
+"""What every error that this package raises on purpose says of itself. No torch, no transformers."""
+
+
+class BackboneError(Exception):
+    """The sentence names the remedy. Another try with the same input would meet it too, unless `retriable`.
+
+    `status` is the name of the status that a cell gets whose training it ends.
+    """
+
+    status = "FAILED"
+    retriable = False

@@ -1,0 +1,64 @@
+"""The stages of a cell, in order: certify, load, train, evaluate, export, measure. A new one joins `STAGES`.
+
+Collective: every rank of the process group runs the same stages. Knows nothing of Ray or MLflow: it needs a process
+group, a device and a folder that all ranks share.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from orchestrator.cell_job import CellJob
+from orchestrator.certificate.gang import require_certificate
+from orchestrator.parallel import Mesh
+from orchestrator.tracking.recorder import open_recorder
+from orchestrator.training import stages
+from orchestrator.training.run import CellRun
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One part of an attempt: whether a job has it, and what it does. A name for people."""
+
+    name: str
+    applies: Callable[[CellJob], bool]
+    run: Callable[[CellRun], None]
+
+
+def certify(run: CellRun) -> None:
+    """Demands the backbone's certificate, made by these ranks where none is kept. Raises CertificateError."""
+    assert run.job.certificate is not None
+    if run.job.trains:
+        run.recorder.phase("certifying")
+    require_certificate(run.job.certificate, run.mesh, run.job.folder, run.recorder)
+
+
+def _trains(job: CellJob) -> bool:
+    return job.trains
+
+
+STAGES = (
+    Stage("certify", lambda job: job.certificate is not None, certify),
+    Stage("load", _trains, stages.load),
+    Stage("train", _trains, stages.train),
+    Stage("evaluate", _trains, stages.conclude),
+    Stage("export", lambda job: job.export is not None, stages.export),
+    Stage("measure", _trains, stages.record),
+)
+
+
+def run_cell(job: CellJob, device: torch.device) -> None:
+    """Runs every stage that the job has, resuming from its newest valid checkpoint.
+
+    Writes proofs, steps and evaluations to the spool, checkpoints beside it, and at the end the measurement. Raises
+    CertificateError, before it trains, where a certificate is asked for and a proof fails; DivergedError,
+    CancelledError (after a checkpoint), TimedOutError (after a checkpoint) or ShardingError.
+    """
+    mesh = Mesh.build(device, job.cell.placement.parallel)
+    recorder = open_recorder(job.spool_folder, job.attempt, mesh.is_main)
+    run = CellRun(job, mesh, recorder)
+    for stage in STAGES:
+        if stage.applies(job):
+            stage.run(run)
+    recorder.close()

@@ -1,0 +1,211 @@
+"""The stages of a cell from loading to its measurement. Each is one function of the run; all of them are collective."""
+
+import itertools
+import math
+import os
+import time
+from dataclasses import asdict, replace
+
+import numpy as np
+import torch
+
+from orchestrator.data.feed import StepWork
+from orchestrator.errors import CancelledError, DivergedError, TimedOutError
+from orchestrator.hardware import device_name, peak_memory_gib
+from orchestrator.results import EvaluationPoint, StepMetrics, read_json, write_json
+from orchestrator.training.checkpoint import Checkpoint, find_latest, load_checkpoint, prune, save_checkpoint
+from orchestrator.training.contract import CONTRACT_FILE, find_contract
+from orchestrator.training.evaluation import evaluate
+from orchestrator.training.export import export_model
+from orchestrator.training.loss import token_nats
+from orchestrator.training.measurement import ItemScores, bits_per_byte, measure, save_item_scores, write_measurement
+from orchestrator.training.rate import Seen, learning_rate, passed_a_mark
+from orchestrator.training.run import CellRun, Position
+from orchestrator.training.step import CONTINUE, TIMED_OUT, StepOutcome, train_step
+from orchestrator.training.trainee import build_trainee
+
+
+def load(run: CellRun) -> None:
+    """Builds the trainee, and fills it from the newest checkpoint that is valid."""
+    run.recorder.phase("loading", load_average=os.getloadavg()[0], cores=os.cpu_count())
+    run.trainee = trainee = build_trainee(run.job, run.mesh)
+    checkpoint = _find_checkpoint(run)
+    if checkpoint is not None:
+        load_checkpoint(checkpoint, trainee.backbone, trainee.optimizers)
+        run.recorder.phase("resumed", step=checkpoint.step)
+        run.position = Position(**{**checkpoint.trainer, "seen": Seen(**checkpoint.trainer["seen"])})
+
+
+def train(run: CellRun) -> None:
+    """Trains to the end of the budget, with evaluations and checkpoints on the way.
+
+    Raises DivergedError, CancelledError (after a checkpoint) and TimedOutError (after a checkpoint).
+    """
+    job, trainee, cell = run.job, run.trainee, run.job.cell
+    data_time_s = trainee.load_time_s - trainee.model_time_s
+    run.recorder.phase("training", step=run.position.seen.steps, model_s=trainee.model_time_s, data_s=data_time_s)
+    if run.position.seen.steps == 0:
+        score(run)
+    for work in itertools.islice(trainee.feed.steps(), run.position.seen.steps, None):
+        before = run.share_of(run.position)
+        if before >= 1:
+            break
+        after = replace(run.position, seen=run.position.seen.plus(work))
+        # A step asks with the middle of its own progress, so that neither the first nor the last has rate 0.
+        rate = learning_rate(cell.recipe.optimizer, (before + run.share_of(after)) / 2)
+        started = time.perf_counter()
+        torch.manual_seed(_random_seed(cell.seed, after.seen.steps, run.mesh.rank))
+        outcome = train_step(cell, trainee, work, rate, run.order)
+        elapsed = time.perf_counter() - started
+        _record_step(run, work, after, outcome, rate, elapsed)
+        run.position = replace(after, train_time_s=run.position.train_time_s + elapsed)
+        if run.contract is None:
+            run.contract = find_contract(job, trainee)
+            if run.mesh.is_main:  # kept for an attempt that has no step left to make
+                write_json(job.folder / CONTRACT_FILE, run.contract)
+        trainee.optimizers.zero_grad()
+        share, stopping = run.share_of(run.position), outcome.order != CONTINUE
+        if passed_a_mark(before, share, cell.recipe.evaluate.every) or share >= 1:
+            score(run)
+        if passed_a_mark(before, share, cell.recipe.checkpoint.every) or share >= 1 or stopping:
+            _checkpoint(run)
+        if stopping and share < 1:
+            _stop(outcome.order, run.position)
+
+
+def conclude(run: CellRun) -> None:
+    """The final scores, anew in an attempt that found the budget used up, and the peaks of memory over all ranks."""
+    run.recorder.phase("finishing")
+    if run.scores is None:
+        score(run)
+    device, host = peak_memory_gib(run.mesh.device), peak_memory_gib(torch.device("cpu"))
+    peaks = torch.tensor([device, host], device=run.mesh.device)
+    run.mesh.maximum(peaks)
+    run.peaks_gib = float(peaks[0]), float(peaks[1])
+
+
+def export(run: CellRun) -> None:
+    """Writes the trained model as a Hugging Face folder."""
+    assert run.scores is not None
+    export_model(run.trainee.backbone, run.job, run.scores, run.mesh)
+
+
+def record(run: CellRun) -> None:
+    """Writes the per-item scores and the measurement: its presence says that the cell was trained and measured."""
+    if not run.mesh.is_main:
+        return
+    job, trainee, position = run.job, run.trainee, run.position
+    assert run.scores is not None
+    save_item_scores(job.folder, run.scores)
+    measurement = measure(
+        job.folder,
+        job.spool_folder,
+        workers=run.mesh.dims.world,
+        device=device_name(run.mesh.device),
+        on_gpu=run.mesh.device.type == "cuda",
+        flops_per_token=job.flops_per_token,
+        peak_memory_gib=run.peaks_gib[0],
+        peak_host_memory_gib=run.peaks_gib[1],
+        load_time_s=trainee.load_time_s,
+        checkpoint_stall_s=position.checkpoint_stall_s / max(position.checkpoints, 1),
+        # An attempt that made no step has no gradients to look at.
+        contract=run.contract or read_json(job.folder / CONTRACT_FILE),
+        extra=run.metrics,
+    )
+    write_measurement(job.folder, measurement)
+    run.recorder.phase("finished", step=position.seen.steps)
+
+
+def score(run: CellRun) -> None:
+    """Scores the held-out items. Raises DivergedError when the score is not finite, after it was recorded."""
+    trainee, cell, position = run.trainee, run.job.cell, run.position
+    trainee.backbone.llm.eval()
+    with torch.no_grad():
+        scores = evaluate(
+            lambda batch: token_nats(trainee.backbone, batch, run.mesh.device),
+            trainee.validation,
+            trainee.scored,
+            sequence_length=cell.recipe.sequence_length,
+            rows=cell.micro_batch_size,
+            pad_token_id=trainee.pad_token_id,
+            mesh=run.mesh,
+        )
+    trainee.backbone.llm.train()
+    run.scores = scores
+    run.recorder.evaluation(_point(position, run.share_of(position), scores))
+    if not math.isfinite(scores.bits_per_byte):
+        run.mesh.barrier()  # the main rank has recorded it: the first rank to fail has the others killed
+        raise DivergedError(
+            f"{cell.cell_id}: held-out bits per byte are {scores.bits_per_byte} after step {position.seen.steps}. "
+            "Lower recipe.optimizer.learning_rate or raise warmup."
+        )
+
+
+def _point(position: Position, share: float, scores: ItemScores) -> EvaluationPoint:
+    seen, spent = position.seen, position.train_time_s
+    return EvaluationPoint(seen.steps, share, seen.bytes, seen.tokens, spent, scores.bits_per_byte, scores.loss)
+
+
+def _record_step(
+    run: CellRun, work: StepWork, after: Position, outcome: StepOutcome, rate: float, elapsed: float
+) -> None:
+    """The step is recorded before a divergence is raised, with its real values."""
+    seen = after.seen
+    run.recorder.step(
+        StepMetrics(
+            step=seen.steps,
+            loss=outcome.loss,
+            grad_norm=outcome.grad_norm,
+            learning_rate=rate,
+            train_bits_per_byte=bits_per_byte(outcome.loss * work.targets, work.learnable_bytes),
+            examples_seen=seen.examples,
+            tokens_seen=seen.tokens,
+            bytes_seen=seen.bytes,
+            progress=run.share_of(after),
+            step_time_s=elapsed,
+            tokens_per_second_per_device=work.tokens / elapsed / run.mesh.dims.world,
+            peak_memory_gib=peak_memory_gib(run.mesh.device),
+        )
+    )
+    if not outcome.is_finite:
+        run.mesh.barrier()  # the main rank has recorded it: the first rank to fail has the others killed
+        raise DivergedError(
+            f"{run.job.cell.cell_id}: loss {outcome.loss} and gradient norm {outcome.grad_norm} at step {seen.steps}; "
+            "the update was not made. Lower recipe.optimizer.learning_rate or raise warmup."
+        )
+
+
+def _checkpoint(run: CellRun) -> None:
+    position, trainee, job = run.position, run.trainee, run.job
+    step, root = position.seen.steps, job.checkpoint_root
+    run.recorder.phase("checkpointing", step=step)
+    started = time.perf_counter()
+    folder = save_checkpoint(root, job.attempt, step, trainee.backbone, trainee.optimizers, asdict(position), run.mesh)
+    if run.mesh.is_main:
+        prune(root, job.cell.recipe.checkpoint.keep)
+    stall = time.perf_counter() - started
+    if run.mesh.is_main:
+        size = sum(file.stat().st_size for file in folder.iterdir())
+        run.recorder.phase("training", step=step, stall_s=stall, checkpoint_bytes=size)
+    total_s = position.checkpoint_stall_s + stall
+    run.position = replace(position, checkpoints=position.checkpoints + 1, checkpoint_stall_s=total_s)
+
+
+def _find_checkpoint(run: CellRun) -> Checkpoint | None:
+    """The newest valid checkpoint, if there is one. The main rank verifies; all ranks load the same."""
+    found, rejected = find_latest(run.job.checkpoint_root) if run.mesh.is_main else (None, [])
+    for sentence in rejected:
+        run.recorder.phase("rejected", reason=sentence)
+    return run.mesh.from_main(found)
+
+
+def _stop(order: int, position: Position) -> None:
+    where = f"a checkpoint was kept at step {position.seen.steps}; the same command continues from there"
+    if order == TIMED_OUT:
+        raise TimedOutError(f"policy.timeout is used up; {where} once policy.timeout is raised")
+    raise CancelledError(f"stopped on request; {where}")
+
+
+def _random_seed(*parts: int) -> int:
+    """One seed from several numbers; equal on every machine and Python."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])

@@ -1,0 +1,66 @@
+"""What is trained: the sharded backbone, its optimizers and its data on this rank."""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from backbones.hf_causal import HFCausalLLMBackbone
+from orchestrator.cell_job import CellJob
+from orchestrator.data.feed import Feed
+from orchestrator.data.parity import load_selection
+from orchestrator.data.prepare import TokenizedDataset, load_tokenized
+from orchestrator.parallel import Mesh
+from orchestrator.training.optimizer import Optimizers, build_optimizers
+from orchestrator.training.sharding import build_sharded
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """The sharded backbone, its optimizers and its data on this rank."""
+
+    backbone: HFCausalLLMBackbone
+    layers: list[nn.Module]  # the sharded decoder layers
+    optimizers: Optimizers
+    feed: Feed
+    validation: TokenizedDataset
+    scored: np.ndarray
+    mesh: Mesh
+    load_time_s: float
+    model_time_s: float  # of it: to build, shard and fill the backbone
+
+    @property
+    def pad_token_id(self) -> int:
+        return int(self.backbone.pad_token_id)
+
+
+def build_trainee(job: CellJob, mesh: Mesh) -> Trainee:
+    """Builds, adapts and shards the backbone, and opens its data. Collective."""
+    assert job.prepared is not None, "a job without data has no stage that trains"
+    started = time.perf_counter()
+    cell, recipe = job.cell, job.cell.recipe
+    backbone, layers = build_sharded(cell.backbone, recipe, mesh, seed=cell.seed)
+    model_time_s = time.perf_counter() - started
+    backbone.llm.train()
+    kept, scored = load_selection(job.selection_file)
+    feed = Feed(
+        data=load_tokenized(job.prepared.train_file),
+        kept=kept,
+        data_digest=cell.train_digest,
+        seed=cell.seed,
+        global_batch_size=recipe.global_batch_size,
+        sequence_length=recipe.sequence_length,
+        packing=recipe.packing,
+    )
+    return Trainee(
+        backbone=backbone,
+        layers=layers,
+        optimizers=build_optimizers(backbone.llm, recipe.optimizer),
+        feed=feed,
+        validation=load_tokenized(job.prepared.validation_file),
+        scored=scored,
+        mesh=mesh,
+        load_time_s=time.perf_counter() - started,
+        model_time_s=model_time_s,
+    )
