@@ -6,8 +6,8 @@ from typing import Any
 
 from backbones.spec import BackboneSpec
 from orchestrator.data.prepare import Prepared
+from orchestrator.layout import EXPORT_MANIFEST, CellFolder
 from orchestrator.planning.plan import Cell
-from orchestrator.planning.preflight import EXPORT_MANIFEST
 from orchestrator.results import read_json
 from orchestrator.spec_files.spec import Recipe
 
@@ -59,32 +59,22 @@ class CellJob:
 
     @property
     def spool_folder(self) -> Path:
-        return spool_folder(self.folder)
+        return CellFolder(self.folder).spool
 
     @property
     def checkpoint_root(self) -> Path:
-        return self.folder / "checkpoints"
+        return CellFolder(self.folder).checkpoints
 
     @property
     def stop_file(self) -> Path:
         """While it exists, the workers stop at the next step, after a checkpoint."""
-        return self.folder / "stop"
+        return CellFolder(self.folder).stop
 
     @property
     def has_started(self) -> bool:
         """Whether rank 0 of this attempt runs."""
-        file = worker_file(self.folder, 0)
+        file = CellFolder(self.folder).worker(0)
         return file.exists() and read_json(file)["attempt"] == self.attempt
-
-
-def worker_file(cell_folder: Path, rank: int) -> Path:
-    """Where a rank's process is noted: its node, its pid and its attempt."""
-    return cell_folder / "workers" / f"rank-{rank}.json"
-
-
-def spool_folder(cell_folder: Path) -> Path:
-    """Where a cell's steps are spooled."""
-    return cell_folder / "spool"
 
 
 def find_export(folder: Path) -> str | None:

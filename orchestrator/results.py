@@ -10,6 +10,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from orchestrator.layout import CellFolder
+
 
 class CellStatus(StrEnum):
     """Where a cell stands. Every planned cell ends in the report exactly once, with a terminal status."""
@@ -138,10 +140,10 @@ def read_json(path: Path) -> Any:
 
 def find_cell_result(folder: Path) -> CellResult | None:
     """The stored result of a cell, or None while it has none."""
-    path = folder / "result.json"
+    path = CellFolder(folder).result
     return cell_result_from_json(read_json(path)) if path.exists() else None
 
 
 def save_cell_result(folder: Path, result: CellResult) -> None:
     """Stores a cell's result beside its checkpoints."""
-    write_json(folder / "result.json", asdict(result))
+    write_json(CellFolder(folder).result, asdict(result))

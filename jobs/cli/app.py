@@ -12,6 +12,7 @@ from rich.console import Console
 from backbones.reference import HubError
 from jobs.cli import cluster, queue, tables
 from jobs.cli.options import Storage, storage_folder
+from orchestrator import layout
 from orchestrator.errors import InputError, OrchestratorError, SpecError
 
 if TYPE_CHECKING:
@@ -168,14 +169,14 @@ def report(
     from jobs.report.html import render_report
 
     root = storage_folder(storage)
-    facts = root / job_id / "report.json"
+    facts = layout.Storage(root).job(job_id).report
     if Path(job_id).name != job_id or not facts.is_file():
-        known = sorted(path.parent.name for path in root.glob("*/report.json"))
+        known = [job.path.name for job in layout.Storage(root).reports()]
         raise InputError(f"no report {job_id!r} in {root}; there are: {', '.join(known) or 'none'}")
     document = json.loads(facts.read_text(encoding="utf-8"))
-    (facts.parent / "report.html").write_text(render_report(document), encoding="utf-8")
+    layout.Storage(root).job(job_id).report_page.write_text(render_report(document), encoding="utf-8")
     tables.print_ranking(document)
-    out.print(f"report: {facts.parent / 'report.html'}", highlight=False, soft_wrap=True)
+    out.print(f"report: {layout.Storage(root).job(job_id).report_page}", highlight=False, soft_wrap=True)
 
 
 @app.command()

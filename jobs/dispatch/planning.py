@@ -13,6 +13,7 @@ from jobs.driver.launch import open_cells
 from jobs.driver.leases import job_request
 from jobs.queue.rows import JobRequest
 from orchestrator.errors import SpecError
+from orchestrator.layout import Storage
 from orchestrator.planning.plan import Plan, load_plan
 
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the same files make the same zip
@@ -35,7 +36,7 @@ def plan_submission(question: Mapping[str, Any]) -> JobRequest:
         priority=request.priority if priority is None else priority,
         spec_file=question["spec"],
         arguments=tuple(_arguments(question)),
-        code=str(keep_code(Path.cwd(), plan.storage / "queue" / "code")),
+        code=str(keep_code(Path.cwd(), Storage(plan.storage).code)),
         occurrence=question.get("occurrence"),
     )
 

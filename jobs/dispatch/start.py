@@ -10,6 +10,7 @@ import yaml
 from jobs.cluster.ray_cluster import NAMESPACE, largest_cluster
 from jobs.driver.leases import ACTOR_NAME, ask, find_dispatcher
 from orchestrator.errors import ClusterError, InputError, OrchestratorError
+from orchestrator.layout import Storage
 
 app = typer.Typer(help="The dispatcher of a Ray cluster.", add_completion=False, pretty_exceptions_enable=False)
 
@@ -36,7 +37,7 @@ def start(
 
     try:
         root = storage.expanduser().absolute()
-        url = store or os.environ.get("BACKBONE_QUEUE_STORE") or f"sqlite:///{root / 'queue' / 'queue.db'}"
+        url = store or os.environ.get("BACKBONE_QUEUE_STORE") or f"sqlite:///{Storage(root).queue_store}"
         context = _connect()
         state = start_dispatcher(url, context.dashboard_url, settings, autoscaling_config, may_grow)
     except OrchestratorError as error:

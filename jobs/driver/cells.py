@@ -17,6 +17,7 @@ from orchestrator.attempt.failure import Failure
 from orchestrator.attempt.worker import run_attempt
 from orchestrator.cell_job import CellJob
 from orchestrator.errors import AlreadyRunningError
+from orchestrator.layout import CellFolder
 from orchestrator.planning.plan import Cell
 from orchestrator.results import CellResult, CellStatus, find_cell_result, read_json, save_cell_result, write_json
 from orchestrator.spec_files.spec import Placement, Policy
@@ -297,7 +298,7 @@ class _History:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._file = folder / "attempts.json"
+        self._file = CellFolder(folder).attempts
         stored: dict[str, Any] = read_json(self._file) if self._file.exists() else {"count": 0, "reasons": []}
         self.count: int = stored["count"]
         self.reasons: list[str] = stored["reasons"]
@@ -348,7 +349,7 @@ def locked_cells(folders: Iterable[Path], limit_s: float = 0.0) -> Iterator[None
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
             try:
-                held.enter_context(FileLock(folder / "lock", timeout=limit_s))
+                held.enter_context(FileLock(CellFolder(folder).lock, timeout=limit_s))
             except Timeout:
                 raise AlreadyRunningError(
                     f"{folder.name} is being trained by another process; wait for it, or stop it with Ctrl-C there. "

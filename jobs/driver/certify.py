@@ -25,8 +25,6 @@ from orchestrator.attempt.failure import Failure
 from orchestrator.attempt.worker import run_attempt
 from orchestrator.cell_job import CellJob, CertificateRequest
 from orchestrator.certificate.record import (
-    CELL_FILE,
-    FOLDER,
     Certificate,
     Proof,
     ProofStatus,
@@ -35,6 +33,7 @@ from orchestrator.certificate.record import (
 )
 from orchestrator.errors import CertificateError, InputError
 from orchestrator.identity import backbone_identity, backbone_slug, content_hash
+from orchestrator.layout import CellFolder, Storage, certificate_run
 from orchestrator.planning.plan import Cell
 from orchestrator.planning.preflight import default_tracking_uri
 from orchestrator.results import CellStatus, read_json
@@ -55,7 +54,7 @@ def certify(
 
     Whether it passed is for the caller to ask. Raises CertificateError when the proofs could not be made.
     """
-    launch, folder = uuid.uuid4().hex, storage / FOLDER
+    launch, folder = uuid.uuid4().hex, Storage(storage).certificates
     request = CertificateRequest(spec, recipe, placement.replicas, folder, launch, plugins)
     job = certify_job(request, placement)
     shown: list[Proof] = []
@@ -95,7 +94,7 @@ def certify_job(request: CertificateRequest, placement: Placement) -> CellJob:
     return CellJob(
         cell=cell,
         attempt=1,
-        folder=request.folder / f".{backbone_slug(request.backbone)}-{request.launch}",
+        folder=Storage(request.folder.parent).certification(backbone_slug(request.backbone), request.launch),
         prepared=None,
         selection_file="",
         flops_per_token=0.0,
@@ -126,7 +125,7 @@ def make_placement(workers: int, gpu: bool) -> Placement:
 def _run(
     job: CellJob, request: CertificateRequest, placement: Placement, show: Callable[[Proof], None], console: Console
 ) -> Certificate:
-    outcome = job.folder / CELL_FILE
+    outcome = CellFolder(job.folder).certificate
     try:
         require_joinable_address()
         with hold_leases(placement, lease_request(request, placement)) as leases:
@@ -230,7 +229,7 @@ def _track(certificate: Certificate, file: Path, page: Path, storage: Path, cons
     uri = default_tracking_uri(storage)
     run = TrackedRun(
         name=f"certificate-{file.stem}",
-        state_file=file.parent / "tracking" / f"{file.stem}-{certificate.launch}.json",
+        state_file=certificate_run(file, certificate.launch),
         tags={
             "role": "certificate",
             "backbone_id": certificate.backbone_id,
@@ -242,7 +241,7 @@ def _track(certificate: Certificate, file: Path, page: Path, storage: Path, cons
         params=certificate.keys,
         artifacts=(file, page),
     )
-    writer = MlflowWriter(uri, Tracking().experiment, storage / "mlartifacts")
+    writer = MlflowWriter(uri, Tracking().experiment, Storage(storage).mlflow_artifacts)
     writer.track(run)
     writer.finish(run, "FINISHED" if certificate.passed else "FAILED")
     writer.start()

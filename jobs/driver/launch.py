@@ -24,7 +24,7 @@ from jobs.results.benchmark import write_benchmark
 from jobs.results.finished import write_report
 from jobs.tracking.runs import Tracking
 from orchestrator.cell_job import CellJob, CertificateRequest, ExportRequest, find_export
-from orchestrator.certificate.record import FOLDER as CERTIFICATES
+from orchestrator.layout import Storage
 from orchestrator.planning.memory import find_device_gib
 from orchestrator.planning.plan import Cell, Plan
 from orchestrator.planning.preflight import IN_RAY_JOB
@@ -60,7 +60,7 @@ def launch(plan: Plan, console: Console, certify: bool) -> Outcome:
             held.enter_context(_locked(plan))
         finished = _find_all_finished(plan)
         cells = open_cells(plan)
-        (plan.folder / "spec.yaml").write_text(plan.source.text, encoding="utf-8")
+        plan.files.spec.write_text(plan.source.text, encoding="utf-8")
         _announce(plan, console, finished, cells)
         tracking = Tracking(plan, command_line(), export_request(plan))
         for result in (*finished.values(), *infeasible.values()):
@@ -217,7 +217,7 @@ def _certificate_request(plan: Plan, cell: Cell, launch_id: str) -> CertificateR
         backbone=cell.backbone,
         recipe=cell.recipe,
         replicas=cell.placement.replicas,
-        folder=plan.storage / CERTIFICATES,
+        folder=Storage(plan.storage).certificates,
         launch=launch_id,
         plugins=plan.plugins,
         device_gib=find_device_gib(cell.placement),

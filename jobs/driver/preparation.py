@@ -6,6 +6,7 @@ from typing import Any
 from orchestrator.data.parity import check_parity, compare_tokenizers, save_selection
 from orchestrator.data.prepare import Prepared, prepare
 from orchestrator.errors import OrchestratorError
+from orchestrator.layout import Storage
 from orchestrator.planning.plan import Plan
 from orchestrator.results import read_json, write_json
 
@@ -21,7 +22,7 @@ class Preparation:
 
 def find_preparation(plan: Plan) -> Preparation | None:
     """What an earlier launch of the same job prepared, or None."""
-    file = plan.folder / "data" / "preparation.json"
+    file = plan.files.preparation
     if not file.exists():
         return None
     document = read_json(file)
@@ -43,10 +44,9 @@ def prepare_data(plan: Plan) -> Preparation:
     sequence_length = plan.job.recipe.sequence_length
     parity = compare_tokenizers(prepared, sequence_length, plan.job.recipe.data.parity)
     check_parity(parity, plan.source.file, sequence_length)
-    folder = plan.folder / "data"
     files = {}
     for number, one in enumerate(prepared):
-        file = folder / f"selection-{number}.npz"
+        file = plan.files.selection(number)
         save_selection(file, parity, one.backbone_id)
         files[one.backbone_id] = str(file)
     facts = {
@@ -56,7 +56,7 @@ def prepare_data(plan: Plan) -> Preparation:
         "backbones": parity.backbones,
     }
     preparation = Preparation({one.backbone_id: one for one in prepared}, files, facts)
-    write_json(folder / "preparation.json", asdict(preparation))
+    write_json(plan.files.preparation, asdict(preparation))
     return preparation
 
 
@@ -69,7 +69,7 @@ def _prepare_all(plan: Plan) -> list[Prepared]:
 
     for module in plan.plugins:
         registry.load_plugin(module)
-    folder, length = plan.storage / "prepared", plan.job.recipe.sequence_length
+    folder, length = Storage(plan.storage).prepared, plan.job.recipe.sequence_length
     return [
         prepare(spec.backbone_id, registry.load_codec(spec, max_length=length), plan.train, plan.validation, folder)
         for spec in plan.backbones

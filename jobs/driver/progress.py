@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from orchestrator.cell_job import spool_folder
+from orchestrator.layout import CellFolder
 from orchestrator.planning.plan import Cell
 from orchestrator.results import CellStatus
 from orchestrator.tracking.spool import read_from
@@ -44,7 +44,7 @@ class CellView:
     def refresh(self) -> list[str]:
         """Reads what is new in the spool; returns sentences worth a line of their own."""
         notices = []
-        for entry, offset in read_from(spool_folder(self.folder), self.offset):
+        for entry, offset in read_from(CellFolder(self.folder).spool, self.offset):
             self.offset = offset
             fields = entry.fields
             if entry.kind == "step":

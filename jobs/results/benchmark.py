@@ -14,7 +14,7 @@ from jobs.driver.kinds.benchmark import KIND
 from jobs.formats import NOT_AVAILABLE, count, duration, percent, short_id, significant, size
 from jobs.results.finished import environment, outcome
 from jobs.results.throughput import Spread, figures, find_faults, same_time_as
-from orchestrator.cell_job import spool_folder
+from orchestrator.layout import CellFolder
 from orchestrator.planning.flops import find_mfu
 from orchestrator.planning.plan import Cell, CellForecast, Plan
 from orchestrator.results import CellResult, CellStatus, Measurement, write_json
@@ -32,12 +32,12 @@ def write_benchmark(plan: Plan, results: Sequence[CellResult], command: str) -> 
     from jobs.report.benchmark import render_benchmark
 
     document = benchmark_document(plan, results, command)
-    page, facts = plan.folder / "benchmark.html", plan.folder / "benchmark.json"
+    page, facts = plan.files.benchmark_page, plan.files.benchmark
     write_json(facts, document)
     page.write_text(render_benchmark(document), encoding="utf-8")
     for result in results:
         if result.status is CellStatus.SUCCEEDED:
-            shutil.rmtree(Path(result.folder) / "checkpoints", ignore_errors=True)
+            shutil.rmtree(CellFolder(Path(result.folder)).checkpoints, ignore_errors=True)
     return document, (page, facts)
 
 
@@ -189,7 +189,7 @@ def _cell_facts(cell: Cell, forecast: CellForecast, result: CellResult, job: Ben
     measurement = result.measurement
     if measurement is None:
         return facts
-    found = figures(list(read_spool(spool_folder(Path(result.folder)))), job.warm_up, cell.placement.workers)
+    found = figures(list(read_spool(CellFolder(Path(result.folder)).spool)), job.warm_up, cell.placement.workers)
     return facts | {
         "figures": _figures(cell, forecast, measurement, asdict(found)) | {"checkpoint_stall_s": found.stall_s},
         "faults": find_faults(found, job.measured, result.attempts),

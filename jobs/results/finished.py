@@ -16,9 +16,9 @@ from jobs.report.html import render_report
 from jobs.results.history import compare_with_history
 from jobs.results.paired_tests import CellScores
 from jobs.results.verdict import judge
-from orchestrator.cell_job import spool_folder
 from orchestrator.certificate.record import find_cell_certificate
 from orchestrator.identity import backbone_identity, backbone_slug
+from orchestrator.layout import CellFolder
 from orchestrator.planning.plan import Plan
 from orchestrator.results import CellResult, CellStatus, Measurement, write_json
 from orchestrator.spec_files.spec import Comparison
@@ -63,7 +63,7 @@ def write_report(
     preparation = find_preparation(plan)
     document = build_document(plan, results, {} if preparation is None else preparation.facts, command, export)
     document["history"] = compare_with_history(plan, document)
-    page, facts = plan.folder / "report.html", plan.folder / "report.json"
+    page, facts = plan.files.report_page, plan.files.report
     write_json(facts, document)
     page.write_text(render_report(document), encoding="utf-8")
     return document, (page, facts, *_write_certificates(plan, document))
@@ -75,7 +75,7 @@ def _write_certificates(plan: Plan, document: dict[str, Any]) -> list[Path]:
     for spec in plan.backbones:
         certificate = document["certificates"].get(spec.backbone_id)
         if certificate is not None:
-            files.append(plan.folder / f"certificate-{backbone_slug(spec)}-{backbone_identity(spec)[:10]}.json")
+            files.append(plan.files.certificate(backbone_slug(spec), backbone_identity(spec)))
             write_json(files[-1], certificate)
     return files
 
@@ -174,6 +174,6 @@ def _cell_facts(result: CellResult) -> dict[str, Any]:
 
 
 def _loss_curve(result: CellResult) -> list[list[float]]:
-    steps = [entry.fields for entry in read_spool(spool_folder(Path(result.folder))) if entry.kind == "step"]
+    steps = [entry.fields for entry in read_spool(CellFolder(Path(result.folder)).spool) if entry.kind == "step"]
     every = max(1, len(steps) // CURVE_POINTS)
     return [[step["step"], step["loss"]] for step in steps[::every]]

@@ -9,11 +9,11 @@ from typing import Any
 
 from jobs.formats import fixed, is_number, percent, short_id, significant
 from orchestrator.identity import content_hash
+from orchestrator.layout import Storage
 from orchestrator.planning.occurrence import parse_occurrence
 from orchestrator.planning.plan import Plan, ids_without_occurrence
 from orchestrator.results import CellStatus, read_json, write_json
 
-FOLDER = "schedules"  # below the storage; one file a firing
 LATEST = 10  # earlier runs that are looked at
 FEWEST = 3  # earlier runs that make a band
 LEVEL = 0.99  # of the band: with a dozen rows, about one run in nine has one outside by chance
@@ -69,7 +69,7 @@ def compare_with_history(plan: Plan, document: Mapping[str, Any]) -> dict[str, A
     """
     if plan.occurrence is None:
         return None
-    folder = plan.storage / FOLDER / parse_occurrence(plan.occurrence)[0]
+    folder = Storage(plan.storage).schedule(parse_occurrence(plan.occurrence)[0])
     record = _record(plan.occurrence, ids_without_occurrence(plan), document)
     earlier, damaged = _load_earlier(folder, _file_name(record))
     if record.backbones:  # an attempt that measured nothing says nothing to later ones

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import IO
 
 from jobs.queue.rows import JobRow
-from jobs.tracking.runs import FOLDER, SYNCED
 from jobs.tracking.sync import DRIVER_DIED, LIMIT_S
+from orchestrator.layout import Storage
 
 GRACE_S = 60.0  # beyond the limit that a sync sets itself
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 5.0, 600.0
@@ -108,5 +108,5 @@ def _key(job: JobRow) -> tuple[str, float | None]:
 
 def _is_done(job: JobRow) -> bool:
     """Whether MLflow has everything of a job, or was never to hear of it."""
-    folder = Path(job.storage) / job.job_id / FOLDER
-    return not folder.exists() or (folder / SYNCED).exists()
+    files = Storage(Path(job.storage)).job(job.job_id)
+    return not files.tracking.exists() or files.synced.exists()

@@ -4,7 +4,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cell_job import ExportRequest, spool_folder
+from orchestrator.cell_job import ExportRequest
+from orchestrator.layout import CellFolder, Storage
 from orchestrator.planning.plan import Cell, Plan
 from orchestrator.results import CellResult, write_json
 from orchestrator.spec_files.spec import Finetune
@@ -12,15 +13,12 @@ from orchestrator.tracking.mlflow_writer import STREAMED_METRICS, MlflowWriter, 
 from orchestrator.tracking.run import TrackedRun, describe
 from orchestrator.tracking.spool import read_spool
 
-FOLDER = "tracking"  # of a job: its runs' descriptions, and what was sent of each
-SYNCED = "synced.json"  # there while nothing of a job is left to send
-
 
 class Tracking:
     """The MLflow runs of one launch. Nothing is sent, and nothing of MLflow imported, before `start`."""
 
     def __init__(self, plan: Plan, command: str, export: ExportRequest | None):
-        self._synced = plan.folder / FOLDER / SYNCED
+        self._synced = plan.files.synced
         self._writer = open_writer(plan.tracking_uri, plan.job.tracking.experiment, plan.storage)
         self._parent = _parent_run(plan, command)
         self._children = {cell.cell_id: _child_run(plan, cell, self._parent, export) for cell in plan.cells}
@@ -105,7 +103,7 @@ class Tracking:
 
 def open_writer(uri: str, experiment: str, storage: Path) -> MlflowWriter:
     """A writer to the server; with SQLite instead of one, artifacts lie in the storage."""
-    return MlflowWriter(uri, experiment, storage / "mlartifacts")
+    return MlflowWriter(uri, experiment, Storage(storage).mlflow_artifacts)
 
 
 def take_result(run: TrackedRun, result: CellResult) -> None:
@@ -113,14 +111,14 @@ def take_result(run: TrackedRun, result: CellResult) -> None:
     run.tags |= {"attempt": str(result.attempts), "cell_status": str(result.status)}
     if result.failure:
         run.tags["failure"] = result.failure[:4000]
-    moments = [entry.time_ms for entry in read_spool(spool_folder(Path(result.folder)))]
+    moments = [entry.time_ms for entry in read_spool(CellFolder(Path(result.folder)).spool)]
     if moments:
         run.began_ms, run.ended_ms = moments[0], moments[-1]
     if result.measurement is not None:
         metrics = result.measurement.metrics.items()
         run.summary = {k: float(v) for k, v in metrics if v is not None and k not in STREAMED_METRICS}
         run.summary_time_ms = run.ended_ms
-        contract = Path(result.folder) / "contract.json"
+        contract = CellFolder(Path(result.folder)).contract
         write_json(contract, result.measurement.contract)
         run.artifacts = (contract,)
 
@@ -128,7 +126,7 @@ def take_result(run: TrackedRun, result: CellResult) -> None:
 def _parent_run(plan: Plan, command: str) -> TrackedRun:
     return TrackedRun(
         name=plan.job_id,
-        state_file=plan.folder / FOLDER / "parent.json",
+        state_file=plan.files.parent_run,
         tags={
             **_common_tags(plan, command),
             "role": plan.kind,
@@ -145,7 +143,7 @@ def _child_run(plan: Plan, cell: Cell, parent: TrackedRun, export: ExportRequest
     facts = {"backbone_id": cell.backbone.backbone_id, "seed": str(cell.seed)}
     return TrackedRun(
         name=cell.cell_id,
-        state_file=plan.folder / FOLDER / f"{cell.cell_id}.json",
+        state_file=plan.files.child_run(cell.cell_id),
         tags={
             **_common_tags(plan, command=parent.tags["mlflow.source.name"]),
             "role": "benchmark" if plan.kind == "benchmark" else "cell",
@@ -153,7 +151,7 @@ def _child_run(plan: Plan, cell: Cell, parent: TrackedRun, export: ExportRequest
         }
         | {**facts, "attempt": "1"},
         params={**_recipe(plan), **facts, "micro_batch_size": str(cell.micro_batch_size)},
-        spool_folder=spool_folder(plan.cell_folder(cell)),
+        spool_folder=CellFolder(plan.cell_folder(cell)).spool,
         parent=parent,
         registered_model=_registered_model(plan, export),
     )
@@ -175,4 +173,4 @@ def _recipe(plan: Plan) -> dict[str, str]:
 
 def _last_entry_ms(result: CellResult) -> int:
     """When the newest fact behind a result was recorded."""
-    return max((entry.time_ms for entry in read_spool(spool_folder(Path(result.folder)))), default=0)
+    return max((entry.time_ms for entry in read_spool(CellFolder(Path(result.folder)).spool)), default=0)

@@ -16,8 +16,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from jobs.tracking.runs import FOLDER, SYNCED, open_writer, take_result
+from jobs.tracking.runs import open_writer, take_result
 from orchestrator.errors import InputError, OrchestratorError
+from orchestrator.layout import JobFolder, Storage
 from orchestrator.results import CellResult, find_cell_result, write_json
 from orchestrator.tracking.run import (
     HIDDEN,
@@ -105,7 +106,7 @@ def sync(
 
 def _job_folders(storage: Path, job_ids: Sequence[str] | None) -> list[Path]:
     """The folders of jobs that told of MLflow runs."""
-    known = sorted(path.parent for path in storage.glob(f"*/{FOLDER}"))
+    known = [job.path for job in Storage(storage).tracked_jobs()]
     names = [folder.name for folder in known]
     for job_id in job_ids or ():
         if job_id not in names:
@@ -120,12 +121,12 @@ def _sync_job(folder: Path, storage: Path, deadline: float, reason: str, silent:
     with instead_of_driver(folder) as is_alone:
         job.is_live = not is_alone
         if is_alone:
-            runs = described_runs(folder / FOLDER)
+            runs = described_runs(JobFolder(folder).tracking)
             job.ended = [run for run in runs if _end(run, runs, reason)]
             for destination, group in _by_destination(runs):
                 _send(job, folder, storage, destination, group, deadline, silent)
             if not job.unsent and not job.problems:
-                write_json(folder / FOLDER / SYNCED, {"runs": len(runs)})
+                write_json(JobFolder(folder).synced, {"runs": len(runs)})
     return job
 
 

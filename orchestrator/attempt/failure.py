@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from backbones.errors import BackboneError
-from orchestrator.cell_job import CellJob, worker_file
+from orchestrator.cell_job import CellJob
 from orchestrator.errors import OrchestratorError
+from orchestrator.layout import CellFolder
 from orchestrator.parallel import is_peer_lost
 from orchestrator.results import CellStatus, read_json, write_json
 
@@ -52,7 +53,7 @@ class Failure:
 
 def record_failure(job: CellJob, failure: Failure) -> None:
     """Writes a rank's account into the cell's folder, where the driver finds it."""
-    write_json(job.folder / "failures" / f"attempt-{job.attempt:03d}-rank-{failure.rank}.json", asdict(failure))
+    write_json(CellFolder(job.folder).failure(job.attempt, failure.rank), asdict(failure))
 
 
 def account_of(rank: int, error: BaseException) -> Failure:
@@ -95,13 +96,13 @@ def find_first_cause(folder: Path, attempt: int, workers: int, error: Exception)
 
 
 def _accounts(folder: Path, attempt: int) -> list[Failure]:
-    files = (folder / "failures").glob(f"attempt-{attempt:03d}-rank-*.json")
+    files = CellFolder(folder).failures(attempt)
     accounts = [read_json(file) for file in files]
     return [Failure(**{**one, "status": CellStatus(one.get("status", CellStatus.FAILED))}) for one in accounts]
 
 
 def _obituary(folder: Path, attempt: int, rank: int, error: Exception | None) -> str:
-    file = worker_file(folder, rank)
+    file = CellFolder(folder).worker(rank)
     known = read_json(file) if file.exists() else {}
     place = f" (pid {known['pid']} on {known['node']})" if known.get("attempt") == attempt else ""
     cause = "killed, out of memory, or its node lost"

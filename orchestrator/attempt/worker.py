@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from orchestrator.attempt.failure import Failure, account_of, find_first_cause, record_failure
-from orchestrator.cell_job import CellJob, worker_file
+from orchestrator.cell_job import CellJob
 from orchestrator.errors import OutOfMemoryError
+from orchestrator.layout import CellFolder
 from orchestrator.results import write_json
 from orchestrator.spec_files.spec import Placement
 
@@ -69,7 +70,7 @@ def run_attempt(job: CellJob, placement: Placement, nodes: Sequence[str] | None 
         ),
         run_config=RunConfig(
             name=f"{job.name}-{job.attempt:03d}-{int(time.time())}",
-            storage_path=str(job.folder / "ray"),
+            storage_path=str(CellFolder(job.folder).ray),
             failure_config=FailureConfig(
                 max_failures=0,
                 max_preemption_failures=0,
@@ -118,4 +119,4 @@ def _write_process_id(job: CellJob, rank: int) -> None:
     import ray
 
     node = ray.util.get_node_ip_address()
-    write_json(worker_file(job.folder, rank), {"node": node, "pid": os.getpid(), "attempt": job.attempt})
+    write_json(CellFolder(job.folder).worker(rank), {"node": node, "pid": os.getpid(), "attempt": job.attempt})

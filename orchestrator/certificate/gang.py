@@ -20,7 +20,6 @@ from backbones.reference import HubError
 from orchestrator.cell_job import CertificateRequest
 from orchestrator.certificate.proofs import CLAIMS, Claim, Finding, NotRunError
 from orchestrator.certificate.record import (
-    CELL_FILE,
     Certificate,
     Proof,
     ProofStatus,
@@ -30,6 +29,7 @@ from orchestrator.certificate.record import (
 )
 from orchestrator.certificate.subject import Subject, usable_memory
 from orchestrator.hardware import GIB, device_name
+from orchestrator.layout import CellFolder
 from orchestrator.parallel import Mesh, is_peer_lost
 from orchestrator.results import write_json
 from orchestrator.spec_files.spec import Recipe
@@ -51,7 +51,7 @@ def require_certificate(request: CertificateRequest, mesh: Mesh, folder: Path, r
     """
     certificate = obtain_certificate(request, mesh, lambda proof: recorder.phase("certifying", proof=asdict(proof)))
     if mesh.is_main:
-        write_json(folder / CELL_FILE, asdict(certificate))
+        write_json(CellFolder(folder).certificate, asdict(certificate))
     certificate.require()
     return certificate
 

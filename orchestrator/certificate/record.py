@@ -9,13 +9,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from orchestrator import layout
 from orchestrator.cell_job import CertificateRequest
 from orchestrator.errors import CertificateError
 from orchestrator.identity import backbone_identity, backbone_slug, content_hash
+from orchestrator.layout import CellFolder
 from orchestrator.results import read_json
 
-FOLDER = "certificates"  # in the storage
-CELL_FILE = "certificate.json"  # in a cell's folder: a copy of the certificate it was trained under
 _ROOT, _OURS = Path(__file__).parents[2], ("backbones", "orchestrator")
 
 
@@ -107,7 +107,7 @@ def code_digest(modules: tuple[str, ...] = ()) -> str:
 
 def certificate_file(request: CertificateRequest, keys: dict[str, str]) -> Path:
     """Where the certificate of these keys is kept."""
-    return request.folder / f"{backbone_slug(request.backbone)}-{content_hash(keys)[:16]}.json"
+    return layout.certificate_file(request.folder, backbone_slug(request.backbone), content_hash(keys))
 
 
 def find_certificate(file: Path, launch: str) -> Certificate | None:
@@ -126,5 +126,5 @@ def certificate_from_json(document: dict[str, Any]) -> Certificate:
 
 def find_cell_certificate(cell_folder: Path) -> dict[str, Any] | None:
     """The certificate that a cell was trained under, as plain data, or None."""
-    file = cell_folder / CELL_FILE
+    file = CellFolder(cell_folder).certificate
     return read_json(file) if file.exists() else None

@@ -7,6 +7,7 @@ from backbones.registry import BackboneSpec
 from orchestrator.data.sources import Dataset
 from orchestrator.errors import SpecError, SpecProblem
 from orchestrator.identity import backbone_identity, backbone_slug, content_hash
+from orchestrator.layout import JobFolder, Storage
 from orchestrator.planning.flops import training_flops_per_token
 from orchestrator.planning.memory import (
     MemoryPrediction,
@@ -83,11 +84,16 @@ class Plan:
     @property
     def folder(self) -> Path:
         """Where the report goes."""
-        return self.storage / self.job_id
+        return Storage(self.storage).job(self.job_id).path
+
+    @property
+    def files(self) -> JobFolder:
+        """The names in that folder."""
+        return JobFolder(self.folder)
 
     def cell_folder(self, cell: Cell) -> Path:
         """Where a cell keeps its checkpoints, spool and result; shared by every comparison that has the cell."""
-        return self.storage / "cells" / cell.cell_id
+        return Storage(self.storage).cell(cell.cell_id).path
 
     @property
     def backbones(self) -> tuple[BackboneSpec, ...]:

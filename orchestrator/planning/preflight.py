@@ -12,12 +12,12 @@ from pathlib import Path
 from backbones.registry import BackboneSpec, get_spec
 from orchestrator.data.sources import Dataset, Split, find_path, load_dataset, without_held_out
 from orchestrator.errors import SpecError, SpecProblem
+from orchestrator.layout import EXPORT_MANIFEST, EXPORT_UNFINISHED, Storage
 from orchestrator.planning.memory import DEVICE_GIB
 from orchestrator.spec_files.source import SpecSource
 from orchestrator.spec_files.spec import Data, Job
 
 IN_RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-EXPORT_MANIFEST, UNFINISHED = "training_manifest.json", "unfinished"  # in an export folder
 SHARED_FOLDER = "a folder that every node shares (NFS, EFS, Lustre, or a mounted bucket)"
 
 Problems = list[SpecProblem]
@@ -76,7 +76,7 @@ def resolve_backbones(source: SpecSource, references: Sequence[str], problems: P
 
 def default_tracking_uri(storage: Path) -> str:
     """MLFLOW_TRACKING_URI, else a SQLite file in the storage folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{storage / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Storage(storage).mlflow_database}"
 
 
 def resolve_storage(source: SpecSource, job: Job, problems: Problems) -> Path:
@@ -161,8 +161,8 @@ def _is_export(folder: Path) -> bool:
     """Whether a folder is empty, an export of ours, or one that was interrupted."""
     if not folder.is_dir():
         return False
-    manifests = (folder / EXPORT_MANIFEST, folder / UNFINISHED / EXPORT_MANIFEST)
-    return any(path.is_file() for path in manifests) or {path.name for path in folder.iterdir()} <= {UNFINISHED}
+    manifests = (folder / EXPORT_MANIFEST, folder / EXPORT_UNFINISHED / EXPORT_MANIFEST)
+    return any(path.is_file() for path in manifests) or {path.name for path in folder.iterdir()} <= {EXPORT_UNFINISHED}
 
 
 def _find_write_fault(folder: Path) -> str | None:

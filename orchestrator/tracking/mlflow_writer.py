@@ -18,7 +18,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from orchestrator.planning.preflight import EXPORT_MANIFEST
+from orchestrator.layout import EXPORT_MANIFEST
 from orchestrator.results import StepMetrics, write_json
 from orchestrator.tracking.run import Destination, Sent, describe, recall_sent, without_password
 from orchestrator.tracking.run import TrackedRun as TrackedRun  # what callers hand over

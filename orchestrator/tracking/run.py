@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from orchestrator.layout import RUN_SUFFIX
 from orchestrator.results import read_json, write_json
 from orchestrator.tracking.spool import read_from
 
-SUFFIX = ".run.json"
 HIDDEN = "***"
 
 
@@ -115,14 +115,14 @@ def describe(run: TrackedRun) -> None:
         "artifacts": [os.path.relpath(artifact, folder) for artifact in run.artifacts],
         "registered_model": None if model is None else [model[0], str(model[1])],
     }
-    file = run.state_file.with_suffix(SUFFIX)
+    file = run.state_file.with_suffix(RUN_SUFFIX)
     if not file.exists() or read_json(file) != document:
         write_json(file, document)
 
 
 def described_runs(folder: Path) -> list[TrackedRun]:
     """The runs whose descriptions are in a folder, every parent before its children."""
-    documents = {file.name.removesuffix(SUFFIX): read_json(file) for file in sorted(folder.glob(f"*{SUFFIX}"))}
+    documents = {file.name.removesuffix(RUN_SUFFIX): read_json(file) for file in sorted(folder.glob(f"*{RUN_SUFFIX}"))}
     runs: dict[str, TrackedRun] = {}
     for stem, document in sorted(documents.items(), key=lambda item: item[1]["parent"] is not None):
         runs[f"{stem}.json"] = _described(folder, f"{stem}.json", document, runs)

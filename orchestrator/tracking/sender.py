@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-LOCK, WAITS = "driver.lock", "driver.waits"
+from orchestrator.layout import JobFolder
 
 
 @contextmanager
@@ -21,9 +21,9 @@ def driver_of(job_folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            (job_folder / WAITS).touch()
+            (JobFolder(job_folder).driver_waits).touch()
             fcntl.flock(descriptor, fcntl.LOCK_SH)
-            (job_folder / WAITS).unlink(missing_ok=True)
+            (JobFolder(job_folder).driver_waits).unlink(missing_ok=True)
         yield
 
 
@@ -36,18 +36,18 @@ def instead_of_driver(job_folder: Path) -> Iterator[bool]:
         except BlockingIOError:
             yield False
             return
-        (job_folder / WAITS).unlink(missing_ok=True)  # of a driver that was killed while it waited
+        (JobFolder(job_folder).driver_waits).unlink(missing_ok=True)  # of a driver that was killed while it waited
         yield True
 
 
 def driver_waits(job_folder: Path) -> bool:
     """Whether a driver wants to begin, and so whoever sends in its place must leave."""
-    return (job_folder / WAITS).exists()
+    return (JobFolder(job_folder).driver_waits).exists()
 
 
 @contextmanager
 def _lock_file(job_folder: Path) -> Iterator[int]:
-    descriptor = os.open(job_folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = os.open(JobFolder(job_folder).driver_lock, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         yield descriptor
     finally:

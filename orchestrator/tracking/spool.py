@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from orchestrator.layout import SPOOL_FILE
 from orchestrator.results import EvaluationPoint, StepMetrics
 
 Kind = Literal["step", "evaluation", "phase"]
-FILE_NAME = "steps.jsonl"
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class SpoolWriter:
 
     def __init__(self, folder: Path, attempt: int):
         folder.mkdir(parents=True, exist_ok=True)
-        file = folder / FILE_NAME
+        file = folder / SPOOL_FILE
         _drop_torn_line(file)
         self._seen = {entry.key for entry in read_spool(folder) if entry.kind != "phase"}
         self._attempt = attempt
@@ -72,7 +72,7 @@ class SpoolWriter:
         line = (json.dumps(asdict(entry)) + "\n").encode()
         if os.write(self._descriptor, line) < len(line):  # the next line must not follow half of this one
             raise OSError(
-                errno.ENOSPC, "no room for a whole line; free some space, then run the same command", FILE_NAME
+                errno.ENOSPC, "no room for a whole line; free some space, then run the same command", SPOOL_FILE
             )
 
 
@@ -90,7 +90,7 @@ def read_spool(folder: Path) -> Iterator[Entry]:
 
 def read_from(folder: Path, offset: int) -> Iterator[tuple[Entry, int]]:
     """Complete entries from a byte offset, each with the offset behind it; a line being written is left for later."""
-    file = folder / FILE_NAME
+    file = folder / SPOOL_FILE
     if not file.exists():
         return
     with open(file, "rb") as stream:

@@ -20,12 +20,12 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 
 from backbones.contract import LLMBackbone
 from orchestrator.errors import CheckpointError
+from orchestrator.layout import MANIFEST, checkpoint_folder, checkpoint_folders
 from orchestrator.parallel import Mesh
 from orchestrator.training.optimizer import Optimizers
 
 # What does not learn comes from where the backbone came from; storing it again would make an adapter's checkpoint huge.
 LEARNED = StateDictOptions(ignore_frozen_params=True, strict=False)
-MANIFEST = "manifest.json"
 FORMAT = 1
 
 
@@ -51,7 +51,7 @@ def save_checkpoint(
 
     Raises CheckpointError on every rank when any rank could not write; earlier checkpoints stay untouched.
     """
-    folder = root / f"step-{step:08d}-attempt-{attempt:03d}"
+    folder = checkpoint_folder(root, step, attempt)
     with _named_remedy(folder):
         model_state, optimizer_state = get_state_dict(backbone.llm, optimizers.torch_optimizers, options=LEARNED)
         state = {"model": model_state, "optimizer": optimizer_state}
@@ -86,7 +86,7 @@ def load_checkpoint(checkpoint: Checkpoint, backbone: LLMBackbone, optimizers: O
 def find_latest(root: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that verifies, and a sentence for each newer one that does not."""
     rejected: list[str] = []
-    for folder in _newest_first(root):
+    for folder in checkpoint_folders(root):
         reason = _find_fault(folder)
         if reason is None:
             manifest = _manifest(folder)
@@ -98,18 +98,12 @@ def find_latest(root: Path) -> tuple[Checkpoint | None, list[str]]:
 def prune(root: Path, keep: int) -> None:
     """Deletes committed checkpoints beyond the newest `keep`, and unfinished ones older than the newest committed."""
     committed = 0
-    for folder in _newest_first(root):
+    for folder in checkpoint_folders(root):
         committed += _manifest(folder) is not None
         if committed > keep or (committed and _manifest(folder) is None):
             # The manifest goes first: a half-deleted directory must not look committed.
             (folder / MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _newest_first(root: Path) -> list[Path]:
-    """By attempt, then by step: an attempt that passed a damaged checkpoint over writes its own at earlier steps."""
-    folders = (path for path in root.glob("step-*-attempt-*") if path.is_dir())
-    return sorted(folders, key=lambda path: (path.name.rpartition("-")[2], path.name), reverse=True)
 
 
 def _manifest(folder: Path) -> Any:

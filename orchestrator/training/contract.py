@@ -8,8 +8,6 @@ from orchestrator.hardware import device_name, package_versions
 from orchestrator.training.sharding import found_contract
 from orchestrator.training.trainee import Trainee
 
-CONTRACT_FILE = "contract.json"
-
 
 def find_contract(job: CellJob, trainee: Trainee) -> dict[str, Any]:
     """The contract of a cell, once a step has left its gradients."""

@@ -18,8 +18,8 @@ from orchestrator.cell_job import CellJob, ExportRequest
 from orchestrator.data.prepare import Prepared
 from orchestrator.errors import ExportError
 from orchestrator.hardware import package_versions
+from orchestrator.layout import EXPORT_MANIFEST, EXPORT_UNFINISHED
 from orchestrator.parallel import Mesh
-from orchestrator.planning.preflight import EXPORT_MANIFEST, UNFINISHED
 from orchestrator.training.measurement import ItemScores
 
 FILE_BYTES = 2 << 30  # of one safetensors file: what rank 0 holds at most, beside the tensor that is being gathered
@@ -41,7 +41,7 @@ def export_model(backbone: HFCausalLLMBackbone, job: CellJob, scores: ItemScores
     try:
         if mesh.is_main:
             _prepare(folder)
-        _write_weights(backbone, folder / UNFINISHED, job.cell.backbone.source, mesh.is_main)
+        _write_weights(backbone, folder / EXPORT_UNFINISHED, job.cell.backbone.source, mesh.is_main)
         if mesh.is_main:
             manifest = _manifest(backbone, job, job.export, job.prepared, scores)
             _finish(backbone, folder, manifest, job.cell.backbone.context_length)
@@ -176,12 +176,12 @@ def _prepare(folder: Path) -> None:
     """From here until `_finish` the folder is no model."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").unlink(missing_ok=True)
-    shutil.rmtree(folder / UNFINISHED, ignore_errors=True)  # of an export that was interrupted
-    (folder / UNFINISHED).mkdir()
+    shutil.rmtree(folder / EXPORT_UNFINISHED, ignore_errors=True)  # of an export that was interrupted
+    (folder / EXPORT_UNFINISHED).mkdir()
 
 
 def _finish(backbone: HFCausalLLMBackbone, folder: Path, manifest: dict[str, Any], context_length: int) -> None:
-    staged, llm = folder / UNFINISHED, backbone.llm
+    staged, llm = folder / EXPORT_UNFINISHED, backbone.llm
     # Training switches the cache off, tells the tokenizer the recipe's length, and gives the class FSDP's name; none
     # of it is a fact about the model.
     llm.config.use_cache = True

@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from orchestrator.layout import CellFolder
 from orchestrator.planning.flops import find_mfu
 from orchestrator.results import EvaluationPoint, Measurement, StepMetrics, measurement_from_json, read_json, write_json
 from orchestrator.tracking.spool import Entry, read_spool
 
 WARM_UP_STEPS = 2  # the first steps of every attempt: allocator, kernel selection, page cache
-ITEMS_FILE = "items.npz"
-MEASUREMENT_FILE = "measurement.json"
 
 
 @dataclass(frozen=True)
@@ -95,28 +94,28 @@ def measure(
         "parameters": contract["parameters"],
         **extra,
     }
-    return Measurement(metrics, points, contract, {"device": device, "workers": workers}, ITEMS_FILE)
+    return Measurement(metrics, points, contract, {"device": device, "workers": workers}, CellFolder(folder).items.name)
 
 
 def save_item_scores(folder: Path, scores: ItemScores) -> None:
     """Keeps the per-item scores that the verdict pairs."""
-    np.savez(folder / ITEMS_FILE, items=scores.items, nats=scores.nats, tokens=scores.tokens, bytes=scores.bytes)
+    np.savez(CellFolder(folder).items, items=scores.items, nats=scores.nats, tokens=scores.tokens, bytes=scores.bytes)
 
 
 def load_item_scores(folder: Path) -> ItemScores:
     """The per-item scores of a finished cell."""
-    with np.load(folder / ITEMS_FILE, allow_pickle=False) as arrays:
+    with np.load(CellFolder(folder).items, allow_pickle=False) as arrays:
         return ItemScores(**{name: arrays[name] for name in arrays.files})
 
 
 def write_measurement(folder: Path, measurement: Measurement) -> None:
     """The last thing a worker does: its presence says that the cell was trained and measured."""
-    write_json(folder / MEASUREMENT_FILE, asdict(measurement))
+    write_json(CellFolder(folder).measurement, asdict(measurement))
 
 
 def find_measurement(folder: Path) -> Measurement | None:
     """The measurement of a cell whose workers finished, or None."""
-    path = folder / MEASUREMENT_FILE
+    path = CellFolder(folder).measurement
     return measurement_from_json(read_json(path)) if path.exists() else None
 
 

@@ -12,9 +12,10 @@ import torch
 from orchestrator.data.feed import StepWork
 from orchestrator.errors import CancelledError, DivergedError, TimedOutError
 from orchestrator.hardware import device_name, peak_memory_gib
+from orchestrator.layout import CellFolder
 from orchestrator.results import EvaluationPoint, StepMetrics, read_json, write_json
 from orchestrator.training.checkpoint import Checkpoint, find_latest, load_checkpoint, prune, save_checkpoint
-from orchestrator.training.contract import CONTRACT_FILE, find_contract
+from orchestrator.training.contract import find_contract
 from orchestrator.training.evaluation import evaluate
 from orchestrator.training.export import export_model
 from orchestrator.training.loss import token_nats
@@ -62,7 +63,7 @@ def train(run: CellRun) -> None:
         if run.contract is None:
             run.contract = find_contract(job, trainee)
             if run.mesh.is_main:  # kept for an attempt that has no step left to make
-                write_json(job.folder / CONTRACT_FILE, run.contract)
+                write_json(CellFolder(job.folder).contract, run.contract)
         trainee.optimizers.zero_grad()
         share, stopping = run.share_of(run.position), outcome.order != CONTINUE
         if passed_a_mark(before, share, cell.recipe.evaluate.every) or share >= 1:
@@ -109,7 +110,7 @@ def record(run: CellRun) -> None:
         load_time_s=trainee.load_time_s,
         checkpoint_stall_s=position.checkpoint_stall_s / max(position.checkpoints, 1),
         # An attempt that made no step has no gradients to look at.
-        contract=run.contract or read_json(job.folder / CONTRACT_FILE),
+        contract=run.contract or read_json(CellFolder(job.folder).contract),
         extra=run.metrics,
     )
     write_measurement(job.folder, measurement)

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from jobs.tracking.runs import Tracking
-from orchestrator.cell_job import spool_folder
+from orchestrator.layout import CellFolder
 from orchestrator.planning.plan import Plan, load_plan
 from orchestrator.results import StepMetrics
 from orchestrator.tracking.sender import driver_of
@@ -26,7 +26,7 @@ def drive(spec: Path, steps: int) -> None:
 
 def spool_steps(plan: Plan, first: int, last: int) -> None:
     """Steps of the first cell, as its worker spools them."""
-    writer = SpoolWriter(spool_folder(plan.cell_folder(plan.cells[0])), attempt=1)
+    writer = SpoolWriter(CellFolder(plan.cell_folder(plan.cells[0])).spool, attempt=1)
     for step in range(first, last + 1):
         writer.step(StepMetrics(step, 1 / step, 0.5, 1e-3, 2.0, step, 9 * step, 40 * step, 0.5, 0.1, 90.0, 1.0))
     writer.close()

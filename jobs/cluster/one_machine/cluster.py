@@ -24,9 +24,10 @@ from jobs.cluster.one_machine import commands
 from jobs.cluster.one_machine.commands import Resources, dashboard_url, mlflow_url
 from jobs.cluster.one_machine.ports import ChosenPorts, Ports, check_port, choose_ports
 from jobs.cluster.one_machine.services import Service, is_running, last_lines, processes_of, start, stop
-from jobs.cluster.one_machine.state import FOLDER, LOCK, State, delete_state, load_state, save_state
+from jobs.cluster.one_machine.state import State, delete_state, load_state, save_state
 from jobs.cluster.one_machine.token import ensure_token
 from orchestrator.errors import AlreadyRunningError, InputError, ResourcesError
+from orchestrator.layout import Storage
 
 RAY, MLFLOW = "ray", "mlflow"
 START_LIMIT_S = 240.0  # Ray needs 20 s on a busy laptop, MLflow 50 for its first database
@@ -60,7 +61,7 @@ def down(storage: Path, console: Console) -> int:
     Raises InputError where another machine runs them, AlreadyRunningError, ResourcesError for an unkillable process.
     """
     storage = storage.expanduser().absolute()
-    if not (storage / FOLDER).is_dir():
+    if not Storage(storage).cluster.is_dir():
         console.print(f"nothing runs for {storage}", highlight=False, soft_wrap=True)
         return 0
     with _locked(storage):
@@ -243,8 +244,8 @@ def _end(service: Service) -> int:
 def _locked(storage: Path) -> Iterator[None]:
     """One `up` or `down` at a time. Raises InputError for a storage that cannot be written."""
     try:
-        (storage / FOLDER).mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = FileLock(storage / FOLDER / LOCK)
+        Storage(storage).cluster.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = FileLock(Storage(storage).cluster_lock)
         lock.acquire(timeout=0)
     except Timeout:
         raise AlreadyRunningError(f"another `backbone up` or `down` works on {storage}; wait for its end") from None

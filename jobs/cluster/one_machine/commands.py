@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.cluster.one_machine.state import State
+from orchestrator.layout import Storage
 
 # Server-side settings that MLflow leaves open by default; each default has been the way in of a published attack.
 MLFLOW_SETTINGS = {
@@ -46,8 +47,8 @@ def mlflow_command(state: State, storage: Path) -> list[str]:
     """The tracking server. One worker: SQLite's locks, and one machine's load, ask for no more."""
     port = state.ports.mlflow
     command = [sys.executable, "-m", "mlflow", "server", "--host=127.0.0.1", f"--port={port}", "--workers=1"]
-    command += [f"--backend-store-uri=sqlite:///{storage / 'mlflow.db'}"]
-    command += [f"--artifacts-destination={storage / 'mlartifacts'}"]
+    command += [f"--backend-store-uri=sqlite:///{Storage(storage).mlflow_database}"]
+    command += [f"--artifacts-destination={Storage(storage).mlflow_artifacts}"]
     hosts = f"localhost:{port},127.0.0.1:{port}"
     return [*command, f"--allowed-hosts={hosts}", f"--cors-allowed-origins=http://localhost:{port}"]
 

@@ -7,10 +7,8 @@ from pathlib import Path
 from jobs.cluster.one_machine.ports import ChosenPorts
 from jobs.cluster.one_machine.services import Service
 from orchestrator.errors import InputError
+from orchestrator.layout import Storage
 from orchestrator.results import read_json, write_json
-
-FOLDER = "cluster"  # under the storage
-STATE, LOCK = "state.json", "lock"
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class State:
 
 def load_state(storage: Path) -> State | None:
     """None where nothing was started. Raises InputError where another machine did."""
-    file = storage / FOLDER / STATE
+    file = Storage(storage).cluster_state
     if not file.exists():
         return None
     document = read_json(file)
@@ -46,10 +44,10 @@ def load_state(storage: Path) -> State | None:
 
 
 def save_state(storage: Path, state: State) -> None:
-    file = storage / FOLDER / STATE
+    file = Storage(storage).cluster_state
     write_json(file, asdict(state))
     file.chmod(0o600)
 
 
 def delete_state(storage: Path) -> None:
-    (storage / FOLDER / STATE).unlink(missing_ok=True)
+    (Storage(storage).cluster_state).unlink(missing_ok=True)

@@ -25,13 +25,14 @@ from rich.console import Console
 
 from jobs.queue.rows import JobRow, JobState
 from jobs.tracking.reconciler import FIRST_BACKOFF_S, Reconciler
-from jobs.tracking.runs import FOLDER, SYNCED, Tracking
+from jobs.tracking.runs import Tracking
 from jobs.tracking.sync import Outcome, sync
-from orchestrator.cell_job import ExportRequest, spool_folder
+from orchestrator.cell_job import ExportRequest
 from orchestrator.errors import InputError
+from orchestrator.layout import CellFolder
 from orchestrator.planning.plan import Plan, load_plan
 from orchestrator.results import CellResult, CellStatus, Measurement, save_cell_result
-from orchestrator.tracking.sender import LOCK, driver_of
+from orchestrator.tracking.sender import driver_of
 from orchestrator.tracking.spool import read_spool
 
 STEPS = 70  # more than one batch of the writer
@@ -91,7 +92,7 @@ def dead(killed: Path, tmp_path: Path) -> Plan:
     """The same with paths of the test's own."""
     folder = tmp_path / "dead"
     shutil.copytree(killed, folder)
-    for file in (folder / "compare.yaml", *folder.glob(f"storage/*/{FOLDER}/*.json")):
+    for file in (folder / "compare.yaml", *folder.glob("storage/*/tracking/*.json")):
         file.write_text(file.read_text().replace(str(killed), str(folder)))
     return load_plan(folder / "compare.yaml")
 
@@ -142,7 +143,7 @@ def test_the_runs_of_a_killed_driver_end_as_killed_with_every_step_once(dead: Pl
     assert {run.info.status for run in tracked_runs(dead.tracking_uri)} == {"KILLED"}
     assert steps_of(dead) == list(range(1, STEPS + 1))
     run = first(dead)
-    last_ms = max(entry.time_ms for entry in read_spool(spool_folder(dead.cell_folder(dead.cells[0]))))
+    last_ms = max(entry.time_ms for entry in read_spool(CellFolder(dead.cell_folder(dead.cells[0])).spool))
     assert run.data.tags["ended_because"] == "its driver died"
     assert run.data.tags["ended_noticed"].startswith("20")
     assert run.info.end_time == last_ms
@@ -172,7 +173,7 @@ def test_a_second_sync_changes_nothing(dead: Plan) -> None:
 
 
 def test_a_sync_that_was_killed_before_it_noted_anything_sends_the_same_again(dead: Plan) -> None:
-    states = {file: file.read_text() for file in (dead.folder / FOLDER).glob("*.json") if ".run." not in file.name}
+    states = {file: file.read_text() for file in dead.files.tracking.glob("*.json") if ".run." not in file.name}
     run_sync(dead)
     before = everything(dead)
     for file, text in states.items():
@@ -190,7 +191,7 @@ def test_the_runs_of_a_living_driver_are_left_alone(plan: Plan) -> None:
     assert outcome.jobs[0].is_live
     assert outcome.exit_code == 0
     assert status == "RUNNING"
-    assert not (plan.folder / FOLDER / SYNCED).exists()
+    assert not plan.files.synced.exists()
 
 
 def test_a_finished_cell_whose_status_was_never_sent_is_finished(dead: Plan) -> None:
@@ -324,7 +325,7 @@ def test_a_driver_that_starts_meanwhile_does_not_wait_for_a_sync_without_a_serve
     syncing = threading.Thread(target=lambda: outcomes.append(run_sync(plan, limit_s=300)))
     syncing.start()
 
-    inode = os.stat(plan.folder / LOCK).st_ino
+    inode = os.stat(plan.files.driver_lock).st_ino
 
     def is_at_work() -> bool:  # seen without touching the lock: whoever holds it for a moment keeps the sync away
         return any("WRITE" in line and f":{inode} " in line for line in Path("/proc/locks").read_text().splitlines())
@@ -403,7 +404,7 @@ def test_the_reconciler_ends_the_runs_of_an_interrupted_job_with_the_queues_reas
 ) -> None:
     reconciler = new_reconciler()
     lost = row(dead, JobState.INTERRUPTED, "--its driver host:7 died (silent for 31 s)")
-    step_until(reconciler, [lost], (dead.folder / FOLDER / SYNCED).exists)
+    step_until(reconciler, [lost], dead.files.synced.exists)
 
     assert first(dead).info.status == "KILLED"
     assert first(dead).data.tags["ended_because"] == lost.reason

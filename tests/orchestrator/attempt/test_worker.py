@@ -9,7 +9,7 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from orchestrator.attempt.failure import PEER_LOST, PREEMPTED, WORKER_DIED, Failure, find_first_cause
-from orchestrator.cell_job import worker_file
+from orchestrator.layout import CellFolder
 from orchestrator.results import write_json
 
 GLOO = "RuntimeError: [../gloo/transport/tcp/pair.cc:538] Connection closed by peer [10.0.0.2]:4242\nTraceback ..."
@@ -26,7 +26,7 @@ def echo(rank: int, time: float = 10.0) -> Failure:
 
 def test_the_rank_that_ray_found_dead_is_named_before_the_rank_that_lost_the_connection(tmp_path: Path) -> None:
     leave_account(tmp_path, echo(0))
-    write_json(worker_file(tmp_path, 1), {"node": "10.0.0.2", "pid": 77, "attempt": 1})
+    write_json(CellFolder(tmp_path).worker(1), {"node": "10.0.0.2", "pid": 77, "attempt": 1})
     failure = find_first_cause(tmp_path, 1, 3, WorkerGroupError("two failed", {0: RuntimeError(GLOO), 1: DEATH}))
 
     assert (failure.kind, failure.rank) == (WORKER_DIED, 1)

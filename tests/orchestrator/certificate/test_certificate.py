@@ -23,8 +23,9 @@ from backbones.spec import BackboneSpec
 from orchestrator.attempt.stages import run_cell
 from orchestrator.cell_job import CellJob
 from orchestrator.certificate.gang import obtain_certificate
-from orchestrator.certificate.record import CELL_FILE, Certificate, CertificateRequest, Proof, code_digest
+from orchestrator.certificate.record import Certificate, CertificateRequest, Proof, code_digest
 from orchestrator.errors import CertificateError
+from orchestrator.layout import CellFolder
 from orchestrator.parallel import Mesh
 from orchestrator.results import read_json
 from orchestrator.spec_files.spec import Adaptation, Budget, Data, Recipe
@@ -250,7 +251,7 @@ def test_a_cell_trains_as_it_would_without_its_certificate_and_makes_it_once(tmp
     job = replace(job, certificate=make_request(job.cell.backbone, tmp_path))
     run_ranks(2, train, job)
     assert curve(job) == curve(plain)
-    assert read_json(job.folder / CELL_FILE)["backbone_id"] == "tiny-llama2"
+    assert read_json(CellFolder(job.folder).certificate)["backbone_id"] == "tiny-llama2"
     run_ranks(2, train, replace(job, attempt=2))
     proofs = [entry for entry in entries(job, "phase") if "proof" in entry.fields]
     assert [entry.fields["proof"]["name"] for entry in proofs] == PROOFS, "the second attempt repeats none"

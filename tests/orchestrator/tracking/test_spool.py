@@ -9,8 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from orchestrator.layout import SPOOL_FILE
 from orchestrator.results import EvaluationPoint, StepMetrics
-from orchestrator.tracking.spool import FILE_NAME, SpoolWriter, read_from, read_spool
+from orchestrator.tracking.spool import SpoolWriter, read_from, read_spool
 
 
 def metrics(step: int, loss: float = 1.0) -> StepMetrics:
@@ -62,12 +63,12 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 def test_an_attempt_that_repeats_steps_writes_none_twice(tmp_path: Path) -> None:
     write(tmp_path, 1, range(1, 6), loss=1.0)
-    before = (tmp_path / FILE_NAME).read_bytes()
+    before = (tmp_path / SPOOL_FILE).read_bytes()
 
     write(tmp_path, 2, range(3, 8), loss=2.0)
 
     assert steps_in(tmp_path) == [(1, 1), (2, 1), (3, 1), (4, 1), (5, 1), (6, 2), (7, 2)]
-    assert (tmp_path / FILE_NAME).read_bytes().startswith(before)
+    assert (tmp_path / SPOOL_FILE).read_bytes().startswith(before)
 
 
 def test_a_step_and_an_evaluation_of_the_same_step_are_two_things(tmp_path: Path) -> None:
@@ -92,9 +93,9 @@ def test_a_phase_is_written_by_every_attempt(tmp_path: Path) -> None:
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(cut=st.integers(1, 400))
 def test_a_line_that_was_torn_by_a_kill_is_written_again_by_the_next_attempt(cut: int, tmp_path: Path) -> None:
-    (tmp_path / FILE_NAME).unlink(missing_ok=True)
+    (tmp_path / SPOOL_FILE).unlink(missing_ok=True)
     write(tmp_path, 1, range(1, 5))
-    file = tmp_path / FILE_NAME
+    file = tmp_path / SPOOL_FILE
     os.truncate(file, max(file.stat().st_size - cut, 0))
     whole = steps_in(tmp_path)
 
@@ -107,7 +108,7 @@ def test_a_line_that_was_torn_by_a_kill_is_written_again_by_the_next_attempt(cut
 
 def test_a_reader_leaves_a_line_that_is_being_written_for_later(tmp_path: Path) -> None:
     write(tmp_path, 1, range(1, 3))
-    file = tmp_path / FILE_NAME
+    file = tmp_path / SPOOL_FILE
     line = file.read_bytes().splitlines(keepends=True)[1].replace(b'"step": 2', b'"step": 3')
     with open(file, "ab") as stream:
         stream.write(line[:50])
@@ -120,7 +121,7 @@ def test_a_reader_leaves_a_line_that_is_being_written_for_later(tmp_path: Path) 
 def test_reading_goes_on_from_the_offset_of_the_last_entry(tmp_path: Path) -> None:
     write(tmp_path, 1, range(1, 4))
     first = list(read_from(tmp_path, 0))
-    assert first[-1][1] == (tmp_path / FILE_NAME).stat().st_size
+    assert first[-1][1] == (tmp_path / SPOOL_FILE).stat().st_size
 
     for index, (_, offset) in enumerate(first):
         rest = [entry.fields["step"] for entry, _ in read_from(tmp_path, offset)]
@@ -147,7 +148,7 @@ def test_a_full_disk_is_an_error_and_leaves_no_line_behind_half_of_another(tmp_p
 
     writer = SpoolWriter(tmp_path, 1)
     writer.step(metrics(1))
-    size = (tmp_path / FILE_NAME).stat().st_size
+    size = (tmp_path / SPOOL_FILE).stat().st_size
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:

@@ -19,8 +19,8 @@ from small_jobs import make_job
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from orchestrator.cell_job import CellJob, ExportRequest, find_export
+from orchestrator.layout import EXPORT_UNFINISHED
 from orchestrator.parallel import Mesh
-from orchestrator.planning.preflight import UNFINISHED
 from orchestrator.training import export
 from orchestrator.training.export import export_model
 from orchestrator.training.measurement import ItemScores
@@ -153,7 +153,7 @@ def test_an_export_that_is_killed_leaves_nothing_that_loads(kit: Path, tmp_path:
     run_ranks(1, export_on_a_rank, job, [1, 2])  # an earlier one, which the killed one was to replace
     process = multiprocessing.get_context("spawn").Process(target=export_until_killed, args=(job,))
     process.start()
-    while not (folder / UNFINISHED / "part-3").exists():
+    while not (folder / EXPORT_UNFINISHED / "part-3").exists():
         assert process.is_alive()
         time.sleep(0.02)
 
@@ -162,7 +162,7 @@ def test_an_export_that_is_killed_leaves_nothing_that_loads(kit: Path, tmp_path:
     process.join()
 
     assert not list(folder.glob("config.json")) and find_export(folder) is None
-    for path in (folder, folder / UNFINISHED):
+    for path in (folder, folder / EXPORT_UNFINISHED):
         with pytest.raises((OSError, ValueError)):
             AutoModelForCausalLM.from_pretrained(path, local_files_only=True)
     logits = run_ranks(1, export_on_a_rank, job, [1, 2])[0]
