@@ -154,7 +154,7 @@ def run_dispatcher(cells: int, is_tracked: bool, options: argparse.Namespace) ->
     from jobs.cluster.ray_cluster import NAMESPACE
     from jobs.driver.leases import Dispatcher, Leases, find_dispatcher, job_request
     from orchestrator.planning.plan import load_comparison
-    from orchestrator.tracking.mlflow_writer import MlflowWriter
+    from orchestrator.tracking.writer import RunWriter
 
     os.environ["BACKBONE_STORAGE"] = str(options.folder / "storage")
     spec = options.folder / "noop.yaml"
@@ -163,7 +163,7 @@ def run_dispatcher(cells: int, is_tracked: bool, options: argparse.Namespace) ->
     writer = None
     if is_tracked:
         make_experiment(options.folder)
-        writer = MlflowWriter(tracking_uri(options.folder), "noop", options.folder / "artifacts")
+        writer = RunWriter(tracking_uri(options.folder), "noop", options.folder / "artifacts")
         writer.start()
     ray.init(address=options.address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
     leases = Leases(Dispatcher(find_dispatcher()), job_request(plan, plan.cells), f"noop:{os.getpid()}")
@@ -175,7 +175,7 @@ def train_nothing(plan: Any, leases: Any, writer: Any) -> None:
     from jobs.driver.cells import CellRunner
     from orchestrator.cell_job import CellJob
     from orchestrator.results import CellStatus
-    from orchestrator.tracking.mlflow_writer import TrackedRun
+    from orchestrator.tracking.run import TrackedRun
 
     runs = {}
 

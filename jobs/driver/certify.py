@@ -38,9 +38,9 @@ from orchestrator.planning.plan import Cell
 from orchestrator.planning.preflight import default_tracking_uri
 from orchestrator.results import CellStatus, read_json
 from orchestrator.spec_files.spec import Budget, Data, Placement, Recipe, Tracking
-from orchestrator.tracking.mlflow_writer import MlflowWriter, TrackedRun
-from orchestrator.tracking.run import without_password
+from orchestrator.tracking.run import TrackedRun, without_password
 from orchestrator.tracking.spool import read_from
+from orchestrator.tracking.writer import RunWriter
 
 LOOK_S = 0.2
 PREDICTED_S = 3600.0  # how long the queue expects proofs to take, until it has seen such
@@ -241,7 +241,7 @@ def _track(certificate: Certificate, file: Path, page: Path, storage: Path, cons
         params=certificate.keys,
         artifacts=(file, page),
     )
-    writer = MlflowWriter(uri, Tracking().experiment, Storage(storage).mlflow_artifacts)
+    writer = RunWriter(uri, Tracking().experiment, Storage(storage).mlflow_artifacts)
     writer.track(run)
     writer.finish(run, "FINISHED" if certificate.passed else "FAILED")
     writer.start()

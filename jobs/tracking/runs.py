@@ -4,14 +4,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+from jobs.formats import flatten
 from orchestrator.cell_job import ExportRequest
 from orchestrator.layout import CellFolder, Storage
 from orchestrator.planning.plan import Cell, Plan
 from orchestrator.results import CellResult, write_json
 from orchestrator.spec_files.spec import Finetune
-from orchestrator.tracking.mlflow_writer import STREAMED_METRICS, MlflowWriter, flatten
 from orchestrator.tracking.run import TrackedRun, describe
-from orchestrator.tracking.spool import read_spool
+from orchestrator.tracking.spool import STREAMED_METRICS, read_spool
+from orchestrator.tracking.writer import RunWriter
 
 
 class Tracking:
@@ -101,9 +102,9 @@ class Tracking:
         return self._writer.unreachable
 
 
-def open_writer(uri: str, experiment: str, storage: Path) -> MlflowWriter:
+def open_writer(uri: str, experiment: str, storage: Path) -> RunWriter:
     """A writer to the server; with SQLite instead of one, artifacts lie in the storage."""
-    return MlflowWriter(uri, experiment, Storage(storage).mlflow_artifacts)
+    return RunWriter(uri, experiment, Storage(storage).mlflow_artifacts)
 
 
 def take_result(run: TrackedRun, result: CellResult) -> None:
@@ -168,7 +169,8 @@ def _common_tags(plan: Plan, command: str) -> dict[str, str]:
 
 
 def _recipe(plan: Plan) -> dict[str, str]:
-    return flatten({"recipe": plan.job.recipe.model_dump(mode="json"), "placement": plan.job.placement.model_dump()})
+    settings = {"recipe": plan.job.recipe.model_dump(mode="json"), "placement": plan.job.placement.model_dump()}
+    return {key: str(value) for key, value in flatten(settings).items()}
 
 
 def _last_entry_ms(result: CellResult) -> int:

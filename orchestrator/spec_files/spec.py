@@ -10,11 +10,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInf
 
 from backbones.adaptation import Lora
 from orchestrator.parallel import ParallelDims
+from orchestrator.tracking.tracker import find_tracker
 
 MAX_SEEDS = 1000
 LONGEST_TIMEOUT_S = 366 * 86400
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-_TRACKING_SCHEMES = ("http://", "https://", "sqlite://", "postgresql", "mysql", "mssql", "databricks")
 
 Item = TypeVar("Item", str, int)
 
@@ -218,7 +218,7 @@ class Tracking(Strict):
     @field_validator("uri")
     @classmethod
     def _check_uri(cls, uri: str | None) -> str | None:
-        if uri is not None and not uri.startswith(_TRACKING_SCHEMES):
+        if uri is not None and find_tracker(uri) is None:
             raise ValueError("write a URL such as http://mlflow:5000 or sqlite:////shared/mlflow.db")
         return uri
 

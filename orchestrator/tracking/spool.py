@@ -9,7 +9,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,8 @@ from orchestrator.layout import SPOOL_FILE
 from orchestrator.results import EvaluationPoint, StepMetrics
 
 Kind = Literal["step", "evaluation", "phase"]
+EVALUATION_METRICS = ("val_bits_per_byte", "val_loss")
+STREAMED_METRICS = (*(field.name for field in fields(StepMetrics) if field.name != "step"), *EVALUATION_METRICS)
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,12 @@ class Entry:
     @property
     def key(self) -> tuple[str, int]:
         return self.kind, self.fields["step"]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What a tracker shows of it, at its step; nothing of a phase."""
+        shown = {"step": [key for key in self.fields if key != "step"], "evaluation": EVALUATION_METRICS, "phase": ()}
+        return {key: float(self.fields[key]) for key in shown[self.kind]}
 
 
 class SpoolWriter:

@@ -10,8 +10,9 @@ import pytest
 from product import free_port, wait_until_it_answers
 
 from orchestrator.results import EvaluationPoint, StepMetrics
-from orchestrator.tracking.mlflow_writer import MlflowWriter, TrackedRun
+from orchestrator.tracking.run import TrackedRun
 from orchestrator.tracking.spool import SpoolWriter
+from orchestrator.tracking.writer import RunWriter
 
 CHROMIUM = shutil.which("chromium")
 TAGS = {"comparison_id": "page-0123456789", "backbone_id": "tiny-qwen", "seed": "0", "attempt": "1"}
@@ -42,7 +43,7 @@ def server(tmp_path: Path) -> Iterator[str]:
 
 
 def test_the_page_of_a_cell_shows_its_name_status_metrics_and_tags(server: str, tmp_path: Path) -> None:
-    writer = MlflowWriter(server, "backbones", tmp_path / "artifacts")
+    writer = RunWriter(server, "backbones", tmp_path / "artifacts")
     parent = TrackedRun(
         "page-0123456789", tmp_path / "parent.json", {**TAGS, "role": "comparison", "cell_id": "all"}, {}
     )

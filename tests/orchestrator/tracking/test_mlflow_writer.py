@@ -11,9 +11,9 @@ import pytest
 from mlflow import MlflowClient
 
 from orchestrator.results import EvaluationPoint, StepMetrics, read_json, write_json
-from orchestrator.tracking.mlflow_writer import STREAMED_METRICS, MlflowWriter
 from orchestrator.tracking.run import TrackedRun, described_runs, without_password
-from orchestrator.tracking.spool import SpoolWriter
+from orchestrator.tracking.spool import STREAMED_METRICS, SpoolWriter
+from orchestrator.tracking.writer import RunWriter
 
 STEPS = 130  # more than two batches of the writer
 
@@ -67,9 +67,9 @@ def tracked(tmp_path: Path, spool: Path | None = None, **changes: Any) -> tuple[
     return parent, child
 
 
-def send(uri: str, *runs: TrackedRun, status: str | None = "FINISHED", timeout_s: float = 60) -> MlflowWriter:
+def send(uri: str, *runs: TrackedRun, status: str | None = "FINISHED", timeout_s: float = 60) -> RunWriter:
     """One process's worth of tracking: start, track, finish, close."""
-    writer = MlflowWriter(uri, "backbones", Path(uri.removeprefix("sqlite:///")).parent / "artifacts")
+    writer = RunWriter(uri, "backbones", Path(uri.removeprefix("sqlite:///")).parent / "artifacts")
     for run in runs:
         writer.track(run)
     writer.start()
@@ -135,7 +135,7 @@ def test_a_run_that_a_late_answer_created_twice_is_left_once(uri: str, tmp_path:
     parent, child = tracked(tmp_path)
     child.state_file.parent.mkdir(exist_ok=True)
     write_json(child.state_file, {"uri": uri, "creation_id": "of a first try that got no answer"})
-    writer = MlflowWriter(uri, "backbones", tmp_path / "artifacts")
+    writer = RunWriter(uri, "backbones", tmp_path / "artifacts")
     writer.track(parent)
     writer.track(child)
     writer.start()
@@ -206,7 +206,7 @@ def test_a_resumed_cell_continues_its_run_and_its_status_follows(uri: str, tmp_p
     write_steps(folder, 11, 20)
     parent, child = tracked(tmp_path, folder)
     child.tags["attempt"] = "2"
-    writer = MlflowWriter(uri, "backbones", tmp_path / "artifacts")
+    writer = RunWriter(uri, "backbones", tmp_path / "artifacts")
     writer.track(parent)
     writer.track(child)
     writer.start()
@@ -325,7 +325,7 @@ def test_an_absent_server_costs_neither_data_nor_much_time(
     closed_port: str, uri: str, spool: Path, tmp_path: Path
 ) -> None:
     parent, child = tracked(tmp_path, spool)
-    writer = MlflowWriter(closed_port, "backbones", tmp_path / "artifacts")
+    writer = RunWriter(closed_port, "backbones", tmp_path / "artifacts")
     for run in (parent, child):
         writer.track(run)
         writer.finish(run, "FINISHED")
@@ -342,7 +342,7 @@ def test_an_absent_server_costs_neither_data_nor_much_time(
 
 
 def test_an_absent_server_is_told_of_without_its_password(tmp_path: Path) -> None:
-    writer = MlflowWriter("http://ada:canary-71@127.0.0.1:9", "backbones", tmp_path)
+    writer = RunWriter("http://ada:canary-71@127.0.0.1:9", "backbones", tmp_path)
     writer.track(TrackedRun("cell-1", tmp_path / "child.json", {}, {}))
     writer.start()
     deadline = time.monotonic() + 60

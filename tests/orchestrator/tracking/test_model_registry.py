@@ -14,7 +14,8 @@ from mlflow import MlflowClient
 from product import free_port, wait_until_it_answers
 
 from orchestrator.results import read_json, write_json
-from orchestrator.tracking.mlflow_writer import MlflowWriter, TrackedRun
+from orchestrator.tracking.run import TrackedRun
+from orchestrator.tracking.writer import RunWriter
 
 NAME = "assistant"
 
@@ -30,7 +31,7 @@ class Launches:
     def send(self, model: tuple[str, Path] | None) -> TrackedRun:
         tags = {"comparison_id": "job-1", "role": "finetune", "cell_id": "cell-1", "attempt": "1"}
         run = TrackedRun("cell-1", self.folder / "cell.json", tags, {"p": "1"}, registered_model=model)
-        writer = MlflowWriter(self.uri, "backbones", self.folder / "artifacts")
+        writer = RunWriter(self.uri, "backbones", self.folder / "artifacts")
         writer.track(run)
         writer.finish(run, "FINISHED")
         writer.start()
