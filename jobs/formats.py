@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 NOT_AVAILABLE = "n/a"
 MINUS = "\N{MINUS SIGN}"
@@ -11,7 +11,7 @@ ACRONYMS = {"bos": "BOS", "eos": "EOS", "fsdp": "FSDP", "python": "Python"}
 REVISION = re.compile(r"(@[0-9a-f]{7})[0-9a-f]{33}\b")
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether `value` is a finite number (a bool is not)."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -121,9 +121,9 @@ def short_id(backbone_id: str, limit: int = 44) -> str:
     return text if len(text) <= limit else f"{text[:half]}\N{HORIZONTAL ELLIPSIS}{text[-half:]}"
 
 
-def flatten(facts: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(facts: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     """Nested facts with dotted keys: `{"a": {"b": 1}}` is `{"a.b": 1}`."""
-    flat: dict[str, Any] = {}
+    flat: dict[str, object] = {}
     for key, value in facts.items():
         if isinstance(value, Mapping) and value:
             flat |= flatten(value, f"{prefix}{key}.")

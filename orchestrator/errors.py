@@ -53,6 +53,10 @@ class InputError(OrchestratorError):
     exit_code = 2
 
 
+class FormatError(InputError):
+    """A document was written in a format that this version does not read."""
+
+
 class ResourcesError(OrchestratorError):
     """The cluster does not have, and did not get in time, what a cell needs."""
 

@@ -10,7 +10,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from orchestrator.errors import FormatError
 from orchestrator.layout import CellFolder
+
+FORMAT = 1  # of every document that a job or a cell leaves behind; one without a number is of format 1
 
 
 class CellStatus(StrEnum):
@@ -107,7 +110,7 @@ class CellResult:
 def measurement_from_json(document: dict[str, Any]) -> Measurement:
     """The inverse of `dataclasses.asdict` for a `Measurement`."""
     points = [EvaluationPoint(**point) for point in document["evaluations"]]
-    return Measurement(**{**document, "evaluations": points})
+    return Measurement(**{**_without_format(document), "evaluations": points})
 
 
 def cell_result_from_json(document: dict[str, Any]) -> CellResult:
@@ -115,11 +118,15 @@ def cell_result_from_json(document: dict[str, Any]) -> CellResult:
     measured = document["measurement"]
     return CellResult(
         **{
-            **document,
+            **_without_format(document),
             "status": CellStatus(document["status"]),
             "measurement": None if measured is None else measurement_from_json(measured),
         }
     )
+
+
+def _without_format(document: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in document.items() if key != "format"}
 
 
 def write_json(path: Path, document: Any) -> None:
@@ -138,10 +145,22 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def load_json(path: Path) -> Any:
+    """Reads a document of a finished job or cell. Raises FormatError where a later version wrote it."""
+    document = read_json(path)
+    found = document.get("format", FORMAT) if isinstance(document, dict) else FORMAT
+    if found != FORMAT:
+        raise FormatError(
+            f"{path} has format {found}, and this version reads format {FORMAT}. Upgrade backbone-orchestrator to the "
+            f"version that wrote it, or move {path.parent} away to run it anew; nothing was changed"
+        )
+    return document
+
+
 def find_cell_result(folder: Path) -> CellResult | None:
     """The stored result of a cell, or None while it has none."""
     path = CellFolder(folder).result
-    return cell_result_from_json(read_json(path)) if path.exists() else None
+    return cell_result_from_json(load_json(path)) if path.exists() else None
 
 
 def save_cell_result(folder: Path, result: CellResult) -> None:

@@ -167,13 +167,14 @@ def report(
 ) -> None:
     """Prints a finished job's ranking and writes its report anew from report.json."""
     from jobs.report.html import render_report
+    from jobs.results.documents import load_report
 
     root = storage_folder(storage)
     facts = layout.Storage(root).job(job_id).report
     if Path(job_id).name != job_id or not facts.is_file():
         known = [job.path.name for job in layout.Storage(root).reports()]
         raise InputError(f"no report {job_id!r} in {root}; there are: {', '.join(known) or 'none'}")
-    document = json.loads(facts.read_text(encoding="utf-8"))
+    document = load_report(facts)
     layout.Storage(root).job(job_id).report_page.write_text(render_report(document), encoding="utf-8")
     tables.print_ranking(document)
     out.print(f"report: {layout.Storage(root).job(job_id).report_page}", highlight=False, soft_wrap=True)
@@ -196,14 +197,12 @@ def simulate(
 @app.command()
 def schema(
     kind: Annotated[str, typer.Argument(metavar="KIND", help="comparison or finetune")] = "comparison",
+    of: Annotated[str | None, typer.Option(metavar="NAME", help="A document's instead, such as report.")] = None,
 ) -> None:
-    """Prints the JSON schema of a spec file."""
-    from orchestrator.spec_files.spec import Comparison, Finetune, Job
+    """Prints the JSON schema of a spec file, or of a document that the commands write."""
+    from jobs.cli.schemas import document_schema, spec_schema
 
-    models: dict[str, type[Job]] = {"comparison": Comparison, "finetune": Finetune}
-    if kind not in models:
-        raise InputError(f"no schema {kind!r}; there are: comparison, finetune")
-    print(json.dumps(models[kind].model_json_schema(), indent=2))
+    print(json.dumps(spec_schema(kind) if of is None else document_schema(of), indent=2))
 
 
 queue.register(app)

@@ -10,6 +10,7 @@ from orchestrator.tracking.run import without_password
 
 if TYPE_CHECKING:
     from backbones.spec import BackboneSpec
+    from jobs.results.documents import Report
     from orchestrator.planning.plan import Plan
 
 out = Console(soft_wrap=False)
@@ -99,7 +100,7 @@ def print_plan(planned: "Plan") -> None:
         print(f"{name:10} {text}")
 
 
-def print_ranking(document: dict[str, Any]) -> None:
+def print_ranking(document: "Report") -> None:
     """The ranking of a report, or a finetune before and after."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("rank", "backbone", "held-out bits/byte", "by seed"):

@@ -42,7 +42,7 @@ STOPPING = "stopping at the next checkpoint; interrupt again to stop at once"
 class Outcome:
     """What a launch left behind."""
 
-    document: dict[str, Any]
+    document: Any
     report: Path
     exit_code: int
 
@@ -234,6 +234,7 @@ def _conclude(
     limit = UPLOAD_LIMIT_INTERRUPTED_S if interrupted else UPLOAD_LIMIT_S
     run_ids = tracking.run_ids(limit)
     results = [replace(result, mlflow_run_id=run_ids[result.cell_id]) for result in results]
+    document: Any
     if plan.kind == BENCHMARK:
         document, files = write_benchmark(plan, results, command_line())
     else:

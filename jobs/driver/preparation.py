@@ -1,8 +1,8 @@
 """Tokenizes a job's data on the cluster and decides what every candidate sees, before anything trains."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
+from jobs.results.documents import PreparedFacts
 from orchestrator.data.parity import check_parity, compare_tokenizers, save_selection
 from orchestrator.data.prepare import Prepared, prepare
 from orchestrator.errors import OrchestratorError
@@ -17,7 +17,7 @@ class Preparation:
 
     prepared: dict[str, Prepared]
     selection_files: dict[str, str]
-    facts: dict[str, Any]
+    facts: PreparedFacts
 
 
 def find_preparation(plan: Plan) -> Preparation | None:
@@ -49,7 +49,7 @@ def prepare_data(plan: Plan) -> Preparation:
         file = plan.files.selection(number)
         save_selection(file, parity, one.backbone_id)
         files[one.backbone_id] = str(file)
-    facts = {
+    facts: PreparedFacts = {
         "kept": min(len(kept) for kept in parity.kept.values()),
         "scored": len(parity.scored),
         "dropped": {**parity.dropped, "in_validation": plan.train_in_validation},

@@ -1,10 +1,10 @@
 """Where the contracts of the runs differ, and whether that had to be expected. Pure."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from jobs.formats import fact, flatten
+from jobs.results.documents import TrainedCell
 
 ABSENT = "absent"
 
@@ -58,20 +58,20 @@ class ContractFact:
         return sorted(owners.items(), key=lambda item: -len(item[1]))
 
 
-def contract_facts(cells: Iterable[Mapping[str, Any]]) -> list[ContractFact]:
+def contract_facts(cells: Iterable[TrainedCell]) -> list[ContractFact]:
     """Every fact that any run recorded; runs without a contract (they never started) say nothing."""
     contracts = [(cell["backbone_id"], flatten(cell["contract"])) for cell in cells if cell["contract"]]
     names = dict.fromkeys(name for _, contract in contracts for name in contract)
     return [_fact(name, contracts) for name in names]
 
 
-def contract_differences(cells: Iterable[Mapping[str, Any]]) -> list[ContractFact]:
+def contract_differences(cells: Iterable[TrainedCell]) -> list[ContractFact]:
     """The facts that are not the same in every run, the unexpected ones first."""
     different = [found for found in contract_facts(cells) if found.differs]
     return sorted(different, key=lambda found: found.is_expected)
 
 
-def _fact(name: str, contracts: list[tuple[str, dict[str, Any]]]) -> ContractFact:
+def _fact(name: str, contracts: list[tuple[str, dict[str, object]]]) -> ContractFact:
     values: dict[str, dict[str, None]] = {}
     for backbone_id, contract in contracts:
         text = fact(contract[name]) if name in contract else ABSENT

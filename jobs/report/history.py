@@ -1,11 +1,12 @@
 """The report's section on a scheduled run's history: each quantity against the earlier runs, a plot per quantity."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jobs.report.palette import Look
 from jobs.report.plots import Plot, styled_axes
 from jobs.report.svg import inline_svg
+from jobs.results.documents import History, HistoryRow
 from jobs.results.history import QUANTITIES, Quantity
 
 if TYPE_CHECKING:
@@ -13,10 +14,8 @@ if TYPE_CHECKING:
 
 HEIGHT = 190  # points
 
-Row = Mapping[str, Any]
 
-
-def history_view(history: Mapping[str, Any] | None, looked: Mapping[str, Look]) -> dict[str, Any] | None:
+def history_view(history: History | None, looked: Mapping[str, Look]) -> dict[str, object] | None:
     """The variables of the section; None where no schedule fired the job, or nothing was measured."""
     if history is None or not history["rows"]:
         return None
@@ -28,7 +27,7 @@ def history_view(history: Mapping[str, Any] | None, looked: Mapping[str, Look]) 
     }
 
 
-def _line(row: Row) -> dict[str, Any]:
+def _line(row: HistoryRow) -> dict[str, str | int | bool]:
     """One line of the table, as text."""
     quantity = next(one for one in QUANTITIES if one.metric == row["quantity"])
     band, earlier = row["band"], row["earlier"]
@@ -44,7 +43,7 @@ def _line(row: Row) -> dict[str, Any]:
     }
 
 
-def _reading(row: Row) -> str:
+def _reading(row: HistoryRow) -> str:
     if row["value"] is None:
         return "not measured"
     if row["band"] is None:
@@ -52,7 +51,7 @@ def _reading(row: Row) -> str:
     return f"{row['left']}: {'worse' if row['worse'] else 'better'}" if row["left"] else "inside"
 
 
-def _plot(quantity: Quantity, history: Mapping[str, Any], looked: Mapping[str, Look]) -> Plot | None:
+def _plot(quantity: Quantity, history: History, looked: Mapping[str, Look]) -> Plot | None:
     """Every backbone's values over the ticks, this run's band as a bar behind its last point; None without a past."""
     rows = [row for row in history["rows"] if row["quantity"] == quantity.metric and row["value"] is not None]
     if not any(row["earlier"] for row in rows):
@@ -73,12 +72,12 @@ def _plot(quantity: Quantity, history: Mapping[str, Any], looked: Mapping[str, L
     return Plot(quantity.heading[:1].upper() + quantity.heading[1:], svg, _caption(quantity))
 
 
-def _draw(axes: "Axes", row: Row, look: Look, ticks: Sequence[str]) -> None:
+def _draw(axes: "Axes", row: HistoryRow, look: Look, ticks: Sequence[str]) -> None:
     last = len(ticks) - 1
     if row["band"] is not None:
         axes.plot((last, last), row["band"], color=look.colour, linewidth=7, alpha=0.25, solid_capstyle="butt")
     x = [ticks.index(one["tick"]) for one in row["earlier"]] + [last]
-    y = [one["value"] for one in row["earlier"]] + [row["value"]]
+    y = [*(one["value"] for one in row["earlier"]), *([] if row["value"] is None else [row["value"]])]
     axes.plot(x, y, color=look.colour, marker=look.marker, markersize=5, markeredgewidth=0, linewidth=1)
 
 
@@ -95,6 +94,6 @@ def _labels(ticks: Sequence[str]) -> list[str]:
     return [text if (len(ticks) - 1 - index) % every == 0 else "" for index, text in enumerate(texts)]
 
 
-def _spoken(quantity: Quantity, rows: Sequence[Row]) -> str:
+def _spoken(quantity: Quantity, rows: Sequence[HistoryRow]) -> str:
     ends = (f"{row['backbone_id']} {quantity.written(row['value'])}, {_reading(row)}" for row in rows)
     return f"{quantity.heading} over the runs of the schedule: {'; '.join(ends)}"

@@ -1,7 +1,6 @@
 """`report.json` to `report.html`: one file that needs nothing else, neither network nor JavaScript."""
 
 from functools import cache
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -9,6 +8,7 @@ from jobs import formats
 from jobs.report.contract import contract_differences
 from jobs.report.palette import COLOURS
 from jobs.report.view import report_view
+from jobs.results.documents import Report
 
 __all__ = ["contract_differences", "environment", "render_report"]
 
@@ -29,7 +29,7 @@ FILTERS = (
 )
 
 
-def render_report(document: dict[str, Any]) -> str:
+def render_report(document: Report) -> str:
     """The page for a comparison or a finetune; the same document always gives the same text."""
     return environment().get_template("report.html.j2").render(colours=COLOURS, **report_view(document))
 

@@ -3,17 +3,20 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 from markupsafe import Markup
 
 from jobs.formats import byte_scale, fixed, short_id, signed, time_scale
 from jobs.report.palette import BAND, INK, LINE, MUTED, Look
 from jobs.report.svg import inline_svg
+from jobs.results.documents import Pair, RankedBackbone, TrainedCell
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+EvaluationAxis = Literal["bytes_seen", "train_time_s"]
 
 WIDTH = 420  # points, which the page stretches to about 300 to 560 pixels: text stays readable on a phone
 HEIGHT = 250
@@ -75,22 +78,22 @@ class Plot:
     caption: str
 
 
-def evaluation_curves(cells: Iterable[Mapping[str, Any]], x: str, from_progress: float = 0.0) -> list[Curve]:
+def evaluation_curves(cells: Iterable[TrainedCell], x: EvaluationAxis, from_progress: float = 0.0) -> list[Curve]:
     """Held-out bits per byte of each run against the evaluation's field `x`."""
     curves = []
     for cell in cells:
         points = [
-            (point[x], point["val_bits_per_byte"])
+            (at, bits)
             for point in cell["evaluations"]
-            if point[x] is not None
-            and point["val_bits_per_byte"] is not None
+            if (at := point[x]) is not None
+            and (bits := point["val_bits_per_byte"]) is not None
             and (point["progress"] or 0.0) >= from_progress
         ]
         curves.append(_curve(cell["backbone_id"], points))
     return [curve for curve in curves if curve.x]
 
 
-def loss_curves(cells: Iterable[Mapping[str, Any]]) -> list[Curve]:
+def loss_curves(cells: Iterable[TrainedCell]) -> list[Curve]:
     """Training loss of each run against the optimizer step, averaged over neighbouring points to `LOSS_POINTS`."""
     curves = []
     for cell in cells:
@@ -120,7 +123,7 @@ def loss_plot(curves: list[Curve], looks: Mapping[str, Look], title: str, captio
     return Plot(title, _line_plot(curves, looks, "loss", title, "optimizer step", "nats per target token"), caption)
 
 
-def ranking_plot(ranking: Sequence[Mapping[str, Any]], looks: Mapping[str, Look]) -> Plot:
+def ranking_plot(ranking: Sequence[RankedBackbone], looks: Mapping[str, Look]) -> Plot:
     """Every seed of every ranked backbone as a dot, its mean as a tick, one seed deviation as a bar."""
     rows = [_ranked(row) for row in ranking]
     title = "Held-out bits per byte"
@@ -133,7 +136,7 @@ def ranking_plot(ranking: Sequence[Mapping[str, Any]], looks: Mapping[str, Look]
 
 
 def difference_plot(
-    pairs: Iterable[Mapping[str, Any]], best: str, looks: Mapping[str, Look], half_width: float | None, level: str
+    pairs: Iterable[Pair], best: str, looks: Mapping[str, Look], half_width: float | None, level: str
 ) -> Plot | None:
     """Each backbone's difference to the best with its interval; None where no pair has one."""
     rows = [row for row in (_difference(pair, best) for pair in pairs) if row is not None]
@@ -154,17 +157,17 @@ def difference_plot(
     return Plot(title, svg, f"Bars are {level} intervals, not corrected for the number of pairs.{band}")
 
 
-def _ranked(row: Mapping[str, Any]) -> Estimate:
+def _ranked(row: RankedBackbone) -> Estimate:
     mean, deviation = row["val_bits_per_byte"], row["seed_std"]
     bar = None if deviation is None else (mean - deviation, mean + deviation)
     values = [value for value in row["seeds"].values() if value is not None]
     return Estimate(row["backbone_id"], mean, bar, values, fixed(mean))
 
 
-def _difference(pair: Mapping[str, Any], best: str) -> Estimate | None:
+def _difference(pair: Pair, best: str) -> Estimate | None:
     """The pair seen from the best: positive means that the other one needs more bits."""
     interval = pair["interval"]
-    if best not in (pair["a"], pair["b"]) or pair["difference"] is None or None in (interval or [None]):
+    if best not in (pair["a"], pair["b"]) or pair["difference"] is None or not interval or None in interval:
         return None
     low, high = interval
     other, mean, bar = pair["b"], pair["difference"], (low, high)  # the score of b minus that of a

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from jobs.formats import count, duration, is_number, percent, significant, words
 from jobs.report.contract import contract_differences, contract_facts
@@ -18,8 +17,7 @@ from jobs.report.plots import (
     ranking_plot,
     time_plot,
 )
-
-Cell = Mapping[str, Any]
+from jobs.results.documents import DataFacts, Facts, RankedBackbone, Report, TrainedCell, Verdict, find_verdict
 
 # metric, heading, how it is written, whether a bar helps to compare
 COSTS = (
@@ -56,10 +54,10 @@ class Backbone:
 
     id: str
     look: Look
-    cells: list[Cell]
+    cells: list[TrainedCell]
 
     @property
-    def finished(self) -> list[Cell]:
+    def finished(self) -> list[TrainedCell]:
         return [cell for cell in self.cells if cell["status"] == "SUCCEEDED"]
 
     def mean(self, metric: str) -> float | None:
@@ -71,14 +69,14 @@ class Backbone:
         return max(numbers) if metric == "peak_memory_gib" else sum(numbers) / len(numbers)
 
 
-def report_view(document: Mapping[str, Any]) -> dict[str, Any]:
+def report_view(document: Report) -> dict[str, object]:
     """The variables of the template."""
-    cells: Sequence[Cell] = document["cells"]
+    cells: Sequence[TrainedCell] = document["cells"]
     looked = looks(cell["backbone_id"] for cell in cells)
     backbones = {name: Backbone(name, look, _of(cells, name)) for name, look in looked.items()}
     comparison, verdict, ranking = (
         document["comparison"],
-        document.get("verdict") or None,
+        find_verdict(document),
         document.get("ranking") or [],
     )
     is_finetune = comparison["kind"] == "finetune"
@@ -108,17 +106,17 @@ def report_view(document: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _of(cells: Sequence[Cell], backbone_id: str) -> list[Cell]:
+def _of(cells: Sequence[TrainedCell], backbone_id: str) -> list[TrainedCell]:
     return [cell for cell in cells if cell["backbone_id"] == backbone_id]
 
 
-def _unranked(backbones: Mapping[str, Backbone], ranking: Sequence[Mapping[str, Any]]) -> list[Backbone]:
+def _unranked(backbones: Mapping[str, Backbone], ranking: Sequence[RankedBackbone]) -> list[Backbone]:
     ranked = {row["backbone_id"] for row in ranking}
     return [backbone for backbone in backbones.values() if backbone.id not in ranked]
 
 
 def _ranking_plots(
-    ranking: Sequence[Mapping[str, Any]], verdict: Mapping[str, Any] | None, looked: Mapping[str, Look]
+    ranking: Sequence[RankedBackbone], verdict: Verdict | None, looked: Mapping[str, Look]
 ) -> list[Plot]:
     if not ranking:
         return []
@@ -130,7 +128,7 @@ def _ranking_plots(
     return [plot for plot in plots if plot is not None]
 
 
-def _curve_plots(cells: Sequence[Cell], looked: Mapping[str, Look]) -> list[Plot]:
+def _curve_plots(cells: Sequence[TrainedCell], looked: Mapping[str, Look]) -> list[Plot]:
     plots = []
     if curves := evaluation_curves(cells, "bytes_seen"):
         title, caption = "Quality against data", "Held-out bits per byte; lower is better."
@@ -158,14 +156,14 @@ def _costs(backbones: Sequence[Backbone]) -> list[tuple[Backbone, list[Cost]]]:
     return [(backbone, list(row)) for backbone, row in zip(backbones, zip(*columns, strict=True), strict=True)]
 
 
-def _dropped(data: Mapping[str, Any]) -> list[tuple[str, Any]]:
+def _dropped(data: DataFacts) -> list[tuple[str, int]]:
     """Empty when the job ended before its data was prepared."""
     return [(DROPPED.get(reason, words(reason)), number) for reason, number in data.get("dropped", {}).items()]
 
 
-def _columns(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _columns(rows: Mapping[str, Facts]) -> list[str]:
     return list(dict.fromkeys(key for row in rows.values() for key in row))
 
 
-def _with_contract(cells: Sequence[Cell]) -> list[str]:
+def _with_contract(cells: Sequence[TrainedCell]) -> list[str]:
     return list(dict.fromkeys(cell["backbone_id"] for cell in cells if cell["contract"]))

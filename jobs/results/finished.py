@@ -3,16 +3,25 @@
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from pydantic_core import to_jsonable_python
 
 from jobs.driver.preparation import find_preparation
 from jobs.formats import NOT_AVAILABLE
 from jobs.report.html import render_report
+from jobs.results.documents import (
+    CellOutcome,
+    DataFacts,
+    Environment,
+    Facts,
+    PreparedFacts,
+    Report,
+    TrainedCell,
+    Verdict,
+)
 from jobs.results.history import compare_with_history
 from jobs.results.paired_tests import CellScores
 from jobs.results.verdict import judge
@@ -29,10 +38,10 @@ CURVE_POINTS = 200
 
 
 def build_document(
-    plan: Plan, results: Sequence[CellResult], parity: dict[str, Any], command: str, export: Path | None
-) -> dict[str, Any]:
+    plan: Plan, results: Sequence[CellResult], parity: PreparedFacts, command: str, export: Path | None
+) -> Report:
     """Everything the report shows, as plain data. `export` is the folder of a finished export."""
-    verdict = _judge(plan, results) if isinstance(plan.job, Comparison) else {}
+    verdict = _judge(plan, results) if isinstance(plan.job, Comparison) else None
     measured = [result for result in results if result.measurement is not None]
     first = measured[0].measurement if measured else None
     return {
@@ -51,14 +60,14 @@ def build_document(
         "data": _data_facts(plan, parity),
         "certificates": _certificates(results) if isinstance(plan.job, Comparison) else {},
         "cells": [_cell_facts(result) for result in results],
-        "ranking": verdict.pop("ranking", []),
-        "verdict": verdict,
+        "ranking": [] if verdict is None else verdict.pop("ranking", []),
+        "verdict": {} if verdict is None else verdict,
     }
 
 
 def write_report(
     plan: Plan, results: Sequence[CellResult], command: str, export: Path | None
-) -> tuple[dict[str, Any], tuple[Path, ...]]:
+) -> tuple[Report, tuple[Path, ...]]:
     """Writes the report, the facts behind it and the certificates; returns the facts and the files, the page first."""
     preparation = find_preparation(plan)
     document = build_document(plan, results, {} if preparation is None else preparation.facts, command, export)
@@ -69,7 +78,7 @@ def write_report(
     return document, (page, facts, *_write_certificates(plan, document))
 
 
-def _write_certificates(plan: Plan, document: dict[str, Any]) -> list[Path]:
+def _write_certificates(plan: Plan, document: Report) -> list[Path]:
     """Each candidate's certificate as a file of its own, beside the report and for MLflow."""
     files = []
     for spec in plan.backbones:
@@ -80,7 +89,7 @@ def _write_certificates(plan: Plan, document: dict[str, Any]) -> list[Path]:
     return files
 
 
-def _judge(plan: Plan, results: Sequence[CellResult]) -> dict[str, Any]:
+def _judge(plan: Plan, results: Sequence[CellResult]) -> Verdict:
     """The verdict over the items that every finished cell scored."""
     assert isinstance(plan.job, Comparison)
     finished = [result for result in results if result.status is CellStatus.SUCCEEDED]
@@ -113,7 +122,7 @@ def _at(scores: ItemScores, items: np.ndarray) -> ItemScores:
     return ItemScores(items, scores.nats[places], scores.tokens[places], scores.bytes[places])
 
 
-def _data_facts(plan: Plan, parity: dict[str, Any]) -> dict[str, Any]:
+def _data_facts(plan: Plan, parity: PreparedFacts) -> DataFacts:
     return {
         "train": plan.train.reference,
         "validation": plan.validation.reference,
@@ -128,7 +137,7 @@ def _data_facts(plan: Plan, parity: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _certificates(results: Sequence[CellResult]) -> dict[str, Any]:
+def _certificates(results: Sequence[CellResult]) -> dict[str, Facts | None]:
     """By backbone, the certificate that its cells ran under; None where one of them ran without."""
     ran = [result for result in results if result.status in (CellStatus.SUCCEEDED, CellStatus.UNCERTIFIED)]
     held = [(result.backbone_id, find_cell_certificate(Path(result.folder))) for result in ran]
@@ -136,7 +145,7 @@ def _certificates(results: Sequence[CellResult]) -> dict[str, Any]:
     return {backbone_id: None if backbone_id in without else certificate for backbone_id, certificate in held}
 
 
-def environment(first: Measurement | None) -> dict[str, Any]:
+def environment(first: Measurement | None) -> Environment:
     """Where a job ran: this process's Python and load, and what the workers of a measurement ran on."""
     return {
         "python": platform.python_version(),
@@ -147,7 +156,7 @@ def environment(first: Measurement | None) -> dict[str, Any]:
     }
 
 
-def outcome(result: CellResult) -> dict[str, Any]:
+def outcome(result: CellResult) -> CellOutcome:
     """What became of a cell, whatever it measured."""
     return {
         "cell_id": result.cell_id,
@@ -162,18 +171,18 @@ def outcome(result: CellResult) -> dict[str, Any]:
     }
 
 
-def _cell_facts(result: CellResult) -> dict[str, Any]:
+def _cell_facts(result: CellResult) -> TrainedCell:
     measurement = result.measurement
     return {
         **outcome(result),
         "metrics": measurement.metrics if measurement else {},
-        "evaluations": [asdict(point) for point in measurement.evaluations] if measurement else [],
+        "evaluations": to_jsonable_python(measurement.evaluations) if measurement else [],
         "loss_curve": _loss_curve(result) if measurement else [],
         "contract": measurement.contract if measurement else {},
     }
 
 
-def _loss_curve(result: CellResult) -> list[list[float]]:
+def _loss_curve(result: CellResult) -> list[tuple[float, float | None]]:
     steps = [entry.fields for entry in read_spool(CellFolder(Path(result.folder)).spool) if entry.kind == "step"]
     every = max(1, len(steps) // CURVE_POINTS)
-    return [[step["step"], step["loss"]] for step in steps[::every]]
+    return [(step["step"], step["loss"]) for step in steps[::every]]

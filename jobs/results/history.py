@@ -5,19 +5,34 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
 
 from jobs.formats import fixed, is_number, percent, short_id, significant
+from jobs.results.documents import (
+    EarlierValue,
+    History,
+    HistoryRecord,
+    HistoryRow,
+    PackageMove,
+    Report,
+    TrainedCell,
+    load_document,
+)
+from orchestrator.errors import FormatError, InputError
 from orchestrator.identity import content_hash
 from orchestrator.layout import Storage
 from orchestrator.planning.occurrence import parse_occurrence
 from orchestrator.planning.plan import Plan, ids_without_occurrence
-from orchestrator.results import CellStatus, read_json, write_json
+from orchestrator.results import FORMAT, CellStatus, write_json
 
 LATEST = 10  # earlier runs that are looked at
 FEWEST = 3  # earlier runs that make a band
 LEVEL = 0.99  # of the band: with a dozen rows, about one run in nine has one outside by chance
 FLOOR = 0.001  # half the band's width is at least this share of the mean: runs that repeat exactly have no spread
+
+RECORD = TypeAdapter(HistoryRecord)
 
 
 @dataclass(frozen=True)
@@ -62,7 +77,7 @@ class Record:
         return self.occurrence.partition("/")[2]
 
 
-def compare_with_history(plan: Plan, document: Mapping[str, Any]) -> dict[str, Any] | None:
+def compare_with_history(plan: Plan, document: Report) -> History | None:
     """Writes this firing's record below the storage, and compares it with the earlier ones.
 
     None for a job that no schedule fired. The result is plain data: rows, versions that moved, `sentences`.
@@ -71,13 +86,13 @@ def compare_with_history(plan: Plan, document: Mapping[str, Any]) -> dict[str, A
         return None
     folder = Storage(plan.storage).schedule(parse_occurrence(plan.occurrence)[0])
     record = _record(plan.occurrence, ids_without_occurrence(plan), document)
-    earlier, damaged = _load_earlier(folder, _file_name(record))
+    earlier, left_out = _load_earlier(folder, _file_name(record))
     if record.backbones:  # an attempt that measured nothing says nothing to later ones
-        write_json(folder / _file_name(record), {"format": 1, **asdict(record)})
-    return compare_records(record, earlier, damaged)
+        write_json(folder / _file_name(record), {"format": FORMAT, **asdict(record)})
+    return compare_records(record, earlier, left_out)
 
 
-def compare_records(record: Record, earlier: Sequence[Record], damaged: Sequence[str] = ()) -> dict[str, Any]:
+def compare_records(record: Record, earlier: Sequence[Record], left_out: Sequence[str] = ()) -> History:
     """The facts for report and console. `earlier` from the oldest to the newest."""
     rows = [_row(record, earlier, backbone_id, quantity) for backbone_id in record.backbones for quantity in QUANTITIES]
     since = earlier[-1] if earlier and record.backbones else None
@@ -86,7 +101,7 @@ def compare_records(record: Record, earlier: Sequence[Record], damaged: Sequence
         *([] if earlier else ["the first run of this schedule: there is nothing to compare it with yet"]),
         *([] if record.backbones else ["nothing was measured, so nothing is compared"]),
         *_changed_subjects(record, earlier),
-        *(f"{name} in the schedule's folder is damaged and was left out; delete it" for name in damaged),
+        *left_out,
     ]
     return {
         "schedule": record.occurrence.partition("/")[0],
@@ -117,8 +132,8 @@ def prediction_band(values: Sequence[float]) -> tuple[float, float] | None:
     return mean - half, mean + half
 
 
-def _record(occurrence: str, plain_ids: Mapping[str, str], document: Mapping[str, Any]) -> Record:
-    finished: dict[str, list[Mapping[str, Any]]] = {}
+def _record(occurrence: str, plain_ids: Mapping[str, str], document: Report) -> Record:
+    finished: dict[str, list[TrainedCell]] = {}
     for cell in document["cells"]:
         if cell["status"] == CellStatus.SUCCEEDED:
             finished.setdefault(cell["backbone_id"], []).append(cell)
@@ -130,7 +145,7 @@ def _record(occurrence: str, plain_ids: Mapping[str, str], document: Mapping[str
     return Record(occurrence, environment["hardware"], environment["packages"], backbones)
 
 
-def _values(cells: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def _values(cells: Sequence[TrainedCell]) -> dict[str, float]:
     """Means over the seeds; memory is the largest, as that is what must fit."""
     values = {}
     for quantity in QUANTITIES:
@@ -150,37 +165,39 @@ def _instant(file_name: str) -> str:
 
 
 def _load_earlier(folder: Path, own: str) -> tuple[list[Record], list[str]]:
-    """The latest records before `own`, oldest first, and the names of files that cannot be read."""
+    """The latest records before `own`, oldest first, and a sentence for each file that cannot be read."""
     files = sorted((path.name for path in folder.glob("*Z.json")), key=_instant, reverse=True)
     records: list[Record] = []
-    damaged: list[str] = []
+    left_out: list[str] = []
     for name in (name for name in files if _instant(name) < _instant(own)):
         if len(records) == LATEST:
             break
         try:
-            records.append(_record_from_json(read_json(folder / name)))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            damaged.append(name)
-    return records[::-1], damaged
+            records.append(_record_from_json(load_document(folder / name, RECORD)))
+        except FormatError as error:
+            left_out.append(f"{name} in the schedule's folder was left out: {error}")
+        except (InputError, OSError, ValueError):
+            left_out.append(f"{name} in the schedule's folder is damaged and was left out; delete it")
+    return records[::-1], left_out
 
 
-def _record_from_json(found: Mapping[str, Any]) -> Record:
+def _record_from_json(found: HistoryRecord) -> Record:
     backbones = {name: Measured(one["subject"], dict(one["values"])) for name, one in found["backbones"].items()}
     return Record(found["occurrence"], found["hardware"], dict(found["packages"]), backbones)
 
 
-def _row(record: Record, earlier: Sequence[Record], backbone_id: str, quantity: Quantity) -> dict[str, Any]:
+def _row(record: Record, earlier: Sequence[Record], backbone_id: str, quantity: Quantity) -> HistoryRow:
     """One quantity of one backbone against the earlier runs that measured the same."""
     measured = record.backbones[backbone_id]
     value = measured.values.get(quantity.metric)
-    alike: list[dict[str, Any]] = [
+    alike: list[EarlierValue] = [
         {"tick": one.tick, "value": one.backbones[backbone_id].values[quantity.metric]}
         for one in earlier
         if _measures(one, backbone_id, measured.subject, quantity.metric)
         and (one.hardware == record.hardware or not quantity.of_hardware)
     ]
     band = prediction_band([one["value"] for one in alike])
-    left = None
+    left: Literal["below", "above"] | None = None
     if value is not None and band is not None:
         left = "below" if value < band[0] else "above" if value > band[1] else None
     return {
@@ -214,18 +231,18 @@ def _changed_subjects(record: Record, earlier: Sequence[Record]) -> Iterator[str
         yield f"speed and memory are compared only with runs on {record.hardware}, not with {', '.join(elsewhere)}"
 
 
-def _moved(before: Record, now: Record) -> Iterator[dict[str, str | None]]:
+def _moved(before: Record, now: Record) -> Iterator[PackageMove]:
     for name in sorted({*before.packages, *now.packages}):
         old, new = before.packages.get(name), now.packages.get(name)
         if old != new:
             yield {"name": name, "from": old, "to": new}
 
 
-def _readings(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _readings(rows: Sequence[HistoryRow]) -> Iterator[str]:
     judged = [row for row in rows if row["band"] is not None and row["value"] is not None]
     for row in (row for row in judged if row["left"]):
         quantity = next(one for one in QUANTITIES if one.metric == row["quantity"])
-        low, high = map(quantity.written, row["band"])
+        low, high = map(quantity.written, row["band"] or ())
         found = f"{short_id(row['backbone_id'])}: {quantity.heading} is {quantity.written(row['value'])}"
         band = f"{row['left']} the band {low} to {high} of {len(row['earlier'])} earlier runs"
         yield f"{found}, {band} ({'worse' if row['worse'] else 'better'})"
@@ -236,7 +253,7 @@ def _readings(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         yield f"no band yet for {len(young)} of {len(rows)} quantities: {min(young)} earlier, {FEWEST} are needed"
 
 
-def _movements(moved: Sequence[Mapping[str, Any]], since: Record | None) -> Iterator[str]:
+def _movements(moved: Sequence[PackageMove], since: Record | None) -> Iterator[str]:
     if since is None:
         return
     changes = ", ".join(f"{one['name']} {one['from'] or 'absent'} to {one['to'] or 'absent'}" for one in moved)

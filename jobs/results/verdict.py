@@ -4,12 +4,11 @@ The statistics are in `paired_tests`; this module says what they mean, in fields
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from math import floor, log10, sqrt
-from typing import Any, Literal
 
 import numpy as np
 
+from jobs.results.documents import Outcome, Pair, RankedBackbone, Verdict
 from jobs.results.paired_tests import (
     Array,
     CellScores,
@@ -23,63 +22,15 @@ from jobs.results.paired_tests import (
     run_pair_tests,
 )
 
-Outcome = Literal["winner", "tie", "undecided", "no verdict"]
-
 FEW_GROUPS = 10.0  # below this many effective degrees of freedom the item noise is worth a note
 
 MOST_SEEDS = 2**20  # if even this many would not decide, the item noise stands in the way
 
 
-@dataclass(frozen=True)
-class RankedBackbone:
-    """One row of the ranking; scores are bits per byte."""
-
-    rank: int  # from 1; equal scores rank by id
-    backbone_id: str
-    val_bits_per_byte: float  # mean over seeds
-    seed_std: float | None  # between seeds; None with one seed
-    seeds: dict[str, float]  # seed -> score; text keys, as JSON has them
-    difference_to_best: float  # never negative
-    worse_than_best: bool | None  # Holm over all pairs, since the best was picked by the data; None: not tested
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two backbones, `a` ranked above `b`; differences are bits per byte of b minus those of a."""
-
-    a: str
-    b: str
-    difference: float  # never negative
-    relative: float  # difference / score of b: a is that share below b
-    standard_error: float  # of the difference, seeds and items together
-    item_se: float  # the items' part of it
-    degrees_of_freedom: float
-    interval: list[float]  # two-sided, 1 - alpha
-    p_value: float  # two-sided, uncorrected
-    p_value_holm: float  # corrected over all pairs
-    equivalent: bool  # two one-sided tests at alpha: the 1 - 2 alpha interval lies within +-margin
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What a comparison showed. `further_seeds` is per backbone and assumes that the observed differences stay."""
-
-    outcome: Outcome
-    winner: str | None
-    sentence: str
-    ranking: list[RankedBackbone]  # best first
-    pairs: list[Pair]  # every two backbones with two seeds or more, in order of rank
-    alpha: float
-    margin: float  # relative to the best score
-    further_seeds: int | list[int] | None  # [low, high] below 3 degrees of freedom; None: seeds alone would not decide
-    notes: list[str]
-    noise: dict[str, float | None]  # seed_std (pooled), seed_df, item_se (best against second), item_df, groups, items
-
-
 def judge(
     cells: Sequence[CellScores], item_bytes: Array, item_groups: Sequence[str], *, alpha: float, margin: float
-) -> dict[str, Any]:
-    """The verdict over the finished cells, as the JSON document of `Verdict`.
+) -> Verdict:
+    """The verdict over the finished cells, with the ranking.
 
     `item_bytes` is (items,) UTF-8 bytes of the scored text, `item_groups` the source group of each item. `alpha` is
     two-sided, `margin` relative to the best score. The order of the cells does not matter.
@@ -99,7 +50,7 @@ def judge(
     pairs = _pairs(judged, items, tests)
     outcome, contenders = ("no verdict", []) if obstacle else _outcome(tests, alpha)
     further = _further_seeds(judged, items, tests, contenders, alpha, limit) if outcome == "undecided" else None
-    verdict = Verdict(
+    return Verdict(
         outcome=outcome,
         winner=judged.ids[0] if outcome == "winner" else None,
         sentence=obstacle or _sentence(outcome, judged, pairs, contenders, alpha, margin, further),
@@ -111,7 +62,6 @@ def judge(
         notes=_notes(outcome, judged, items, tests, pairs),
         noise=_noise(standings, items, pairs) | {"items": len(item_bytes)},
     )
-    return asdict(verdict)
 
 
 def _obstacle(standings: Standings) -> str | None:
@@ -195,7 +145,9 @@ def _pairs(standings: Standings, items: ItemNoise, tests: PairTests) -> list[Pai
 
 def _ranking(standings: Standings, pairs: list[Pair], alpha: float) -> list[RankedBackbone]:
     best = standings.ids[0] if standings.ids else ""
-    worse: dict[str, bool] = {best: False} | {pair.b: pair.p_value_holm < alpha for pair in pairs if pair.a == best}
+    worse: dict[str, bool] = {best: False} | {
+        pair["b"]: pair["p_value_holm"] < alpha for pair in pairs if pair["a"] == best
+    }
     return [
         RankedBackbone(
             rank=k + 1,
@@ -215,7 +167,7 @@ def _noise(standings: Standings, items: ItemNoise, pairs: list[Pair]) -> dict[st
     return {
         "seed_std": sqrt(variance) if df else None,
         "seed_df": df,
-        "item_se": pairs[0].item_se if pairs else None,
+        "item_se": pairs[0]["item_se"] if pairs else None,
         "item_df": items.df if pairs else None,
         "groups": len(standings.group_bytes),
     }
@@ -227,7 +179,7 @@ def _notes(outcome: Outcome, standings: Standings, items: ItemNoise, tests: Pair
     still = [name for name, variance in zip(standings.ids, standings.variances, strict=True) if variance == 0]
     if still:
         notes.append(f"Zero variance between the seeds of {_listed(still)}: does the seed reach the run?")
-    equal = [f"{pair.a} and {pair.b}" for pair in pairs if pair.difference == pair.standard_error == 0]
+    equal = [f"{pair['a']} and {pair['b']}" for pair in pairs if pair["difference"] == pair["standard_error"] == 0]
     if equal:
         notes.append(f"Equal scores to the last digit: {'; '.join(equal)}.")
     if np.any(tests.welch):
@@ -245,7 +197,9 @@ def _notes(outcome: Outcome, standings: Standings, items: ItemNoise, tests: Pair
             f"Few or very unequal source groups ({len(standings.group_bytes)}, {items.df:.1f} degrees of freedom): "
             "the item noise is known poorly."
         )
-    close = [pair.b for pair in pairs if outcome == "winner" and pair.a == standings.ids[0] and pair.equivalent]
+    close = [
+        pair["b"] for pair in pairs if outcome == "winner" and pair["a"] == standings.ids[0] and pair["equivalent"]
+    ]
     if close:
         notes.append(f"The lead over {_listed(close)} is real but lies within the margin: it may not matter.")
     return notes
@@ -262,15 +216,14 @@ def _sentence(
 ) -> str:
     """The verdict in one sentence, for the top of a report."""
     names = _listed([standings.ids[k] for k in contenders])
-    pair = next(pair for pair in pairs if pair.b == standings.ids[1 if outcome == "winner" else contenders[1]])
+    pair = next(pair for pair in pairs if pair["b"] == standings.ids[1 if outcome == "winner" else contenders[1]])
     best, digits = float(standings.means[0]), _digits(pair)
-    interval = (
-        f"{100 * (1 - alpha):g} % interval {_number(pair.interval[0], digits)} to {_number(pair.interval[1], digits)}"
-    )
-    score, difference = f"{best:.{digits}f} bits per byte", f"{pair.difference:.{digits}f}"
+    low, high = (_number(end, digits) for end in pair["interval"])
+    interval = f"{100 * (1 - alpha):g} % interval {low} to {high}"
+    score, difference = f"{best:.{digits}f} bits per byte", f"{pair['difference']:.{digits}f}"
     if outcome == "winner":
-        other = pair.b if len(standings.ids) == 2 else f"the second, {pair.b}"
-        return f"{names} wins: {score}, {difference} ({100 * pair.relative:.1f} %) below {other}, {interval}."
+        other = pair["b"] if len(standings.ids) == 2 else f"the second, {pair['b']}"
+        return f"{names} wins: {score}, {difference} ({100 * pair['relative']:.1f} %) below {other}, {interval}."
     if outcome == "tie":
         beaten = [name for k, name in enumerate(standings.ids) if k not in contenders]
         rest = f"; {_listed(beaten)} {'is' if len(beaten) == 1 else 'are'} worse" if beaten else ""
@@ -278,7 +231,7 @@ def _sentence(
             f"Tie between {names}: {score}, every {100 * (1 - 2 * alpha):g} % interval of a difference lies within "
             f"the margin of {margin * best:.{digits}f} ({100 * margin:g} %){rest}."
         )
-    return f"Undecided between {names}: {pair.b} is {difference} above {pair.a}, {interval}; {_outlook(further)}."
+    return f"Undecided between {names}: {pair['b']} is {difference} above {pair['a']}, {interval}; {_outlook(further)}."
 
 
 def _outlook(further: int | list[int] | None) -> str:
@@ -290,7 +243,7 @@ def _outlook(further: int | list[int] | None) -> str:
 
 def _digits(pair: Pair) -> int:
     """Decimals that show the interval's width with two digits, three to six."""
-    width = pair.interval[1] - pair.interval[0]
+    width = pair["interval"][1] - pair["interval"][0]
     return 3 if width <= 0 else min(6, max(3, 1 - floor(log10(width))))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from orchestrator.layout import CellFolder
 from orchestrator.planning.flops import find_mfu
-from orchestrator.results import EvaluationPoint, Measurement, StepMetrics, measurement_from_json, read_json, write_json
+from orchestrator.results import EvaluationPoint, Measurement, StepMetrics, load_json, measurement_from_json, write_json
 from orchestrator.tracking.spool import Entry, read_spool
 
 WARM_UP_STEPS = 2  # the first steps of every attempt: allocator, kernel selection, page cache
@@ -116,7 +116,7 @@ def write_measurement(folder: Path, measurement: Measurement) -> None:
 def find_measurement(folder: Path) -> Measurement | None:
     """The measurement of a cell whose workers finished, or None."""
     path = CellFolder(folder).measurement
-    return measurement_from_json(read_json(path)) if path.exists() else None
+    return measurement_from_json(load_json(path)) if path.exists() else None
 
 
 def _after_warm_up(entries: list[Entry]) -> list[StepMetrics]:

@@ -310,6 +310,6 @@ def test_a_large_true_difference_is_found() -> None:
 
 
 def test_importing_the_verdict_does_not_import_scipy() -> None:
-    code = "import sys, jobs.verdict; sys.exit('scipy' in sys.modules)"
+    code = "import sys, jobs.results.verdict; sys.exit('scipy' in sys.modules)"
     root = Path(__file__).parents[3]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0

@@ -1,0 +1,37 @@
+"""The schemas that `backbone schema` prints: of spec files, and of the documents that the commands write."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import JsonValue, TypeAdapter
+
+from jobs.results.documents import HistoryRecord, Report
+from orchestrator.errors import InputError
+from orchestrator.results import CellResult, Measurement
+from orchestrator.spec_files.spec import Comparison, Finetune
+
+SPECS = {"comparison": Comparison, "finetune": Finetune}
+# By the name that `--of` takes; what a document holds beside these types is what its writer hands over.
+DOCUMENTS: Mapping[str, Any] = {
+    **SPECS,
+    "report": Report,  # report.json of a comparison or a finetune
+    "history": HistoryRecord,  # a file of a schedule's history
+    "result": CellResult,  # result.json of a cell
+    "measurement": Measurement,  # measurement.json of a cell
+}
+
+
+def spec_schema(kind: str) -> dict[str, JsonValue]:
+    """The JSON schema of a spec file. Raises InputError for a name that is none."""
+    return _schema(SPECS, kind)
+
+
+def document_schema(name: str) -> dict[str, JsonValue]:
+    """The JSON schema of any document in `DOCUMENTS`. Raises InputError for a name that is none."""
+    return _schema(DOCUMENTS, name)
+
+
+def _schema(known: Mapping[str, Any], name: str) -> dict[str, JsonValue]:
+    if name not in known:
+        raise InputError(f"no schema {name!r}; there are: {', '.join(known)}")
+    return TypeAdapter(known[name]).json_schema()

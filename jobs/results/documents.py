@@ -1,0 +1,243 @@
+"""What the JSON files of a finished job hold, key for key: `report.json`, `benchmark.json`, a schedule's history.
+
+The document is the typed thing: what is built is what is written and what is read, so nothing is turned to and fro.
+`backbone schema --of NAME` publishes these types. A key that earlier versions did not write is `NotRequired`.
+"""
+
+from pathlib import Path
+from typing import Any, Literal, NotRequired, TypeVar, final
+
+from pydantic import JsonValue, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from orchestrator.errors import InputError
+from orchestrator.results import load_json
+
+Facts = dict[str, JsonValue]  # recorded as found, under names that the recorder chooses
+Document = TypeVar("Document")
+
+Outcome = Literal["winner", "tie", "undecided", "no verdict"]
+
+
+class JobFacts(TypedDict):
+    """Which job it was."""
+
+    name: str
+    id: str
+    kind: str
+    spec: Facts
+    spec_yaml: str
+    command: str
+    created: str  # ISO 8601, UTC
+    export: NotRequired[str | None]  # the folder of a finished export
+
+
+class Environment(TypedDict):
+    """Where it ran."""
+
+    python: str
+    platform: str
+    packages: dict[str, str]
+    hardware: str
+    load_average: NotRequired[float]  # of the driver's machine, over one minute
+
+
+class PreparedFacts(TypedDict, total=False):
+    """What the preparation of the data counted; absent when the job ended before it."""
+
+    kept: int
+    scored: int
+    dropped: dict[str, int]  # reason -> examples
+    backbones: dict[str, Facts]
+
+
+class DataFacts(PreparedFacts):
+    """The data of a job."""
+
+    train: NotRequired[str]
+    validation: NotRequired[str]
+    train_examples: int
+    validation_examples: int
+    train_bytes: int
+    validation_bytes: int
+    train_hash: str
+    validation_hash: str
+    parity: str
+
+
+class CellOutcome(TypedDict):
+    """What became of a cell, whatever it measured."""
+
+    cell_id: str
+    backbone_id: str
+    seed: int
+    status: str
+    attempts: int
+    mlflow_run_id: str | None
+    failure: str | None
+    restarts: list[str]  # why each attempt but the last ended
+    folder: str
+
+
+class Evaluation(TypedDict):
+    """Held-out bits per byte after `step` optimizer steps (0: before training)."""
+
+    step: int
+    progress: float | None
+    bytes_seen: int | None
+    tokens_seen: int | None
+    train_time_s: float | None
+    val_bits_per_byte: float | None
+    val_loss: float | None
+
+
+class TrainedCell(CellOutcome):
+    """A cell of `report.json`; without a measurement the last four are empty."""
+
+    metrics: dict[str, float | None]
+    evaluations: list[Evaluation]
+    loss_curve: list[tuple[float, float | None]]  # (step, nats per target token)
+    contract: Facts
+
+
+class RankedBackbone(TypedDict):
+    """One row of the ranking; scores are bits per byte."""
+
+    rank: int  # from 1; equal scores rank by id
+    backbone_id: str
+    val_bits_per_byte: float  # mean over seeds
+    seed_std: float | None  # between seeds; None with one seed
+    seeds: dict[str, float]  # seed -> score; text keys, as JSON has them
+    difference_to_best: float  # never negative
+    worse_than_best: bool | None  # Holm over all pairs, since the best was picked by the data; None: not tested
+
+
+class Pair(TypedDict):
+    """Two backbones, `a` ranked above `b`; differences are bits per byte of b minus those of a."""
+
+    a: str
+    b: str
+    difference: float  # never negative
+    relative: float  # difference / score of b: a is that share below b
+    standard_error: float  # of the difference, seeds and items together
+    item_se: NotRequired[float]  # the items' part of it
+    degrees_of_freedom: float
+    interval: list[float]  # two-sided, 1 - alpha
+    p_value: float  # two-sided, uncorrected
+    p_value_holm: float  # corrected over all pairs
+    equivalent: bool  # two one-sided tests at alpha: the 1 - 2 alpha interval lies within +-margin
+
+
+@final
+class Verdict(TypedDict):
+    """What a comparison showed. `further_seeds` is per backbone and assumes that the observed differences stay."""
+
+    outcome: Outcome
+    winner: str | None
+    sentence: str
+    ranking: NotRequired[list[RankedBackbone]]  # best first; stands beside the verdict in `report.json`
+    pairs: list[Pair]  # every two backbones with two seeds or more, in order of rank
+    alpha: float
+    margin: float  # relative to the best score
+    # [low, high] below 3 degrees of freedom; None: seeds alone would not decide
+    further_seeds: NotRequired[int | list[int] | None]
+    notes: list[str]
+    noise: dict[str, float | None]  # seed_std (pooled), seed_df, item_se (best against second), item_df, groups, items
+
+
+@final
+class NoVerdict(TypedDict):
+    """Of a finetune: nothing was compared."""
+
+
+class EarlierValue(TypedDict):
+    """A quantity in an earlier run of the schedule."""
+
+    tick: str
+    value: float
+
+
+class HistoryRow(TypedDict):
+    """One quantity of one backbone against the earlier runs that measured the same."""
+
+    backbone_id: str
+    quantity: str
+    value: float | None
+    earlier: list[EarlierValue]
+    band: list[float] | None  # low, high
+    left: Literal["below", "above"] | None  # where it left the band
+    worse: bool | None
+
+
+PackageMove = TypedDict("PackageMove", {"name": str, "from": str | None, "to": str | None})
+
+
+class History(TypedDict):
+    """A scheduled run against the earlier ones of its schedule."""
+
+    schedule: str
+    tick: str
+    level: float  # of the bands
+    earlier: list[str]  # ticks, oldest first
+    rows: list[HistoryRow]
+    moved: list[PackageMove]
+    moved_since: str | None  # tick
+    notes: list[str]
+    sentences: list[str]
+
+
+class MeasuredBackbone(TypedDict):
+    """A backbone in one firing of a schedule. `subject` is equal where the same was measured."""
+
+    subject: str
+    values: dict[str, float]
+
+
+class HistoryRecord(TypedDict):
+    """The file that a firing leaves in its schedule's folder."""
+
+    format: NotRequired[Literal[1]]
+    occurrence: str
+    hardware: str
+    packages: dict[str, str]
+    backbones: dict[str, MeasuredBackbone]
+
+
+class Report(TypedDict):
+    """`report.json` of a comparison or a finetune."""
+
+    format: NotRequired[Literal[1]]
+    comparison: JobFacts
+    environment: Environment
+    data: DataFacts
+    certificates: NotRequired[dict[str, Facts | None]]  # None: the backbone ran without one
+    cells: list[TrainedCell]
+    ranking: NotRequired[list[RankedBackbone]]
+    verdict: NotRequired[Verdict | NoVerdict]
+    history: NotRequired[History | None]  # None: no schedule fired the job
+
+
+def find_verdict(report: Report) -> Verdict | None:
+    """The verdict of a comparison; a finetune has none."""
+    verdict = report.get("verdict")
+    return verdict if verdict and "outcome" in verdict else None
+
+
+def load_report(path: Path) -> Report:
+    """Reads `report.json`. Raises InputError for another format, or for what is no report."""
+    return load_document(path, TypeAdapter(Report))
+
+
+def load_document(path: Path, shape: TypeAdapter[Document]) -> Document:
+    """The document as it stands in the file: checked against its shape, and not converted."""
+    found: Any = load_json(path)
+    try:
+        shape.validate_python(found)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise InputError(
+            f"{path} is damaged: {key or 'the document'}: {first['msg']}. Run the job's command again to write it anew"
+        ) from None
+    document: Document = found
+    return document

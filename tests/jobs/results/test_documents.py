@@ -1,0 +1,84 @@
+"""The documents of finished jobs: what earlier versions wrote is read as it stands, and their schemas are published.
+
+`stored/report.json` was written by version 0.1.0 for the demo, and is trimmed to three cells and short curves.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+from pydantic import TypeAdapter
+from report_documents import comparison_document, finetune_document
+
+from jobs.cli.schemas import DOCUMENTS, document_schema
+from jobs.report.html import render_report
+from jobs.results.documents import Report, find_verdict, load_document, load_report
+from orchestrator.errors import FormatError, InputError
+from orchestrator.layout import CellFolder
+from orchestrator.results import CellResult, CellStatus, Measurement, find_cell_result, save_cell_result, write_json
+from orchestrator.training.measurement import find_measurement, write_measurement
+
+STORED = Path(__file__).parent / "stored" / "report.json"
+MEASURED = Measurement({"steps": 3.0}, [], {"workers": 1}, {"device": "CPU"}, "items.npz")
+
+
+def test_a_report_of_an_earlier_version_is_read_and_written_key_for_key(tmp_path: Path) -> None:
+    report = load_report(STORED)
+    write_json(tmp_path / "report.json", report)
+    assert (tmp_path / "report.json").read_text(encoding="utf-8") == STORED.read_text(encoding="utf-8")
+    verdict = find_verdict(report)
+    assert verdict is not None and verdict["winner"] == "tiny-qwen"
+    assert "tiny-qwen wins" in render_report(report)
+
+
+@pytest.mark.parametrize("document", [comparison_document(), finetune_document()], ids=["comparison", "finetune"])
+def test_every_kind_of_report_keeps_its_keys_and_values(document: dict[str, Any], tmp_path: Path) -> None:
+    write_json(tmp_path / "report.json", document)
+    assert load_report(tmp_path / "report.json") == document
+    Draft202012Validator(document_schema("report")).validate(document)
+
+
+def test_the_stored_report_follows_the_published_schema() -> None:
+    Draft202012Validator(document_schema("report")).validate(json.loads(STORED.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_published_schema_is_one(name: str) -> None:
+    Draft202012Validator.check_schema(document_schema(name))
+
+
+def test_a_report_of_a_later_format_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    write_json(path, json.loads(STORED.read_text(encoding="utf-8")) | {"format": 7})
+    before = path.read_bytes()
+    with pytest.raises(FormatError, match="has format 7, and this version reads format 1") as refused:
+        load_report(path)
+    assert str(path) in str(refused.value) and "Upgrade" in str(refused.value) and refused.value.exit_code == 2
+    assert path.read_bytes() == before
+
+
+def test_a_damaged_report_is_refused_and_named(tmp_path: Path) -> None:
+    report = json.loads(STORED.read_text(encoding="utf-8"))
+    del report["cells"][1]["status"]
+    write_json(tmp_path / "report.json", report)
+    with pytest.raises(InputError, match=r"report.json is damaged: cells\.1\.status"):
+        load_document(tmp_path / "report.json", TypeAdapter(Report))
+
+
+def test_a_cell_of_a_later_format_is_refused_and_not_taken_for_unfinished(tmp_path: Path) -> None:
+    result = CellResult("a-s0-1", "a", 0, CellStatus.SUCCEEDED, measurement=MEASURED)
+    save_cell_result(tmp_path, result)
+    write_measurement(tmp_path, MEASURED)
+    assert find_cell_result(tmp_path) == result and find_measurement(tmp_path) == MEASURED
+    for path, find in (
+        (CellFolder(tmp_path).result, find_cell_result),
+        (CellFolder(tmp_path).measurement, find_measurement),
+    ):
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        write_json(path, stored | {"format": 1})
+        assert find(tmp_path) in (result, MEASURED)
+        write_json(path, stored | {"format": 2})
+        with pytest.raises(FormatError, match="has format 2"):
+            find(tmp_path)
