@@ -164,7 +164,11 @@ def measure_item_noise(standings: Standings) -> ItemNoise:
     bits = standings.group_bits[second] - standings.group_bits[first]
     per_byte = bits / standings.group_bytes - bits.sum(axis=1, keepdims=True) / total
     factor = (groups - 1) / groups * (weight / (1 - weight)) ** 2
-    # The estimate is r' (I - 1w')' diag(factor) (I - 1w') r for rates r; df = trace^2 / squared Frobenius norm.
+    # The estimate is r' M r with M = (I - 1w')' diag(factor) (I - 1w') for the groups' rates r. A quadratic form in
+    # equally noisy rates has mean tr(M) and variance 2 |M|^2 (Frobenius), up to constants that cancel, and the
+    # chi-squared variable with the same two moments has df = tr(M)^2 / |M|^2.
+    # Both are multiplied out into sums over the groups, so that no matrix of groups x groups is ever made:
+    # M = diag(f) - f w' - w f' + (sum f) w w', and each line of `norm` holds products of two of these four terms.
     squared, cross, scale = weight @ weight, factor @ weight, factor.sum()
     trace = scale - 2 * cross + scale * squared
     norm = factor @ factor + 2 * ((factor @ factor) * squared + cross**2) + (scale * squared) ** 2

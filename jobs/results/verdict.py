@@ -106,6 +106,9 @@ def _further_seeds(
                 != "undecided"
             )
 
+        # Doubling finds an upper end in as many tests as the answer has bits, halving finds the answer: `low` never
+        # decides (0 further seeds is the undecided present) and `high` always does. More seeds shrink the seed noise
+        # alone, so where even MOST_SEEDS do not decide no number does, and the loop would never end.
         if not decides(MOST_SEEDS):
             return None
         low, high = 0, 1
