@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
 
 from backbones.hf_causal import HFCausalLLMBackbone
 from backbones.parameters import base_name, is_adapter
@@ -54,7 +56,7 @@ def export_model(backbone: HFCausalLLMBackbone, job: CellJob, scores: ItemScores
 
 
 def _write_weights(backbone: HFCausalLLMBackbone, staged: Path, source: str, writing: bool) -> None:
-    """Gathers one tensor at a time; the one that is `writing` fills files of FILE_BYTES. Collective."""
+    """Gathers one tensor at a time; the one that is `writing` writes them. Collective."""
     llm = backbone.llm
     adapters = {name: _whole(tensor) for name, tensor in llm.state_dict().items() if is_adapter(name)}
     if backbone.stored_names.are_fused:  # transformers turns fused tensors back into the stored ones, all at once
@@ -62,23 +64,43 @@ def _write_weights(backbone: HFCausalLLMBackbone, staged: Path, source: str, wri
         if writing:
             llm.save_pretrained(staged, state_dict=state)
     else:
-        files = _WeightFiles(staged)
-        for name, tensor in _merged(backbone, adapters):
-            if writing:
-                files.add(backbone.stored_names.from_model(name), tensor.contiguous())
-        if writing:
-            files.close()
+        _write_files(backbone, adapters, staged, writing)
     if adapters and writing:
         _write_adapter(backbone, staged / ADAPTER, adapters, source)
 
 
-def _merged(backbone: HFCausalLLMBackbone, adapters: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name without peft, whole tensor) of everything that a checkpoint of this class stores; collective."""
-    llm = backbone.llm
+def _write_files(backbone: HFCausalLLMBackbone, adapters: dict[str, torch.Tensor], folder: Path, writing: bool) -> None:
+    """Safetensors files of at most FILE_BYTES, each written once its last tensor is gathered; collective."""
+    stored_as = backbone.stored_names.from_model
+    # The hub's library cuts by sizes alone, so tensors without data do: the whole model is in no memory.
+    sizes = {
+        stored_as(base_name(name)): torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+        for name, tensor in _stored(backbone.llm)
+    }
+    split = split_torch_state_dict_into_shards(sizes, max_shard_size=FILE_BYTES)
+    held: dict[str, dict[str, torch.Tensor]] = {file: {} for file in split.filename_to_tensors}
+    for name, tensor in _merged(backbone, adapters):
+        if writing:
+            file = split.tensor_to_filename[stored_as(name)]
+            held[file][stored_as(name)] = tensor.contiguous()
+            if len(held[file]) == len(split.filename_to_tensors[file]):
+                save_file(held.pop(file), folder / file, metadata={"format": "pt"})
+    if writing and split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
+
+
+def _stored(llm: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, tensor as this rank has it) of everything that a checkpoint of this class stores."""
     tied = {name for name, _ in llm.named_parameters(remove_duplicate=False)} - set(dict(llm.named_parameters()))
-    for name, tensor in llm.state_dict().items():  # its hooks give shards, where parameters may be gathered ones
-        if is_adapter(name) or name in tied:
-            continue
+    # The hooks of a state dict give shards, where parameters may be gathered ones.
+    return ((name, tensor) for name, tensor in llm.state_dict().items() if not (is_adapter(name) or name in tied))
+
+
+def _merged(backbone: HFCausalLLMBackbone, adapters: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name without peft, whole tensor) of everything that is stored; collective."""
+    llm = backbone.llm
+    for name, tensor in _stored(llm):
         whole = _whole(tensor)
         if ".base_layer.weight" in name:
             owner = name.removesuffix(".base_layer.weight")
@@ -87,47 +109,6 @@ def _merged(backbone: HFCausalLLMBackbone, adapters: dict[str, torch.Tensor]) ->
             delta = layer.scaling["default"] * (b @ a)
             whole = whole + (delta.T if layer.fan_in_fan_out else delta)
         yield base_name(name), whole
-
-
-class _WeightFiles:
-    """Safetensors files of a limited size, and the index that names them."""
-
-    def __init__(self, folder: Path):
-        self._folder = folder
-        self._held: dict[str, torch.Tensor] = {}
-        self._files: list[list[str]] = []
-        self._bytes = 0
-
-    def add(self, name: str, tensor: torch.Tensor) -> None:
-        """Takes a tensor, and writes a file when enough has come together."""
-        self._held[name] = tensor
-        if sum(one.nbytes for one in self._held.values()) >= FILE_BYTES:
-            self._flush()
-
-    def _flush(self) -> None:
-        save_file(self._held, self._path(len(self._files) + 1), metadata={"format": "pt"})
-        self._bytes += sum(one.nbytes for one in self._held.values())
-        self._files.append(list(self._held))
-        self._held = {}
-
-    def close(self) -> None:
-        """Writes the rest, and gives the files the names that transformers looks for."""
-        if self._held:
-            self._flush()
-        total = len(self._files)
-        if total == 1:
-            self._path(1).rename(self._folder / "model.safetensors")
-            return
-        places: dict[str, str] = {}
-        for number, names in enumerate(self._files, start=1):
-            file = f"model-{number:05d}-of-{total:05d}.safetensors"
-            self._path(number).rename(self._folder / file)
-            places |= dict.fromkeys(names, file)
-        index = {"metadata": {"total_size": self._bytes}, "weight_map": places}
-        (self._folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
-
-    def _path(self, number: int) -> Path:
-        return self._folder / f"part-{number}"
 
 
 def _write_adapter(backbone: HFCausalLLMBackbone, folder: Path, adapters: dict[str, torch.Tensor], source: str) -> None:
