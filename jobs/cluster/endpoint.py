@@ -6,6 +6,9 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,11 @@ def ask(url: str, *, token: str | None = None, host: str | None = None, timeout_
         return Answer(None, str(error.reason))
     except (OSError, http.client.HTTPException, ValueError) as error:
         return Answer(None, str(error) or type(error).__name__)
+
+
+def is_loopback(url: str) -> bool:
+    """Whether only this machine, or a tunnel that ends here, serves the address."""
+    return urlsplit(url).hostname in LOOPBACK
 
 
 def token_path() -> Path:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.cluster.endpoint import ask, find_token
+from jobs.cluster.endpoint import ask, find_token, is_loopback
 from orchestrator.errors import ClusterError
 
 LIMIT_S = 10.0
@@ -17,7 +17,6 @@ TOKEN_HELP = (
     "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to a file that holds the cluster's token (on the head: "
     "~/.ray/auth_token), mode 0600"
 )
-LOOPBACK = ("http://127.0.0.1", "http://localhost", "http://[::1]")
 
 
 @dataclass(frozen=True)
@@ -137,8 +136,7 @@ def require_reachable(address: str, insecure: bool) -> None:
         raise ClusterError(f"{address} refuses this token; {TOKEN_HELP}")
     if answer.status != 200:
         raise ClusterError(f"{address} answers {answer.status}, which is no Ray dashboard; check host and port")
-    is_local = any(address == host or address.startswith(f"{host}:") for host in LOOPBACK)
-    if not is_local and not insecure and ask(f"{address}/api/version", timeout_s=LIMIT_S).status == 200:
+    if not is_loopback(address) and not insecure and ask(f"{address}/api/version", timeout_s=LIMIT_S).status == 200:
         raise ClusterError(
             f"{address} answers without a token: anybody who reaches it can run anything there. Start it with "
             "RAY_AUTH_MODE=token (docs/cluster.md), or say --insecure-cluster"

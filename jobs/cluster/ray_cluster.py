@@ -11,13 +11,13 @@ import yaml
 
 from jobs.queue.gangs import ANY, Demand, Node
 from orchestrator.errors import InputError
+from orchestrator.hardware import GIB
 from orchestrator.planning.preflight import IN_RAY_JOB
 from orchestrator.spec_files.spec import Placement
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 NAMESPACE = "backbone"
-GIB = 2**30
 LABEL = "accelerator_type:"
 
 

@@ -6,12 +6,11 @@ import stat
 from importlib import metadata
 from urllib.parse import urlsplit
 
-from jobs.cluster.endpoint import Answer, ask, find_token, token_path
+from jobs.cluster.endpoint import Answer, ask, find_token, is_loopback, token_path
 from jobs.doctor.finding import Finding, ok, problem, warning
 
 CHECK, REACHABLE = "token", "reachable"
 SUBMIT_PATH = "/api/jobs/"
-LOCAL = ("localhost", "127.0.0.1", "::1")
 EXPORT = "export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=FILE, with the cluster's token in FILE (mode 0600)"
 
 
@@ -29,11 +28,6 @@ def check_endpoint(url: str) -> list[Finding]:
         found.append(warning("encryption", f"the token travels to {url} unencrypted", remedy))
     version = _check_version(url, stranger.status == 200)
     return [*found, *([version] if version else [])]
-
-
-def is_loopback(url: str) -> bool:
-    """Whether only this machine, or a tunnel that ends here, serves the address."""
-    return urlsplit(url).hostname in LOCAL
 
 
 def check_token_file() -> list[Finding]:

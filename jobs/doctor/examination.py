@@ -15,15 +15,17 @@ from urllib.parse import urlsplit
 
 from rich.console import Console
 
+from jobs.cluster.endpoint import is_loopback
 from jobs.cluster.one_machine.state import load_state
-from jobs.cluster.ray_cluster import GIB, LABEL
+from jobs.cluster.ray_cluster import LABEL
 from jobs.doctor.demand import check_demand
-from jobs.doctor.endpoint_checks import EXPORT, REACHABLE, check_endpoint, check_token_file, is_loopback
+from jobs.doctor.endpoint_checks import EXPORT, REACHABLE, check_endpoint, check_token_file
 from jobs.doctor.finding import Finding, exit_code, findings_json, ok, print_findings, problem, warning
 from jobs.doctor.node_checks import Node, check_clocks, check_nodes, check_storage
 from jobs.doctor.service_checks import check_dispatcher, check_mlflow
 from jobs.queue import gangs
 from orchestrator.errors import InputError
+from orchestrator.hardware import GIB
 
 DEADLINE_S = 90.0
 CONNECT_LIMIT_S = 3.0

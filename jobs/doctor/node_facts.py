@@ -1,5 +1,6 @@
 """What one node says of itself. Only the standard library, and nothing of ours: it is sent to nodes as it stands here,
-so that it runs on one whose installation is the thing that is wrong.
+so that it runs on one whose installation is the thing that is wrong. Hence no psutil for sockets and interfaces, and
+copies of what stands elsewhere: `without_password`, `is_loopback`, GIB.
 
 No value of a secret leaves a node: only whether it is set.
 """

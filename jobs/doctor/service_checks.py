@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from jobs.cluster.endpoint import ask
 from jobs.doctor.finding import Finding, ok, problem, warning
-from jobs.doctor.node_facts import without_password
+from orchestrator.tracking.run import without_password
 
 OLDEST_MLFLOW = (3, 17, 2)  # the first without the path traversal of CVE-2026-53995
 

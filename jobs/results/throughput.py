@@ -8,7 +8,7 @@ import numpy as np
 from scipy.stats import binom
 
 from orchestrator.results import StepMetrics
-from orchestrator.tracking.spool import Entry
+from orchestrator.tracking.spool import Entry, with_warm_up
 
 LOW, HIGH = 0.1, 0.9
 WIDE = 0.2  # of the median: a wider range from LOW to HIGH is worth a word
@@ -111,13 +111,11 @@ def figures(entries: Sequence[Entry], warm_up: int, workers: int) -> Figures:
 
 def measured_steps(entries: Sequence[Entry], warm_up: int) -> list[MeasuredStep]:
     """The steps that count, in order. A step that a later attempt repeats is in no spool twice."""
-    made: dict[int, int] = {}
     steps, before, last = [], None, None
-    for entry in entries:
+    for entry, counts in with_warm_up(entries, warm_up):
         if entry.kind == "step":
             metrics = StepMetrics(**entry.fields)
-            made[entry.attempt] = made.get(entry.attempt, 0) + 1
-            if made[entry.attempt] > warm_up:
+            if counts:
                 examples = metrics.examples_seen - (last.examples_seen if last else 0)
                 size = metrics.bytes_seen - (last.bytes_seen if last else 0)
                 steps.append(MeasuredStep(metrics, entry.time_ms, examples, size, _gap_s(before, entry)))

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from backbones.registry import BackboneSpec
+from orchestrator.hardware import GIB
 from orchestrator.spec_files.spec import Adaptation, Placement, Recipe
 
-GIB = 1024**3
 RESERVED_SHARE = 0.08  # CUDA context, NCCL buffers, fragmentation
 
 # GiB of one device, by the Ray accelerator type of `placement.accelerator` (ray.util.accelerators).

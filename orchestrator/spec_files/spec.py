@@ -1,6 +1,7 @@
 """The nouns that people write: strict, frozen, checked at the border. No torch, ray, mlflow.
 
 A spec file is a `Comparison` or a `Finetune`; both resolve to `Cell`s that share one `Recipe` and one `Placement`.
+Over 300 lines: this one file is what people write, whole, in the order of the published schema.
 """
 
 import re

@@ -8,7 +8,8 @@ import errno
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -108,6 +109,14 @@ def read_from(folder: Path, offset: int) -> Iterator[tuple[Entry, int]]:
                 return
             offset += len(line)
             yield Entry(**json.loads(line)), offset
+
+
+def with_warm_up(entries: Iterable[Entry], warm_up: int) -> Iterator[tuple[Entry, bool]]:
+    """Every entry, and whether it is a step that speed is measured by: not among the first of its attempt."""
+    made: Counter[int] = Counter()
+    for entry in entries:
+        made[entry.attempt] += entry.kind == "step"
+        yield entry, entry.kind == "step" and made[entry.attempt] > warm_up
 
 
 def _drop_torn_line(file: Path) -> None:

@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 
 from backbones.contract import LLMBackbone
 from orchestrator.errors import CheckpointError
+from orchestrator.hardware import GIB
 from orchestrator.layout import MANIFEST, checkpoint_folder, checkpoint_folders
 from orchestrator.parallel import Mesh
 from orchestrator.training.optimizer import Optimizers
@@ -155,7 +156,7 @@ def _named_remedy(folder: Path) -> Iterator[None]:
         yield
     except (OSError, dcp.api.CheckpointException) as error:
         existing = next(parent for parent in folder.parents if parent.is_dir())
-        free = shutil.disk_usage(existing).free / 1024**3
+        free = shutil.disk_usage(existing).free / GIB
         raise CheckpointError(
             f"cannot write the checkpoint {folder}: {error}. {free:.1f} GiB are free there; free some space or set "
             "storage to another folder. Earlier checkpoints are untouched; running the same command resumes."

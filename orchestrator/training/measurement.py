@@ -12,7 +12,7 @@ import numpy as np
 from orchestrator.layout import CellFolder
 from orchestrator.planning.flops import find_mfu
 from orchestrator.results import EvaluationPoint, Measurement, StepMetrics, load_json, measurement_from_json, write_json
-from orchestrator.tracking.spool import Entry, read_spool
+from orchestrator.tracking.spool import read_spool, with_warm_up
 
 WARM_UP_STEPS = 2  # the first steps of every attempt: allocator, kernel selection, page cache
 
@@ -67,7 +67,7 @@ def measure(
         (EvaluationPoint(**entry.fields) for entry in entries if entry.kind == "evaluation"),
         key=lambda point: point.step,
     )
-    warm = _after_warm_up(entries) or steps
+    warm = [StepMetrics(**entry.fields) for entry, counts in with_warm_up(entries, WARM_UP_STEPS) if counts] or steps
     warm_time = sum(step.step_time_s for step in warm)
     tokens_per_second = sum(step.tokens_per_second_per_device * step.step_time_s for step in warm) / warm_time
     bytes_per_token = steps[-1].bytes_seen / steps[-1].tokens_seen
@@ -117,14 +117,3 @@ def find_measurement(folder: Path) -> Measurement | None:
     """The measurement of a cell whose workers finished, or None."""
     path = CellFolder(folder).measurement
     return measurement_from_json(load_json(path)) if path.exists() else None
-
-
-def _after_warm_up(entries: list[Entry]) -> list[StepMetrics]:
-    counted: dict[int, int] = {}
-    warm = []
-    for entry in entries:
-        if entry.kind == "step":
-            counted[entry.attempt] = counted.get(entry.attempt, 0) + 1
-            if counted[entry.attempt] > WARM_UP_STEPS:
-                warm.append(StepMetrics(**entry.fields))
-    return warm
