@@ -19,7 +19,7 @@ class Answer:
     text: str
 
 
-def ask(url: str, *, token: str | None = None, host: str | None = None, timeout_s: float = 5.0) -> Answer:
+def http_get(url: str, *, token: str | None = None, host: str | None = None, timeout_s: float = 5.0) -> Answer:
     """GET. `token` goes as a bearer token; `host` replaces the Host header. Follows no redirect, raises nothing."""
     headers = {"Authorization": f"Bearer {token}"} if token is not None else {}
     if host is not None:

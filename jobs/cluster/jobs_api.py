@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.cluster.endpoint import ask, find_token, is_loopback
+from jobs.cluster.endpoint import find_token, http_get, is_loopback
 from orchestrator.errors import ClusterError
 
 LIMIT_S = 10.0
@@ -125,7 +125,7 @@ def require_reachable(address: str, insecure: bool) -> None:
             f"'{address}' is no address of a job API; give http://HOST:8265 (`ray dashboard` forwards it)"
         )
     token = find_token()
-    answer = ask(f"{address}/api/version", token=token, timeout_s=LIMIT_S)
+    answer = http_get(f"{address}/api/version", token=token, timeout_s=LIMIT_S)
     if answer.status is None:
         raise ClusterError(
             f"nothing answers at {address} ({answer.text}); is the cluster up, and its dashboard forwarded to here?"
@@ -136,7 +136,11 @@ def require_reachable(address: str, insecure: bool) -> None:
         raise ClusterError(f"{address} refuses this token; {TOKEN_HELP}")
     if answer.status != 200:
         raise ClusterError(f"{address} answers {answer.status}, which is no Ray dashboard; check host and port")
-    if not is_loopback(address) and not insecure and ask(f"{address}/api/version", timeout_s=LIMIT_S).status == 200:
+    if (
+        not is_loopback(address)
+        and not insecure
+        and http_get(f"{address}/api/version", timeout_s=LIMIT_S).status == 200
+    ):
         raise ClusterError(
             f"{address} answers without a token: anybody who reaches it can run anything there. Start it with "
             "RAY_AUTH_MODE=token (docs/cluster.md), or say --insecure-cluster"

@@ -6,7 +6,7 @@ import stat
 from importlib import metadata
 from urllib.parse import urlsplit
 
-from jobs.cluster.endpoint import Answer, ask, find_token, is_loopback, token_path
+from jobs.cluster.endpoint import Answer, find_token, http_get, is_loopback, token_path
 from jobs.doctor.finding import Finding, ok, problem, warning
 
 CHECK, REACHABLE = "token", "reachable"
@@ -17,7 +17,7 @@ EXPORT = "export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=FILE, with the cluster'
 def check_endpoint(url: str) -> list[Finding]:
     """Reachable, closed to strangers, open to us, same version. `url` is the dashboard's, http or https."""
     url = url.rstrip("/")
-    stranger = ask(url + SUBMIT_PATH)
+    stranger = http_get(url + SUBMIT_PATH)
     if stranger.status is None:
         return [_unreachable(url, stranger)]
     found = [_check_stranger(url, stranger), *check_token_file()]
@@ -59,7 +59,7 @@ def _check_ours(url: str) -> list[Finding]:
     found = []
     if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
         found.append(problem(CHECK, "RAY_AUTH_MODE is not 'token', so Ray's clients send no token", EXPORT))
-    status = ask(url + SUBMIT_PATH, token=token).status
+    status = http_get(url + SUBMIT_PATH, token=token).status
     if status == 200:
         return [*found, ok(CHECK, f"{url} takes our token")]
     if status in (401, 403):
@@ -70,7 +70,7 @@ def _check_ours(url: str) -> list[Finding]:
 
 
 def _check_version(url: str, is_open: bool) -> Finding | None:
-    answer = ask(f"{url}/api/version", token=None if is_open else find_token())
+    answer = http_get(f"{url}/api/version", token=None if is_open else find_token())
     if answer.status != 200:
         return None
     theirs, ours = _version(answer.text), metadata.version("ray")

@@ -21,7 +21,7 @@ from jobs.cluster.ray_cluster import LABEL
 from jobs.doctor.demand import check_demand
 from jobs.doctor.endpoint_checks import EXPORT, REACHABLE, check_endpoint, check_token_file
 from jobs.doctor.finding import Finding, exit_code, findings_json, ok, print_findings, problem, warning
-from jobs.doctor.node_checks import Node, check_clocks, check_nodes, check_storage
+from jobs.doctor.node_checks import ExaminedNode, check_clocks, check_nodes, check_storage
 from jobs.doctor.service_checks import check_dispatcher, check_mlflow
 from jobs.queue import gangs
 from orchestrator.errors import InputError
@@ -147,7 +147,7 @@ def _port(address: str) -> int | None:
 
 def _judge_facts(document: Mapping[str, Any], alive: Sequence[Mapping[str, Any]]) -> list[Finding]:
     facts, storage = document["facts"], document["storage"]
-    nodes = [Node(one["node_id"], one["address"], one["is_head"], facts.get(one["node_id"])) for one in alive]
+    nodes = [ExaminedNode(one["node_id"], one["address"], one["is_head"], facts.get(one["node_id"])) for one in alive]
     found = check_nodes(nodes, storage)
     if not storage:
         remedy = "export BACKBONE_STORAGE before `ray start` on the head, or give each spec its storage"

@@ -12,7 +12,7 @@ CLOCK_WARNING_S, CLOCK_PROBLEM_S = 1.0, 60.0
 
 
 @dataclass(frozen=True)
-class Node:
+class ExaminedNode:
     """One node as the cluster knows it; `facts` is None when it did not answer."""
 
     node_id: str
@@ -26,7 +26,7 @@ class Node:
         return f"{role} {self.address}"
 
 
-def check_nodes(nodes: Sequence[Node], storage: str) -> list[Finding]:
+def check_nodes(nodes: Sequence[ExaminedNode], storage: str) -> list[Finding]:
     """Everything that a node's own facts say, in the order of the table in docs/cluster.md."""
     answering = [node for node in nodes if node.facts is not None]
     found = [_silent(node) for node in nodes if node.facts is None]
@@ -45,7 +45,7 @@ def check_nodes(nodes: Sequence[Node], storage: str) -> list[Finding]:
     return found + check_drivers(answering)
 
 
-def check_versions(nodes: Sequence[Node]) -> list[Finding]:
+def check_versions(nodes: Sequence[ExaminedNode]) -> list[Finding]:
     """The same Python and packages as the head has (the first node where there is none)."""
     model = next((node for node in nodes if node.is_head), nodes[0])
     expected = _facts(model)["versions"]
@@ -64,7 +64,7 @@ def check_versions(nodes: Sequence[Node]) -> list[Finding]:
     return found or [ok("versions", f"the same on {len(nodes)} nodes: {shown}")]
 
 
-def check_gpus(node: Node) -> list[Finding]:
+def check_gpus(node: ExaminedNode) -> list[Finding]:
     facts = _facts(node)
     if facts["gpu_fault"]:
         remedy = "install or restart the NVIDIA driver there, or take the node out of the cluster"
@@ -75,7 +75,7 @@ def check_gpus(node: Node) -> list[Finding]:
     return [ok("gpus", f"{node.name}: {len(facts['gpus'])} x {names}, driver {facts['driver']}")]
 
 
-def check_drivers(nodes: Sequence[Node]) -> list[Finding]:
+def check_drivers(nodes: Sequence[ExaminedNode]) -> list[Finding]:
     by_driver: dict[str, list[str]] = {}
     for node in nodes:
         if _facts(node)["driver"]:
@@ -88,7 +88,7 @@ def check_drivers(nodes: Sequence[Node]) -> list[Finding]:
     ]
 
 
-def check_disks(node: Node, storage: str) -> list[Finding]:
+def check_disks(node: ExaminedNode, storage: str) -> list[Finding]:
     found = []
     for path, disk in _facts(node)["disks"].items():
         if disk is None:
@@ -110,7 +110,7 @@ def check_disks(node: Node, storage: str) -> list[Finding]:
     return found
 
 
-def check_interface(node: Node, nodes: int) -> list[Finding]:
+def check_interface(node: ExaminedNode, nodes: int) -> list[Finding]:
     """Which interface gloo and NCCL will use: the one that is named, else the one with the node's own address.
 
     Left to itself, gloo resolves the host's name; where that means loopback, no other node connects.
@@ -139,7 +139,7 @@ def check_interface(node: Node, nodes: int) -> list[Finding]:
     return [problem("network", f"{sentence}: workers announce 127.0.0.1 and will not connect", remedy)]
 
 
-def check_listeners(node: Node) -> list[Finding]:
+def check_listeners(node: ExaminedNode) -> list[Finding]:
     """Who listens on more than loopback, and what stands between them and the network."""
     facts, found = _facts(node), []
     open_mlflow = [one for one in facts["listeners"] if one["program"] == "mlflow"]
@@ -159,7 +159,7 @@ def check_listeners(node: Node) -> list[Finding]:
     return found
 
 
-def check_mlflow_settings(node: Node) -> list[Finding]:
+def check_mlflow_settings(node: ExaminedNode) -> list[Finding]:
     """Of an MLflow server that runs there, as far as this user can see it: what MLflow leaves open by default."""
     open_settings = [name for name, value in _facts(node)["mlflow_settings"].items() if value.lower() != "false"]
     if not open_settings:
@@ -168,7 +168,7 @@ def check_mlflow_settings(node: Node) -> list[Finding]:
     return [problem("mlflow", f"{node.name}: its MLflow server runs with {', '.join(open_settings)} on", remedy)]
 
 
-def check_token_of(node: Node) -> list[Finding]:
+def check_token_of(node: ExaminedNode) -> list[Finding]:
     mode = _facts(node)["token_mode"]
     if mode and int(mode, 8) & 0o077:
         sentence = f"{node.name}: the token file has mode {mode}: other users there can read it"
@@ -176,7 +176,7 @@ def check_token_of(node: Node) -> list[Finding]:
     return []
 
 
-def check_hub(node: Node) -> list[Finding]:
+def check_hub(node: ExaminedNode) -> list[Finding]:
     hub = _facts(node)["hub"]
     models = len(hub["cached_models"])
     cached = f"{models} models in {hub['cache']}"
@@ -196,7 +196,7 @@ def check_hub(node: Node) -> list[Finding]:
 
 
 def check_storage(
-    nodes: Sequence[Node], storage: str, nonces: Mapping[str, str], read: Mapping[str, Mapping[str, str]]
+    nodes: Sequence[ExaminedNode], storage: str, nonces: Mapping[str, str], read: Mapping[str, Mapping[str, str]]
 ) -> list[Finding]:
     """Whether every node writes to, and reads from, the same storage as the head.
 
@@ -223,7 +223,7 @@ def check_storage(
     return found or [ok("storage", f"{storage} is the same on {len(answering)} nodes")]
 
 
-def check_clocks(nodes: Sequence[Node], clocks: Mapping[str, Sequence[float]]) -> list[Finding]:
+def check_clocks(nodes: Sequence[ExaminedNode], clocks: Mapping[str, Sequence[float]]) -> list[Finding]:
     """Offsets from the doctor's own clock: (seconds, by how much that may be wrong), by node id."""
     found = []
     for node in nodes:
@@ -240,7 +240,9 @@ def check_clocks(nodes: Sequence[Node], clocks: Mapping[str, Sequence[float]]) -
     return found or ([ok("clocks", f"{len(clocks)} clocks agree, to {worst:.3f} s")] if clocks else [])
 
 
-def _see_each_other(node: Node, model: Node, nonces: Mapping[str, str], read: Mapping[str, Mapping[str, str]]) -> bool:
+def _see_each_other(
+    node: ExaminedNode, model: ExaminedNode, nonces: Mapping[str, str], read: Mapping[str, Mapping[str, str]]
+) -> bool:
     forth = nonces[model.node_id] in read.get(node.node_id, {})
     back = nonces[node.node_id] in read.get(model.node_id, {})
     return forth and back
@@ -257,11 +259,11 @@ def _by_program(listeners: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _silent(node: Node) -> Finding:
+def _silent(node: ExaminedNode) -> Finding:
     remedy = "look at raylet.err in its session_latest/logs, restart Ray there, or take it out of the cluster"
     return problem("nodes", f"{node.name} does not answer: a task of no demand did not finish there in time", remedy)
 
 
-def _facts(node: Node) -> Mapping[str, Any]:
+def _facts(node: ExaminedNode) -> Mapping[str, Any]:
     assert node.facts is not None
     return node.facts

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from importlib import metadata
 from urllib.parse import urlsplit
 
-from jobs.cluster.endpoint import ask
+from jobs.cluster.endpoint import http_get
 from jobs.doctor.finding import Finding, ok, problem, warning
 from orchestrator.tracking.run import without_password
 
@@ -19,7 +19,7 @@ def check_mlflow(uri: str) -> list[Finding]:
         return [ok("mlflow", "drivers are given no MLflow server; each job writes SQLite below its storage")]
     if urlsplit(uri).scheme not in ("http", "https"):
         return [ok("mlflow", f"drivers write to {shown} directly")]
-    answer = ask(f"{uri.rstrip('/')}/health")
+    answer = http_get(f"{uri.rstrip('/')}/health")
     if answer.status is None:
         remedy = "start it; until then steps wait in the storage's spools, and nothing is lost"
         return [problem("mlflow", f"nothing answers at {shown}: {answer.text}", remedy)]
@@ -39,7 +39,7 @@ def check_dispatcher(answer: Mapping[str, str] | None) -> Finding:
 
 
 def _check_mlflow_version(uri: str, shown: str) -> Finding:
-    text = ask(f"{uri.rstrip('/')}/version").text.strip()
+    text = http_get(f"{uri.rstrip('/')}/version").text.strip()
     numbers = re.match(r"(\d+)\.(\d+)\.(\d+)", text)
     if numbers is None:
         return warning("mlflow", f"{shown} answers, but does not say its version", "is it an MLflow server?")
@@ -55,7 +55,7 @@ def _check_mlflow_version(uri: str, shown: str) -> Finding:
 def _check_mlflow_names(uri: str, shown: str) -> list[Finding]:
     """A server that takes any Host header can be reached from a web page by rebinding a name to its address."""
     path = f"{uri.rstrip('/')}/api/2.0/mlflow/experiments/get?experiment_id=0"
-    if ask(path, host="backbone-doctor.invalid").status == 403:
+    if http_get(path, host="backbone-doctor.invalid").status == 403:
         return []
     remedy = "start it with --allowed-hosts=localhost:PORT,127.0.0.1:PORT and without --disable-security-middleware"
     return [warning("mlflow", f"{shown} takes requests for any host name", remedy)]

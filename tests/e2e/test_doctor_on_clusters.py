@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from product import clean_environment, free_port, wait_for, write_job
 
-from jobs.cluster.endpoint import ask
+from jobs.cluster.endpoint import http_get
 from jobs.cluster.one_machine.services import Service, processes_of, start, stop
 
 pytestmark = pytest.mark.e2e
@@ -76,7 +76,7 @@ class Cluster:
         wait_for(lambda: self.living_nodes() == nodes + 1, "another node", timeout_s=LIMIT_S)
 
     def api(self, path: str) -> Any:
-        answer = ask(self.url + path, token="ab" * 32)
+        answer = http_get(self.url + path, token="ab" * 32)
         return json.loads(answer.text) if answer.status == 200 else None
 
     def living_nodes(self) -> int:

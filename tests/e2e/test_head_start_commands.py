@@ -17,7 +17,7 @@ import pytest
 import yaml
 from product import ROOT, clean_environment, free_port
 
-from jobs.cluster.endpoint import ask
+from jobs.cluster.endpoint import http_get
 from jobs.cluster.one_machine.services import MARK, Service, processes_of, stop
 
 pytestmark = pytest.mark.e2e
@@ -121,7 +121,7 @@ class Head:
         return subprocess.CompletedProcess(command, ran.returncode, output.read_text())
 
     def ask_ray(self, token: str | None) -> int | None:
-        return ask(f"http://127.0.0.1:{self.dashboard}/api/jobs/", token=token).status
+        return http_get(f"http://127.0.0.1:{self.dashboard}/api/jobs/", token=token).status
 
 
 @pytest.fixture(scope="module")
@@ -156,8 +156,8 @@ def test_the_cluster_answers_with_its_token_and_refuses_without(head: Head) -> N
 
 def test_mlflow_answers_its_own_names_alone(head: Head) -> None:
     url = f"http://127.0.0.1:{head.mlflow}/api/2.0/mlflow/experiments/get?experiment_id=0"
-    assert ask(url).status == 200
-    assert ask(url, host="evil.example").status == 403
+    assert http_get(url).status == 200
+    assert http_get(url, host="evil.example").status == 403
     assert (head.folder / "shared" / "backbone" / "mlflow" / "mlflow.db").exists()
 
 
@@ -178,7 +178,7 @@ def test_the_launchers_thread_limit_does_not_reach_ray(head: Head) -> None:
 
 
 def test_the_head_takes_no_tasks(head: Head) -> None:
-    answer = ask(f"http://127.0.0.1:{head.dashboard}/api/cluster_status?format=0", token=head.token)
+    answer = http_get(f"http://127.0.0.1:{head.dashboard}/api/cluster_status?format=0", token=head.token)
     assert answer.status == 200
     assert '"CPU"' not in answer.text
 

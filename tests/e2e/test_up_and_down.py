@@ -17,7 +17,7 @@ import psutil
 import pytest
 from product import ROOT, clean_environment, wait_for
 
-from jobs.cluster.endpoint import ask
+from jobs.cluster.endpoint import http_get
 from jobs.cluster.one_machine.services import Service, is_running, processes_of
 from jobs.cluster.one_machine.state import State, load_state
 
@@ -85,10 +85,10 @@ class Machine:
         return self.token_file.read_text()
 
     def ray(self, path: str, token: str | None) -> int | None:
-        return ask(f"http://127.0.0.1:{self.state.ports.dashboard}{path}", token=token).status
+        return http_get(f"http://127.0.0.1:{self.state.ports.dashboard}{path}", token=token).status
 
     def mlflow(self, path: str, **more: Any) -> int | None:
-        return ask(f"http://127.0.0.1:{self.state.ports.mlflow}{path}", **more).status
+        return http_get(f"http://127.0.0.1:{self.state.ports.mlflow}{path}", **more).status
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from jobs.cluster.endpoint import ask
+from jobs.cluster.endpoint import http_get
 from jobs.cluster.one_machine import commands
 from jobs.cluster.one_machine.commands import Resources, dashboard_url, mlflow_url
 from jobs.cluster.one_machine.ports import ChosenPorts, Ports, check_port, choose_ports
@@ -192,7 +192,7 @@ def _ray_answers(state: State) -> bool:
     if ray is None or not _gcs_note(ray).exists():
         return False
     token = Path(state.token).read_text(encoding="utf-8").strip()
-    return ask(f"{dashboard_url(state)}/api/jobs/", token=token).status == 200
+    return http_get(f"{dashboard_url(state)}/api/jobs/", token=token).status == 200
 
 
 def _gcs_note(ray: Service) -> Path:
@@ -201,7 +201,7 @@ def _gcs_note(ray: Service) -> Path:
 
 
 def _mlflow_answers(state: State) -> bool:
-    return ask(f"{mlflow_url(state)}/health").status == 200
+    return http_get(f"{mlflow_url(state)}/health").status == 200
 
 
 def _known_or_new(storage: Path, ports: Ports, console: Console) -> State:

@@ -22,7 +22,7 @@ from jobs.doctor.demand import judge_demand
 from jobs.doctor.endpoint_checks import check_endpoint
 from jobs.doctor.examination import examine, judge
 from jobs.doctor.finding import Finding, Severity, exit_code, findings_json, ok, print_findings, problem, warning
-from jobs.doctor.node_checks import Node, check_clocks, check_nodes, check_storage
+from jobs.doctor.node_checks import ExaminedNode, check_clocks, check_nodes, check_storage
 from jobs.doctor.service_checks import check_dispatcher, check_mlflow
 from jobs.queue.gangs import Demand
 from jobs.queue.gangs import Node as Offer
@@ -57,7 +57,7 @@ GOOD: dict[str, Any] = {
 }
 
 
-def a_node(name: str = "head", **changes: Any) -> Node:
+def a_node(name: str = "head", **changes: Any) -> ExaminedNode:
     """A node without fault, but for `changes`; `outer__inner` names a fact inside a fact."""
     facts = copy.deepcopy(GOOD)
     for path, value in changes.items():
@@ -66,7 +66,7 @@ def a_node(name: str = "head", **changes: Any) -> Node:
         for parent in parents:
             target = target[parent]
         target[last] = value
-    return Node(name, f"10.0.0.{len(name)}", name == "head", facts)
+    return ExaminedNode(name, f"10.0.0.{len(name)}", name == "head", facts)
 
 
 def worst(findings: list[Finding], check: str) -> Finding:
@@ -138,7 +138,7 @@ def test_a_host_name_that_means_loopback_is_only_a_warning_on_one_node() -> None
 
 
 def test_a_node_that_does_not_answer_is_a_finding() -> None:
-    found = check_nodes([a_node(), Node("worker", "10.0.0.6", False, None)], STORAGE)
+    found = check_nodes([a_node(), ExaminedNode("worker", "10.0.0.6", False, None)], STORAGE)
     assert "node 10.0.0.6 does not answer" in worst(found, "nodes").sentence
     assert exit_code(found) == 1
 
