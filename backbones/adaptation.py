@@ -21,6 +21,7 @@ class AdaptationError(BackboneError, ValueError):
 
 
 ADAPTATIONS = ("full", "last_layer", "bias_only", "lora")
+ADAPTERS, LAST_LAYER = ("lora",), ("last_layer",)
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,13 @@ def apply_adaptation(backbone: "HFCausalLLMBackbone", kind: str, lora: Lora | No
     """
     if kind not in ADAPTATIONS:
         raise AdaptationError(f"unknown adaptation {kind!r}; choose one of {', '.join(ADAPTATIONS)}")
-    if kind == "lora":
+    if kind in ADAPTERS:
         _add_adapters(backbone, lora or Lora())
     for name, parameter in backbone.named_parameters():
         learns = {"full": True, "last_layer": False, "bias_only": name.endswith(".bias"), "lora": is_adapter(name)}
         parameter.requires_grad_(learns[kind])
-    if kind == "last_layer":
-        for module in backbone.last_layer_finetune_modules:
-            module.requires_grad_(True)
+    for module in backbone.last_layer_finetune_modules if kind in LAST_LAYER else ():
+        module.requires_grad_(True)
     trainable = sum(parameter.numel() for parameter in backbone.parameters() if parameter.requires_grad)
     if trainable == 0:
         raise AdaptationError(

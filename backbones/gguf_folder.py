@@ -175,8 +175,8 @@ def _tokenizer(file: Path, facts: Facts) -> tuple[Tokenizer, dict[str, Any]]:
     tokenizer.pre_tokenizer = _PRE_TOKENIZERS[facts["tokenizer.ggml.pre"]]
     tokenizer.decoder = ByteLevelDecoder()
     added = [(AddedToken(token, normalized=False), kind) for token, kind in zip(tokens, types, strict=True)]
-    tokenizer.add_special_tokens([token for token, kind in added if kind == _CONTROL])
-    tokenizer.add_tokens([token for token, kind in added if kind == _USER_DEFINED])
+    tokenizer.add_special_tokens([token for token, role in added if role == _CONTROL])
+    tokenizer.add_tokens([token for token, role in added if role == _USER_DEFINED])
     special = {role: tokens[facts[name]] for role, name in _SPECIAL.items() if name in facts}
     if facts.get("tokenizer.ggml.add_bos_token"):
         if (bos := special.get("bos")) is None:

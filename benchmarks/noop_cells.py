@@ -152,7 +152,9 @@ def run_dispatcher(cells: int, is_tracked: bool, options: argparse.Namespace) ->
     import ray
 
     from jobs.cluster.ray_cluster import NAMESPACE
-    from jobs.driver.leases import Dispatcher, Leases, find_dispatcher, job_request
+    from jobs.driver.counterpart import Dispatcher, find_dispatcher
+    from jobs.driver.leases import Leases
+    from jobs.driver.requests import job_request
     from orchestrator.planning.plan import load_comparison
     from orchestrator.tracking.writer import RunWriter
 
@@ -179,28 +181,32 @@ def train_nothing(plan: Any, leases: Any, writer: Any) -> None:
 
     runs = {}
 
-    def report(cell: Any, status: CellStatus, attempt: int) -> None:
-        if writer is None:
-            return
-        if cell.cell_id not in runs:
-            state_file = plan.folder / "tracking" / f"{cell.cell_id}.json"
-            tags = {"cell_id": cell.cell_id, "seed": str(cell.seed)}
-            runs[cell.cell_id] = writer.track(TrackedRun(cell.cell_id, state_file, tags, {}))
-        if status.is_terminal:
-            run = runs[cell.cell_id]
-            run.summary, run.summary_time_ms = {"loss": 1.0}, time.time_ns() // 1_000_000
-            writer.finish(run, status.mlflow_status)
+    class Nothing:
+        """Cells without data, whose runs in MLflow begin and end."""
 
-    runner = CellRunner(
-        make_job=lambda cell, attempt, left_s: CellJob(cell, attempt, plan.cell_folder(cell), None, "", 0.0, 0.0),
-        find_finished=lambda cell: None,
-        folder=plan.cell_folder,
-        policy=plan.job.policy,
-        report=report,
-        notice=lambda text: None,
-        leases=leases,
-        run_attempt=lambda job, placement, nodes: None,
-    )
+        def folder(self, cell: Any) -> Path:
+            return plan.cell_folder(cell)
+
+        def find_finished(self, cell: Any) -> None:
+            return None
+
+        def make(self, cell: Any, attempt: int, left_s: float) -> CellJob:
+            return CellJob(cell, attempt, plan.cell_folder(cell), None, "", 0.0, 0.0)
+
+        def report(self, cell: Any, status: CellStatus, attempt: int) -> None:
+            if writer is None:
+                return
+            if cell.cell_id not in runs:
+                tags = {"cell_id": cell.cell_id, "seed": str(cell.seed)}
+                run = TrackedRun(cell.cell_id, plan.files.child_run(cell.cell_id), tags, {})
+                runs[cell.cell_id] = writer.track(run)
+            if status.is_terminal:
+                run = runs[cell.cell_id]
+                run.summary, run.summary_time_ms = {"loss": 1.0}, time.time_ns() // 1_000_000
+                writer.finish(run, status.mlflow_status)
+
+    cells = Nothing()
+    runner = CellRunner(cells, plan.job.policy, (cells,), lambda text: None, leases, lambda job, placement, nodes: None)
     leases.start()
     results = runner.run(list(plan.cells))
     leases.finish(0)

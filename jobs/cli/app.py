@@ -103,7 +103,13 @@ def compare(
     plugins = _load_plugins(plugin)
     from orchestrator.planning.plan import load_comparison
 
-    _launch(replace(load_comparison(spec, occurrence), plugins=plugins), skip_infeasible, certificate)
+    planned = replace(load_comparison(spec, occurrence), plugins=plugins)
+    require_feasible(planned, skip_infeasible)
+    from jobs.driver.launch import launch
+
+    outcome = launch(planned, out, certify=certificate)
+    tables.print_ranking(outcome.document)
+    raise typer.Exit(outcome.exit_code)
 
 
 @app.command()
@@ -114,7 +120,13 @@ def finetune(
     plugins = _load_plugins(plugin)
     from orchestrator.planning.plan import load_finetune
 
-    _launch(replace(load_finetune(spec, occurrence), plugins=plugins), skip_infeasible, certificate=False)
+    planned = replace(load_finetune(spec, occurrence), plugins=plugins)
+    require_feasible(planned, skip_infeasible)
+    from jobs.driver.launch import launch
+
+    outcome = launch(planned, out, certify=False)
+    tables.print_ranking(outcome.document)
+    raise typer.Exit(outcome.exit_code)
 
 
 @app.command()
@@ -132,8 +144,14 @@ def benchmark(
     plugins = _load_plugins(plugin)
     from jobs.driver.kinds.benchmark import load_benchmark
 
-    planned = load_benchmark(spec, warmup, steps, occurrence)
-    _launch(replace(planned, plugins=plugins), skip_infeasible, certificate=False)
+    planned = replace(load_benchmark(spec, warmup, steps, occurrence), plugins=plugins)
+    require_feasible(planned, skip_infeasible)
+    from jobs.cli.benchmark_tables import print_benchmark
+    from jobs.driver.launch import launch
+
+    outcome = launch(planned, out, certify=False)
+    print_benchmark(outcome.document, out)
+    raise typer.Exit(outcome.exit_code)
 
 
 @app.command()
@@ -149,8 +167,8 @@ def certify(
     """Proves that a backbone is integrated rightly: weights, parity, packing, prompt, tokens, rows, learning."""
     plugins = _load_plugins(plugin)
     from backbones.registry import get_spec
-    from jobs.driver.certify import certify as run_certification
-    from jobs.driver.certify import make_placement, make_recipe
+    from jobs.driver.certification import certify as run_certification
+    from jobs.driver.certification import make_placement, make_recipe
 
     recipe, placement = make_recipe(attention, adaptation), make_placement(workers, gpu)
     try:
@@ -219,8 +237,8 @@ def _load_plugins(plugins: list[str] | None) -> tuple[str, ...]:
         raise InputError(str(error)) from error
 
 
-def _launch(planned: "Plan", skip_infeasible: bool, certificate: bool) -> None:
-    """Refuses what cannot run here before torch and Ray are imported, then launches."""
+def require_feasible(planned: "Plan", skip_infeasible: bool) -> None:
+    """Raises SpecError for what cannot run here, before torch and Ray are imported."""
     from jobs.cluster.ray_cluster import find_missing_hardware, require_joinable_address
 
     require_joinable_address()
@@ -232,16 +250,6 @@ def _launch(planned: "Plan", skip_infeasible: bool, certificate: bool) -> None:
         problems.append(planned.source.problem("placement.gpus_per_worker", missing))
     if problems:
         raise SpecError(tuple(problems))
-    from jobs.driver.launch import launch
-
-    outcome = launch(planned, out, certificate)
-    if planned.kind == "benchmark":
-        from jobs.results.benchmark import print_benchmark
-
-        print_benchmark(outcome.document, out)
-    else:
-        tables.print_ranking(outcome.document)
-    raise typer.Exit(outcome.exit_code)
 
 
 def _exit_with(text: str, code: int) -> None:

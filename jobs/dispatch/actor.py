@@ -12,7 +12,8 @@ from typing import Any
 from jobs.cluster.jobs_api import RayJob, RayJobs
 from jobs.cluster.ray_cluster import NodeRequest, largest_cluster, live_nodes
 from jobs.dispatch.schedules.thread import ScheduleThread
-from jobs.driver.leases import DRIVER, JOB, OWNER
+from jobs.driver.kinds.table import KINDS
+from jobs.driver.names import DRIVER, JOB, OWNER
 from jobs.queue.gangs import Node
 from jobs.queue.model import Settings
 from jobs.queue.queue import SILENT_S, Queue
@@ -24,7 +25,6 @@ from jobs.tracking.reconciler import Reconciler
 TICK_S = 1.0
 TRY_AGAIN_S = 5.0
 LOOK_AFTER_S = 10.0  # a driver that is silent for so long is asked for at Ray
-ENTRY_POINTS = {"comparison": "jobs.compare", "finetune": "jobs.finetune", "benchmark": "jobs.benchmark"}
 log = logging.getLogger("backbone.dispatcher")
 
 
@@ -208,7 +208,7 @@ class DispatcherActor:
         assert job.driver is not None
         if (stale := ray_jobs.find(job.driver)) is not None and stale.is_over:  # of a store that was lost
             ray_jobs.forget(job.driver)
-        command = ["python", "-m", ENTRY_POINTS[job.kind], job.spec_file, *job.arguments]
+        command = ["python", "-m", KINDS[job.kind].entry_point, job.spec_file, *job.arguments]
         variables = {DRIVER: job.driver, JOB: job.job_id, OWNER: job.owner, "BACKBONE_STORAGE": job.storage}
         ray_jobs.submit(job.driver, command, job.code, variables)
 

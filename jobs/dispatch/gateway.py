@@ -11,7 +11,7 @@ from typing import Any
 
 from jobs.cluster.jobs_api import MARK
 from jobs.cluster.ray_cluster import NAMESPACE
-from jobs.driver.leases import ask, find_dispatcher
+from jobs.driver.counterpart import ask, find_dispatcher
 from orchestrator.errors import ClusterError, OrchestratorError
 
 

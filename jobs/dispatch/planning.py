@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from jobs.driver.cell_jobs import open_cells
 from jobs.driver.kinds.benchmark import load_benchmark
-from jobs.driver.launch import open_cells
-from jobs.driver.leases import job_request
+from jobs.driver.requests import job_request
 from jobs.queue.rows import JobRequest
 from orchestrator.errors import SpecError
 from orchestrator.layout import Storage

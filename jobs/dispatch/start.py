@@ -8,7 +8,7 @@ import typer
 import yaml
 
 from jobs.cluster.ray_cluster import NAMESPACE, largest_cluster
-from jobs.driver.leases import ACTOR_NAME, ask, find_dispatcher
+from jobs.driver.counterpart import ACTOR_NAME, ask, find_dispatcher
 from orchestrator.errors import ClusterError, InputError, OrchestratorError
 from orchestrator.layout import Storage
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from jobs.cluster.ray_cluster import NAMESPACE
 from jobs.doctor import node_facts
-from jobs.driver.leases import ACTOR_NAME
+from jobs.driver.counterpart import ACTOR_NAME
 from orchestrator.results import write_json
 
 ROUND_LIMIT_S = 20.0  # a node's first task starts a Python process there

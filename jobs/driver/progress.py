@@ -16,7 +16,7 @@ from rich.table import Table
 from orchestrator.layout import CellFolder
 from orchestrator.planning.plan import Cell
 from orchestrator.results import CellStatus
-from orchestrator.tracking.spool import read_from
+from orchestrator.tracking.spool import EntryKind, read_from
 
 REFRESH_S = 0.5
 PLAIN_INTERVAL_S = 10.0
@@ -47,10 +47,10 @@ class CellView:
         for entry, offset in read_from(CellFolder(self.folder).spool, self.offset):
             self.offset = offset
             fields = entry.fields
-            if entry.kind == "step":
+            if entry.kind is EntryKind.STEP:
                 self.step, self.share, self.loss = fields["step"], fields["progress"], fields["loss"]
                 self.tokens_per_second = fields["tokens_per_second_per_device"]
-            elif entry.kind == "evaluation":
+            elif entry.kind is EntryKind.EVALUATION:
                 self.val_bits_per_byte = fields["val_bits_per_byte"]
             else:
                 self.phase = fields["phase"]

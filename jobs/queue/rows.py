@@ -135,6 +135,11 @@ class LeaseRow:
     ended: str = ""
 
     @property
+    def is_preempted(self) -> bool:
+        """Whether it was asked to stop for another cell, to continue later."""
+        return self.stop_kind in ("preempted",)
+
+    @property
     def key(self) -> str:
         """What the policy calls its cell."""
         return f"{self.job_id}/{self.cell_id}"

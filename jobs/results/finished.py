@@ -9,9 +9,7 @@ from pathlib import Path
 import numpy as np
 from pydantic_core import to_jsonable_python
 
-from jobs.driver.preparation import find_preparation
 from jobs.formats import NOT_AVAILABLE
-from jobs.report.html import render_report
 from jobs.results.documents import (
     CellOutcome,
     DataFacts,
@@ -22,16 +20,14 @@ from jobs.results.documents import (
     TrainedCell,
     Verdict,
 )
-from jobs.results.history import compare_with_history
 from jobs.results.paired_tests import CellScores
 from jobs.results.verdict import judge
 from orchestrator.certificate.record import find_cell_certificate
-from orchestrator.identity import backbone_identity, backbone_slug
 from orchestrator.layout import CellFolder
 from orchestrator.planning.plan import Plan
-from orchestrator.results import CellResult, CellStatus, Measurement, write_json
-from orchestrator.spec_files.spec import Comparison
-from orchestrator.tracking.spool import read_spool
+from orchestrator.results import CellResult, CellStatus, Measurement
+from orchestrator.spec_files.spec import VerdictRule
+from orchestrator.tracking.spool import EntryKind, read_spool
 from orchestrator.training.measurement import ItemScores, load_item_scores
 
 CURVE_POINTS = 200
@@ -41,7 +37,8 @@ def build_document(
     plan: Plan, results: Sequence[CellResult], parity: PreparedFacts, command: str, export: Path | None
 ) -> Report:
     """Everything the report shows, as plain data. `export` is the folder of a finished export."""
-    verdict = _judge(plan, results) if isinstance(plan.job, Comparison) else None
+    rule = plan.job.rule
+    verdict = None if rule is None else _judge(plan, rule, results)
     measured = [result for result in results if result.measurement is not None]
     first = measured[0].measurement if measured else None
     return {
@@ -58,40 +55,15 @@ def build_document(
         },
         "environment": environment(first),
         "data": _data_facts(plan, parity),
-        "certificates": _certificates(results) if isinstance(plan.job, Comparison) else {},
+        "certificates": {} if rule is None else _certificates(results),
         "cells": [_cell_facts(result) for result in results],
         "ranking": [] if verdict is None else verdict.pop("ranking", []),
         "verdict": {} if verdict is None else verdict,
     }
 
 
-def write_report(
-    plan: Plan, results: Sequence[CellResult], command: str, export: Path | None
-) -> tuple[Report, tuple[Path, ...]]:
-    """Writes the report, the facts behind it and the certificates; returns the facts and the files, the page first."""
-    preparation = find_preparation(plan)
-    document = build_document(plan, results, {} if preparation is None else preparation.facts, command, export)
-    document["history"] = compare_with_history(plan, document)
-    page, facts = plan.files.report_page, plan.files.report
-    write_json(facts, document)
-    page.write_text(render_report(document), encoding="utf-8")
-    return document, (page, facts, *_write_certificates(plan, document))
-
-
-def _write_certificates(plan: Plan, document: Report) -> list[Path]:
-    """Each candidate's certificate as a file of its own, beside the report and for MLflow."""
-    files = []
-    for spec in plan.backbones:
-        certificate = document["certificates"].get(spec.backbone_id)
-        if certificate is not None:
-            files.append(plan.files.certificate(backbone_slug(spec), backbone_identity(spec)))
-            write_json(files[-1], certificate)
-    return files
-
-
-def _judge(plan: Plan, results: Sequence[CellResult]) -> Verdict:
+def _judge(plan: Plan, rule: VerdictRule, results: Sequence[CellResult]) -> Verdict:
     """The verdict over the items that every finished cell scored."""
-    assert isinstance(plan.job, Comparison)
     finished = [result for result in results if result.status is CellStatus.SUCCEEDED]
     scores = {result.cell_id: load_item_scores(Path(result.folder)) for result in finished}
     common = _common_items(list(scores.values()))
@@ -103,8 +75,8 @@ def _judge(plan: Plan, results: Sequence[CellResult]) -> Verdict:
         cells,
         np.array([examples[item].learnable_bytes for item in common], np.int64),
         [examples[item].group for item in common],
-        alpha=plan.job.verdict.alpha,
-        margin=plan.job.verdict.margin,
+        alpha=rule.alpha,
+        margin=rule.margin,
     )
 
 
@@ -183,6 +155,8 @@ def _cell_facts(result: CellResult) -> TrainedCell:
 
 
 def _loss_curve(result: CellResult) -> list[tuple[float, float | None]]:
-    steps = [entry.fields for entry in read_spool(CellFolder(Path(result.folder)).spool) if entry.kind == "step"]
+    steps = [
+        entry.fields for entry in read_spool(CellFolder(Path(result.folder)).spool) if entry.kind is EntryKind.STEP
+    ]
     every = max(1, len(steps) // CURVE_POINTS)
     return [(step["step"], step["loss"]) for step in steps[::every]]

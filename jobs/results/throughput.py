@@ -8,7 +8,7 @@ import numpy as np
 from scipy.stats import binom
 
 from orchestrator.results import StepMetrics
-from orchestrator.tracking.spool import Entry, with_warm_up
+from orchestrator.tracking.spool import Entry, EntryKind, with_warm_up
 
 LOW, HIGH = 0.1, 0.9
 WIDE = 0.2  # of the median: a wider range from LOW to HIGH is worth a word
@@ -113,7 +113,7 @@ def measured_steps(entries: Sequence[Entry], warm_up: int) -> list[MeasuredStep]
     """The steps that count, in order. A step that a later attempt repeats is in no spool twice."""
     steps, before, last = [], None, None
     for entry, counts in with_warm_up(entries, warm_up):
-        if entry.kind == "step":
+        if entry.kind is EntryKind.STEP:
             metrics = StepMetrics(**entry.fields)
             if counts:
                 examples = metrics.examples_seen - (last.examples_seen if last else 0)
@@ -145,12 +145,12 @@ def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 def find_startup(entries: Sequence[Entry]) -> Startup | None:
     """How long it took to get to the first step; None while there is none."""
-    first = next((entry for entry in entries if entry.kind == "step"), None)
+    first = next((entry for entry in entries if entry.kind is EntryKind.STEP), None)
     if first is None:
         return None
     phases: dict[str, Entry] = {}
     for entry in entries:
-        if entry.kind == "phase" and entry.attempt == first.attempt:
+        if entry.kind is EntryKind.PHASE and entry.attempt == first.attempt:
             phases.setdefault(entry.fields["phase"], entry)
     loading, training, asked = phases["loading"], phases["training"], phases.get("starting")
     return Startup(
@@ -166,7 +166,7 @@ def find_startup(entries: Sequence[Entry]) -> Startup | None:
 
 def checkpoint_writes(entries: Sequence[Entry]) -> tuple[CheckpointWrite, ...]:
     """Every checkpoint of every attempt."""
-    written = [entry.fields for entry in entries if entry.kind == "phase" and "stall_s" in entry.fields]
+    written = [entry.fields for entry in entries if entry.kind is EntryKind.PHASE and "stall_s" in entry.fields]
     return tuple(CheckpointWrite(one["step"], one["stall_s"], one["checkpoint_bytes"]) for one in written)
 
 

@@ -2,14 +2,12 @@
 
 import time
 from pathlib import Path
-from typing import Any
 
 from jobs.formats import flatten
 from orchestrator.cell_job import ExportRequest
 from orchestrator.layout import CellFolder, Storage
 from orchestrator.planning.plan import Cell, Plan
-from orchestrator.results import CellResult, write_json
-from orchestrator.spec_files.spec import Finetune
+from orchestrator.results import CellResult, CellStatus, write_json
 from orchestrator.tracking.run import TrackedRun, describe
 from orchestrator.tracking.spool import STREAMED_METRICS, read_spool
 from orchestrator.tracking.writer import RunWriter
@@ -47,22 +45,23 @@ class Tracking:
         take_result(run, result)
         self._writer.finish(run, result.status.mlflow_status)
 
+    def report(self, cell: Cell, status: CellStatus, attempt: int) -> None:
+        """A cell changed its status or began an attempt."""
+        self.begin_attempt(cell, attempt)
+
     def finish_parent(
-        self, document: dict[str, Any], results: list[CellResult], artifacts: tuple[Path, ...], status: str
+        self,
+        summary: dict[str, float],
+        verdict: str,
+        results: list[CellResult],
+        artifacts: tuple[Path, ...],
+        status: str,
     ) -> None:
-        """Gives the job's run its ranking, its verdict and the report."""
+        """Gives the job's run its figures, its verdict and the report."""
         run = self._parent
-        run.summary = {
-            f"val_bits_per_byte/{entry['backbone_id'].replace(':', '_').replace('@', '_')}": entry["val_bits_per_byte"]
-            for entry in document["ranking"]
-        }
-        run.summary |= {  # of a benchmark
-            f"{name}/{backbone_id.replace(':', '_').replace('@', '_')}": value
-            for backbone_id, values in document.get("metrics", {}).items()
-            for name, value in values.items()
-        }
+        run.summary = summary
         run.summary_time_ms = max((_last_entry_ms(result) for result in results), default=0)
-        run.tags["verdict"] = str(document["verdict"].get("sentence", ""))
+        run.tags["verdict"] = verdict
         run.artifacts = artifacts
         self._writer.finish(run, status)
 
@@ -147,7 +146,7 @@ def _child_run(plan: Plan, cell: Cell, parent: TrackedRun, export: ExportRequest
         state_file=plan.files.child_run(cell.cell_id),
         tags={
             **_common_tags(plan, command=parent.tags["mlflow.source.name"]),
-            "role": "benchmark" if plan.kind == "benchmark" else "cell",
+            "role": plan.job.cell_role,
             "cell_id": cell.cell_id,
         }
         | {**facts, "attempt": "1"},
@@ -160,8 +159,10 @@ def _child_run(plan: Plan, cell: Cell, parent: TrackedRun, export: ExportRequest
 
 def _registered_model(plan: Plan, export: ExportRequest | None) -> tuple[str, Path] | None:
     """Under which name the exported model is registered, where the spec asks for it."""
-    name = plan.job.export.register_as if isinstance(plan.job, Finetune) and plan.job.export is not None else None
-    return None if name is None or export is None else (name, export.folder)
+    asked = plan.job.exported_to
+    if asked is None or asked.register_as is None or export is None:
+        return None
+    return asked.register_as, export.folder
 
 
 def _common_tags(plan: Plan, command: str) -> dict[str, str]:

@@ -14,6 +14,7 @@ from orchestrator.results import CellStatus, read_json, write_json
 
 DESIGNED = (OrchestratorError, BackboneError)  # errors that say themselves what they mean
 WORKER_DIED, PEER_LOST, PREEMPTED = "WorkerDiedError", "PeerLostError", "PreemptedError"
+ECHOES = (PEER_LOST,)
 FAULTS_OF_THE_MACHINE = (WORKER_DIED, PEER_LOST, PREEMPTED)
 
 
@@ -37,7 +38,7 @@ class Failure:
     @property
     def is_echo(self) -> bool:
         """Whether it only tells that another rank went away."""
-        return self.kind == PEER_LOST
+        return self.kind in ECHOES
 
     @property
     def is_charged(self) -> bool:

@@ -67,7 +67,6 @@ class CellForecast:
 class Plan:
     """A job ready to run: its cells in the order they are launched, its data, and where results go."""
 
-    kind: str  # "comparison" or "finetune"
     job_id: str  # <name>-<hash>
     job: Job
     source: SpecSource
@@ -80,6 +79,11 @@ class Plan:
     tracking_uri: str
     plugins: tuple[str, ...] = ()  # modules that register backbones, for the workers to import too
     occurrence: str | None = None  # the firing of a schedule that this is; None where a person runs it
+
+    @property
+    def kind(self) -> str:
+        """comparison, finetune, benchmark or certificate."""
+        return self.job.kind
 
     @property
     def folder(self) -> Path:
@@ -160,8 +164,8 @@ def _plan(source: SpecSource, model: type[Comparison] | type[Finetune], occurren
     if sound("recipe.global_batch_size", "recipe.micro_batch_size", "placement"):
         check_batch(source, job, problems)
         check_accelerator(source, job, problems)
-    if isinstance(job, Finetune) and job.export is not None:
-        check_export_folder(source, job.export.folder, problems)
+    if job.exported_to is not None:
+        check_export_folder(source, job.exported_to.folder, problems)
     storage = resolve_storage(source, job, problems) if sound("storage") else Path()
     specs = resolve_backbones(source, job.references, problems)
     splits = load_splits(source, job, problems) if sound("recipe.data") else None
@@ -171,11 +175,9 @@ def _plan(source: SpecSource, model: type[Comparison] | type[Finetune], occurren
     forecasts = {spec.backbone_id: _forecast(source, job, spec) for spec in specs}
     cells = _cells(job, specs, train, validation, occurrence)
     uri = job.tracking.uri or default_tracking_uri(storage)
-    kind = "comparison" if isinstance(job, Comparison) else "finetune"
-    rule = job.verdict.model_dump() if isinstance(job, Comparison) else None
+    rule = None if job.rule is None else job.rule.model_dump()
     return Plan(
-        kind=kind,
-        job_id=f"{job.name}-{content_hash([kind, [cell.cell_id for cell in cells], rule])[:10]}",
+        job_id=f"{job.name}-{content_hash([job.kind, [cell.cell_id for cell in cells], rule])[:10]}",
         job=job,
         source=source,
         cells=cells,
@@ -207,13 +209,12 @@ def _forecast(source: SpecSource, job: Job, spec: BackboneSpec) -> CellForecast:
 
 def ids_without_occurrence(plan: Plan) -> dict[str, str]:
     """By cell id, what the cell would be called if a person ran it: the same for firings that measure the same."""
-    assert isinstance(plan.job, Comparison | Finetune)
     cells = _cells(plan.job, list(plan.backbones), plan.train, plan.validation, None)
     return {cell.cell_id: plain.cell_id for cell, plain in zip(plan.cells, cells, strict=True)}
 
 
 def _cells(
-    job: Comparison | Finetune,
+    job: Job,
     specs: list[BackboneSpec],
     train: Dataset,
     validation: Dataset,

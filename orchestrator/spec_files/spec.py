@@ -58,10 +58,10 @@ class Budget(Strict):
 
     @field_validator("kind")
     @classmethod
-    def _check_kind(cls, kind: str) -> str:
-        if kind == "gpu_hours":
+    def _check_kind(cls, unit: str) -> str:
+        if unit == "gpu_hours":
             raise ValueError("this version cannot budget by it; use bytes, tokens, steps or flops")
-        return kind
+        return unit
 
     @field_validator("amount")
     @classmethod
@@ -75,7 +75,7 @@ class Optimizer(Strict):
     """AdamW with decoupled weight decay on matrices only, warm-up, then the schedule, then clipping."""
 
     # Names the builder in training/optimizer.py. A key added later leaves every cell_id as it is only if a dump leaves
-    # out its default: Field("adamw", exclude_if=lambda kind: kind == "adamw").
+    # out its default: Field("adamw", exclude_if="adamw".__eq__).
     kind: ClassVar[str] = "adamw"
     state_bytes: ClassVar[float] = 8  # of each learning parameter: two fp32 moments
 
@@ -113,7 +113,7 @@ class Adaptation(Strict):
     @property
     def is_full(self) -> bool:
         """Whether every parameter learns."""
-        return self.kind == "full"
+        return self.kind in ("full",)
 
     @property
     def lora(self) -> Lora | None:
@@ -271,6 +271,11 @@ class Job(Strict):
         "recipe.budget": {"amount": 1},
     }
 
+    # What the job layer asks of a job, whatever its kind.
+    kind: ClassVar[str]
+    in_turn: ClassVar[bool] = False  # one cell at a time, as where speed is measured
+    cell_role: ClassVar[str] = "cell"  # what MLflow calls the run of a cell
+
     name: Name
     storage: Annotated[str, Field(min_length=1)] | None = None
     tracking: Tracking = Tracking()
@@ -278,8 +283,28 @@ class Job(Strict):
     placement: Placement = Placement()
     policy: Policy = Policy()
 
+    @property
+    def references(self) -> tuple[str, ...]:
+        """The ids and references of its backbones, as their author wrote them."""
+        raise NotImplementedError
 
-class Comparison(Job):
+    @property
+    def seed_list(self) -> tuple[int, ...]:
+        """Of every backbone."""
+        raise NotImplementedError
+
+    @property
+    def rule(self) -> VerdictRule | None:
+        """By what its cells are judged; None where nobody wins."""
+        return None
+
+    @property
+    def exported_to(self) -> "Export | None":
+        """Where its model goes."""
+        return None
+
+
+class SeveralBackbones(Job):
     """Several backbones under one recipe, each with several seeds."""
 
     backbones: tuple[str, ...] = Field(min_length=1)
@@ -311,11 +336,25 @@ class Comparison(Job):
         return tuple(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
 
 
-class Benchmark(Comparison):
+class Comparison(SeveralBackbones):
+    """Several backbones under one recipe, each with several seeds, and which of them wins."""
+
+    kind = "comparison"
+
+    @property
+    def rule(self) -> VerdictRule:
+        return self.verdict
+
+
+class Benchmark(SeveralBackbones):
     """A comparison cut down to what its speed shows: `warm_up` steps that do not count, then `measured` ones.
 
     Nobody writes it: it is made of a comparison's file.
     """
+
+    kind = "benchmark"
+    in_turn = True
+    cell_role = "benchmark"
 
     warm_up: Annotated[int, Field(ge=0, le=1_000_000)]
     measured: Count
@@ -332,6 +371,8 @@ class Export(Strict):
 class Finetune(Job):
     """One backbone, one seed: the same engine, then an export."""
 
+    kind = "finetune"
+
     backbone: str = Field(min_length=1)
     seed: Seed = 0
     export: Export | None = None
@@ -343,6 +384,10 @@ class Finetune(Job):
     @property
     def seed_list(self) -> tuple[int, ...]:
         return (self.seed,)
+
+    @property
+    def exported_to(self) -> Export | None:
+        return self.export
 
 
 def seconds(text: str) -> float:

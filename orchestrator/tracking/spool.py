@@ -11,22 +11,30 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
+from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from orchestrator.layout import SPOOL_FILE
 from orchestrator.results import EvaluationPoint, StepMetrics
 
-Kind = Literal["step", "evaluation", "phase"]
 EVALUATION_METRICS = ("val_bits_per_byte", "val_loss")
 STREAMED_METRICS = (*(field.name for field in fields(StepMetrics) if field.name != "step"), *EVALUATION_METRICS)
+
+
+class EntryKind(StrEnum):
+    """What a line tells of."""
+
+    STEP = "step"
+    EVALUATION = "evaluation"
+    PHASE = "phase"
 
 
 @dataclass(frozen=True)
 class Entry:
     """One line: a step, an evaluation, or the phase an attempt has entered."""
 
-    kind: Kind
+    kind: EntryKind
     time_ms: int
     attempt: int
     fields: dict[str, Any]
@@ -49,7 +57,7 @@ class SpoolWriter:
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / SPOOL_FILE
         _drop_torn_line(file)
-        self._seen = {entry.key for entry in read_spool(folder) if entry.kind != "phase"}
+        self._seen = {entry.key for entry in read_spool(folder) if entry.kind is not EntryKind.PHASE}
         self._attempt = attempt
         # A line is one write of a few hundred bytes to an O_APPEND file: a killed worker leaves whole lines, or one
         # torn line at the end. The page cache outlives the process, so no fsync is needed on the way of a step.
@@ -57,24 +65,24 @@ class SpoolWriter:
 
     def step(self, metrics: StepMetrics) -> None:
         """Appends a step unless it is there already."""
-        self._append("step", asdict(metrics))
+        self._append(EntryKind.STEP, asdict(metrics))
 
     def evaluation(self, point: EvaluationPoint) -> None:
         """Appends an evaluation unless it is there already."""
-        self._append("evaluation", asdict(point))
+        self._append(EntryKind.EVALUATION, asdict(point))
 
     def phase(self, name: str, **details: Any) -> None:
         """Appends what the attempt does now, for the progress view."""
-        self._append("phase", {"phase": name, **details})
+        self._append(EntryKind.PHASE, {"phase": name, **details})
 
     def close(self) -> None:
         """Makes the file durable and closes it."""
         os.fsync(self._descriptor)
         os.close(self._descriptor)
 
-    def _append(self, kind: Kind, fields: dict[str, Any]) -> None:
+    def _append(self, kind: EntryKind, fields: dict[str, Any]) -> None:
         entry = Entry(kind, time.time_ns() // 1_000_000, self._attempt, fields)
-        if kind != "phase":
+        if kind is not EntryKind.PHASE:
             if entry.key in self._seen:
                 return
             self._seen.add(entry.key)
@@ -108,15 +116,16 @@ def read_from(folder: Path, offset: int) -> Iterator[tuple[Entry, int]]:
             if not line.endswith(b"\n"):
                 return
             offset += len(line)
-            yield Entry(**json.loads(line)), offset
+            fields = json.loads(line)
+            yield Entry(**{**fields, "kind": EntryKind(fields["kind"])}), offset
 
 
 def with_warm_up(entries: Iterable[Entry], warm_up: int) -> Iterator[tuple[Entry, bool]]:
     """Every entry, and whether it is a step that speed is measured by: not among the first of its attempt."""
     made: Counter[int] = Counter()
     for entry in entries:
-        made[entry.attempt] += entry.kind == "step"
-        yield entry, entry.kind == "step" and made[entry.attempt] > warm_up
+        made[entry.attempt] += entry.kind is EntryKind.STEP
+        yield entry, entry.kind is EntryKind.STEP and made[entry.attempt] > warm_up
 
 
 def _drop_torn_line(file: Path) -> None:

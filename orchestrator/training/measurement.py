@@ -12,7 +12,7 @@ import numpy as np
 from orchestrator.layout import CellFolder
 from orchestrator.planning.flops import find_mfu
 from orchestrator.results import EvaluationPoint, Measurement, StepMetrics, load_json, measurement_from_json, write_json
-from orchestrator.tracking.spool import read_spool, with_warm_up
+from orchestrator.tracking.spool import EntryKind, read_spool, with_warm_up
 
 WARM_UP_STEPS = 2  # the first steps of every attempt: allocator, kernel selection, page cache
 
@@ -62,9 +62,9 @@ def measure(
     `extra` is what other stages measured, by name.
     """
     entries = list(read_spool(spool_folder))
-    steps = [StepMetrics(**entry.fields) for entry in entries if entry.kind == "step"]
+    steps = [StepMetrics(**entry.fields) for entry in entries if entry.kind is EntryKind.STEP]
     points = sorted(
-        (EvaluationPoint(**entry.fields) for entry in entries if entry.kind == "evaluation"),
+        (EvaluationPoint(**entry.fields) for entry in entries if entry.kind is EntryKind.EVALUATION),
         key=lambda point: point.step,
     )
     warm = [StepMetrics(**entry.fields) for entry, counts in with_warm_up(entries, WARM_UP_STEPS) if counts] or steps

@@ -1,14 +1,21 @@
-"""From a comparison's spec to the plan that measures its speed: the same cells with fewer steps and less data. Pure."""
+"""How fast backbones train: a comparison's cells with fewer steps and less data, and the figures they leave."""
 
+import shutil
 import uuid
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from jobs.driver.kinds.kind import Conclusion, metric_name
+from jobs.report.benchmark import render_benchmark
+from jobs.results.benchmark import benchmark_document
 from orchestrator.data.sources import Dataset
 from orchestrator.errors import InputError
 from orchestrator.identity import backbone_slug, content_hash
+from orchestrator.layout import CellFolder
 from orchestrator.planning.plan import Cell, Plan, load_comparison
+from orchestrator.results import CellResult, CellStatus, write_json
 from orchestrator.spec_files.spec import Benchmark, Budget, Checkpointing, Comparison, Evaluate
 
 KIND = "benchmark"
@@ -45,7 +52,6 @@ def benchmark_plan(comparison: Plan, warm_up: int, measured: int, occurrence: st
     cells = tuple(_cell(cell, job, train, validation) for cell, _ in chosen)
     return replace(
         comparison,
-        kind=KIND,
         job_id=f"{job.name}-{KIND}-{content_hash([KIND, [cell.cell_id for cell in cells]])[:10]}",
         job=job,
         cells=cells,
@@ -87,3 +93,28 @@ def _cell(cell: Cell, job: Benchmark, train: Dataset, validation: Dataset) -> Ce
         validation_digest=validation.digest,
         occurrence=job.occurrence,
     )
+
+
+class BenchmarkKind:
+    """`backbone benchmark`."""
+
+    entry_point = "jobs.benchmark"
+
+    def conclude(self, plan: Plan, results: Sequence[CellResult], command: str) -> Conclusion:
+        """Writes the page and the facts behind it.
+
+        The checkpoints of finished cells go: they were written to be timed, and nothing continues from them.
+        """
+        document = benchmark_document(plan, results, command)
+        write_json(plan.files.benchmark, document)
+        plan.files.benchmark_page.write_text(render_benchmark(document), encoding="utf-8")
+        for result in results:
+            if result.status is CellStatus.SUCCEEDED:
+                shutil.rmtree(CellFolder(Path(result.folder)).checkpoints, ignore_errors=True)
+        figures = {
+            metric_name(name, backbone_id): value
+            for backbone_id, values in document["metrics"].items()
+            for name, value in values.items()
+        }
+        files = (plan.files.benchmark_page, plan.files.benchmark)
+        return Conclusion(document, files, figures, verdict=str(document["verdict"]["sentence"]))

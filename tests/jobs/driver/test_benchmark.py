@@ -11,11 +11,12 @@ import yaml
 from rich.console import Console
 from test_report import Page
 
-from jobs.driver.kinds.benchmark import HELD_OUT_EXAMPLES, TRAINING_EXAMPLES, load_benchmark, sample
+from jobs.cli.benchmark_tables import print_benchmark
+from jobs.driver.kinds.benchmark import HELD_OUT_EXAMPLES, TRAINING_EXAMPLES, BenchmarkKind, load_benchmark, sample
 from jobs.driver.launch import launch
 from jobs.formats import duration
 from jobs.report.benchmark import render_benchmark
-from jobs.results.benchmark import benchmark_document, headline, print_benchmark, write_benchmark
+from jobs.results.benchmark import benchmark_document, headline
 from jobs.results.throughput import (
     CheckpointWrite,
     Figures,
@@ -36,7 +37,7 @@ from orchestrator.errors import InputError
 from orchestrator.planning.plan import Plan, load_comparison
 from orchestrator.results import CellResult, CellStatus, Measurement, find_cell_result
 from orchestrator.spec_files.spec import Benchmark
-from orchestrator.tracking.spool import Entry, note_phase, read_spool
+from orchestrator.tracking.spool import Entry, EntryKind, note_phase, read_spool
 from orchestrator.training.rate import passed_a_mark
 
 WORKERS = 2
@@ -59,11 +60,11 @@ def step(number: int, time_ms: int, time_s: float = 0.5, attempt: int = 1) -> En
         "tokens_per_second_per_device": 100 / time_s / WORKERS,
         "peak_memory_gib": 1.0,
     }
-    return Entry("step", time_ms, attempt, fields)
+    return Entry(EntryKind.STEP, time_ms, attempt, fields)
 
 
 def phase(name: str, time_ms: int, attempt: int = 1, **details: Any) -> Entry:
-    return Entry("phase", time_ms, attempt, {"phase": name, **details})
+    return Entry(EntryKind.PHASE, time_ms, attempt, {"phase": name, **details})
 
 
 def opening(time_ms: int = 0, attempt: int = 1) -> list[Entry]:
@@ -395,7 +396,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, dict[str, 
     assert outcome.exit_code == 0
     results = [find_cell_result(plan.cell_folder(cell)) for cell in plan.cells]
     found = [result for result in results if result is not None]
-    document, _ = write_benchmark(plan, found, "backbone benchmark compare.yaml")
+    document = BenchmarkKind().conclude(plan, found, "backbone benchmark compare.yaml").document
     return plan, document, found
 
 

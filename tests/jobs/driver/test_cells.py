@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,10 @@ from filelock import FileLock
 
 from jobs.driver import cells as cells_module
 from jobs.driver import leases as leases_module
-from jobs.driver.cells import CellRunner, find_final_result
-from jobs.driver.leases import Leases, job_request
+from jobs.driver.attempts import find_final_result
+from jobs.driver.cells import CellRunner
+from jobs.driver.leases import Leases
+from jobs.driver.requests import job_request
 from jobs.queue.gangs import Node
 from jobs.queue.model import Settings
 from jobs.queue.queue import Queue
@@ -64,6 +66,22 @@ class Shared:
         self.queue.finish(job_id, driver, exit_code)
 
 
+@dataclass(frozen=True)
+class BareJobs:
+    """A plan's cells without data: nothing here looks at it."""
+
+    plan: Plan
+
+    def folder(self, cell: Cell) -> Path:
+        return self.plan.cell_folder(cell)
+
+    def find_finished(self, cell: Cell) -> CellResult | None:
+        return find_final_result(self.folder(cell))
+
+    def make(self, cell: Cell, attempt: int, left_s: float) -> CellJob:
+        return CellJob(cell, attempt, self.folder(cell), None, "", 0.0, 0.0)
+
+
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
     spec = tmp_path / "compare.yaml"
@@ -78,16 +96,7 @@ def run(plan: Plan, shared: Shared, train: Callable[[Cell], None] = lambda cell:
     def run_attempt(job: Any, placement: Any, nodes: Any) -> None:
         train(job.cell)
 
-    runner = CellRunner(
-        make_job=lambda cell, attempt, left_s: CellJob(cell, attempt, plan.cell_folder(cell), None, "", 0.0, 0.0),
-        find_finished=lambda cell: find_final_result(plan.cell_folder(cell)),
-        folder=plan.cell_folder,
-        policy=plan.job.policy,
-        report=lambda cell, status, attempt: None,
-        notice=lambda text: None,
-        leases=leases,
-        run_attempt=run_attempt,
-    )
+    runner = CellRunner(BareJobs(plan), plan.job.policy, (), lambda text: None, leases, run_attempt)
     leases.start()
     results = runner.run(list(plan.cells))
     leases.finish(0)

@@ -11,7 +11,7 @@ from report_documents import NAMES, comparison_document
 from safetensors.torch import load_file, save_file
 
 from backbones.registry import build, get_spec
-from jobs.driver.certify import lease_request, make_placement, make_recipe
+from jobs.driver.certification import lease_request, make_placement, make_recipe
 from jobs.queue.gangs import Node
 from jobs.queue.model import Settings
 from jobs.queue.queue import Queue

@@ -116,7 +116,7 @@ def finish_job(plan: Plan) -> None:
         for cell in plan.cells:
             folder = str(plan.cell_folder(cell))
             tracking.finish_child(replace(RESULT, cell_id=cell.cell_id, attempts=2, folder=folder))
-        tracking.finish_parent({"ranking": [], "verdict": {"sentence": "a tie"}}, [], (), "FINISHED")
+        tracking.finish_parent({}, "a tie", [], (), "FINISHED")
         assert tracking.close(60) == []
 
 
@@ -244,7 +244,7 @@ def test_what_a_driver_could_never_send_arrives_with_the_first_sync_that_can(
         tracking.finish_child(
             replace(RESULT, cell_id=plan.cells[0].cell_id, folder=str(plan.cell_folder(plan.cells[0])))
         )
-        tracking.finish_parent({"ranking": [], "verdict": {}}, [], (), "FINISHED")
+        tracking.finish_parent({}, "", [], (), "FINISHED")
         assert len(tracking.close(0.5)) == 2
 
     down = run_sync(plan, limit_s=0.5)

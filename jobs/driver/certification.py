@@ -17,8 +17,10 @@ from rich.console import Console
 
 from backbones.registry import BackboneSpec
 from jobs.cluster.ray_cluster import demand_of, find_missing_hardware, require_joinable_address
-from jobs.driver.launch import UPLOAD_LIMIT_S, command_line
-from jobs.driver.leases import Leases, default_owner, hold_leases
+from jobs.driver.conclusion import UPLOAD_LIMIT_S
+from jobs.driver.launch import command_line
+from jobs.driver.leases import Leases, hold_leases
+from jobs.driver.names import default_owner
 from jobs.queue.rows import CellRequest, JobRequest
 from jobs.report.certificate import render_certificate
 from orchestrator.attempt.failure import Failure

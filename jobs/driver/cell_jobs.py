@@ -1,0 +1,109 @@
+"""A plan's cells: which are finished, which are open, and the job that each attempt's workers get."""
+
+import os
+import time
+import uuid
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from jobs.driver.attempts import find_final_result, infeasible_result
+from jobs.driver.preparation import Preparation
+from orchestrator.cell_job import CellJob, CertificateRequest, ExportRequest, find_export
+from orchestrator.layout import Storage
+from orchestrator.planning.memory import find_device_gib
+from orchestrator.planning.plan import Cell, Plan
+from orchestrator.planning.preflight import IN_RAY_JOB
+from orchestrator.results import CellResult, CellStatus
+
+
+@dataclass(frozen=True)
+class CellJobs:
+    """What a runner asks of a launch: where a cell is, whether it is finished, and the job of an attempt."""
+
+    plan: Plan
+    preparation: Preparation
+    certify: bool  # whether a cell trains only under its backbone's certificate
+    launch_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def folder(self, cell: Cell) -> Path:
+        """Where a cell keeps everything."""
+        return self.plan.cell_folder(cell)
+
+    def find_finished(self, cell: Cell) -> CellResult | None:
+        """The stored result of a cell with nothing left to do."""
+        return find_finished(self.plan, cell)
+
+    def make(self, cell: Cell, attempt: int, left_s: float) -> CellJob:
+        """The job of an attempt; `left_s` is what is left of policy.timeout."""
+        plan, backbone_id = self.plan, cell.backbone.backbone_id
+        return CellJob(
+            cell=cell,
+            attempt=attempt,
+            folder=plan.cell_folder(cell),
+            prepared=self.preparation.prepared[backbone_id],
+            selection_file=self.preparation.selection_files[backbone_id],
+            flops_per_token=plan.forecasts[plan.cells.index(cell)].flops_per_token,
+            deadline=time.time() + left_s,
+            export=export_request(plan),
+            certificate=self._certificate(cell) if self.certify else None,
+            plugins=plan.plugins,
+        )
+
+    def _certificate(self, cell: Cell) -> CertificateRequest:
+        return CertificateRequest(
+            backbone=cell.backbone,
+            recipe=cell.recipe,
+            replicas=cell.placement.replicas,
+            folder=Storage(self.plan.storage).certificates,
+            launch=self.launch_id,
+            plugins=self.plan.plugins,
+            device_gib=find_device_gib(cell.placement),
+        )
+
+
+def find_infeasible(plan: Plan) -> dict[str, CellResult]:
+    """By cell, the results of those that the plan refuses."""
+    return {
+        cell.cell_id: infeasible_result(cell, plan.cell_folder(cell), forecast.infeasible.message)
+        for cell, forecast in zip(plan.cells, plan.forecasts, strict=True)
+        if forecast.infeasible is not None
+    }
+
+
+def find_all_finished(plan: Plan) -> dict[str, CellResult]:
+    """By cell, the stored results of those with nothing left to do."""
+    return {cell.cell_id: result for cell in plan.cells if (result := find_finished(plan, cell)) is not None}
+
+
+def open_cells(plan: Plan) -> list[Cell]:
+    """The cells that still have to run, in the plan's order."""
+    finished = find_all_finished(plan)
+    forecasts = zip(plan.cells, plan.forecasts, strict=True)
+    return [cell for cell, forecast in forecasts if cell.cell_id not in finished and forecast.infeasible is None]
+
+
+def find_finished(plan: Plan, cell: Cell) -> CellResult | None:
+    """The stored result of a cell with nothing left to do: trained and, where asked, exported."""
+    result = find_final_result(plan.cell_folder(cell))
+    request = export_request(plan)
+    if result is None:
+        return None
+    if result.status is CellStatus.SUCCEEDED and request is not None and find_export(request.folder) != cell.cell_id:
+        return None
+    return replace(result, folder=str(plan.cell_folder(cell)))
+
+
+def export_request(plan: Plan) -> ExportRequest | None:
+    """Where a job exports to; inside a Ray job a relative folder is one of the storage, which outlives the job."""
+    export = plan.job.exported_to
+    if export is None:
+        return None
+    base = plan.folder if IN_RAY_JOB in os.environ else Path.cwd()
+    spec = plan.job.model_dump(mode="json", by_alias=True)
+    return ExportRequest((base / Path(export.folder).expanduser()).resolve(), spec)
+
+
+def find_finished_export(plan: Plan) -> Path | None:
+    """The export folder once it holds this plan's model."""
+    request = export_request(plan)
+    return request.folder if request is not None and find_export(request.folder) == plan.cells[0].cell_id else None

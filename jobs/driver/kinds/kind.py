@@ -1,0 +1,34 @@
+"""What a kind of job says of itself: how its drivers start, and what its cells come to in the end."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from orchestrator.planning.plan import Plan
+from orchestrator.results import CellResult
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """What a job came to: the facts, the files that hold them (the page first), and what MLflow and people are told."""
+
+    document: Any
+    files: tuple[Path, ...]
+    summary: dict[str, float]  # metrics of the job's own MLflow run
+    verdict: str
+    sentences: tuple[str, ...] = ()  # beside the verdict
+
+
+class JobKind(Protocol):
+    """One class for each kind; `table.KINDS` has them by name."""
+
+    entry_point: str  # the module that `python -m` runs
+
+    def conclude(self, plan: Plan, results: Sequence[CellResult], command: str) -> Conclusion:
+        """Writes the facts and the page. `results` are in the order of the plan's cells."""
+
+
+def metric_name(name: str, backbone_id: str) -> str:
+    """A figure of a backbone as MLflow takes it: without the characters that it refuses."""
+    return f"{name}/{backbone_id.replace(':', '_').replace('@', '_')}"

@@ -1,0 +1,35 @@
+"""The report of cells that were trained: what a comparison and a finetune leave behind."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jobs.driver.kinds.kind import Conclusion, metric_name
+from jobs.driver.preparation import find_preparation
+from jobs.report.html import render_report
+from jobs.results.finished import build_document
+from jobs.results.history import compare_with_history
+from orchestrator.identity import backbone_identity, backbone_slug
+from orchestrator.planning.plan import Plan
+from orchestrator.results import CellResult, write_json
+
+
+def write_report(plan: Plan, results: Sequence[CellResult], command: str, export: Path | None) -> Conclusion:
+    """Writes the report, the facts behind it and the certificates. `export` is the folder of a finished export."""
+    preparation = find_preparation(plan)
+    document = build_document(plan, results, {} if preparation is None else preparation.facts, command, export)
+    document["history"] = history = compare_with_history(plan, document)
+    write_json(plan.files.report, document)
+    plan.files.report_page.write_text(render_report(document), encoding="utf-8")
+    certificates = []
+    for spec in plan.backbones:
+        if (certificate := document["certificates"].get(spec.backbone_id)) is not None:
+            certificates.append(plan.files.certificate(backbone_slug(spec), backbone_identity(spec)))
+            write_json(certificates[-1], certificate)
+    ranking = {one["backbone_id"]: one["val_bits_per_byte"] for one in document["ranking"]}
+    return Conclusion(
+        document=document,
+        files=(plan.files.report_page, plan.files.report, *certificates),
+        summary={metric_name("val_bits_per_byte", backbone_id): value for backbone_id, value in ranking.items()},
+        verdict=str(document["verdict"].get("sentence", "")),
+        sentences=() if history is None else tuple(history["sentences"]),
+    )
