@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import JsonValue, TypeAdapter
 
+from jobs.results.benchmark_documents import BenchmarkReport
 from jobs.results.documents import HistoryRecord, Report
 from orchestrator.errors import InputError
 from orchestrator.results import CellResult, Measurement
@@ -15,6 +16,7 @@ SPECS = {"comparison": Comparison, "finetune": Finetune}
 DOCUMENTS: Mapping[str, Any] = {
     **SPECS,
     "report": Report,  # report.json of a comparison or a finetune
+    "benchmark": BenchmarkReport,  # benchmark.json
     "history": HistoryRecord,  # a file of a schedule's history
     "result": CellResult,  # result.json of a cell
     "measurement": Measurement,  # measurement.json of a cell

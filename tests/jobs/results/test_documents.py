@@ -1,9 +1,11 @@
 """The documents of finished jobs: what earlier versions wrote is read as it stands, and their schemas are published.
 
-`stored/report.json` was written by version 0.1.0 for the demo, and is trimmed to three cells and short curves.
+Both files in `stored/` were written by version 0.1.0: `report.json` for the demo, trimmed to three cells and short
+curves, and `benchmark.json` for two tiny backbones.
 """
 
 import json
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,9 @@ from pydantic import TypeAdapter
 from report_documents import comparison_document, finetune_document
 
 from jobs.cli.schemas import DOCUMENTS, document_schema
+from jobs.report.benchmark import render_benchmark
 from jobs.report.html import render_report
+from jobs.results.benchmark_documents import load_benchmark_report
 from jobs.results.documents import Report, find_verdict, load_document, load_report
 from orchestrator.errors import FormatError, InputError
 from orchestrator.layout import CellFolder
@@ -21,6 +25,7 @@ from orchestrator.results import CellResult, CellStatus, Measurement, find_cell_
 from orchestrator.training.measurement import find_measurement, write_measurement
 
 STORED = Path(__file__).parent / "stored" / "report.json"
+STORED_BENCHMARK = Path(__file__).parent / "stored" / "benchmark.json"
 MEASURED = Measurement({"steps": 3.0}, [], {"workers": 1}, {"device": "CPU"}, "items.npz")
 
 
@@ -42,6 +47,21 @@ def test_every_kind_of_report_keeps_its_keys_and_values(document: dict[str, Any]
 
 def test_the_stored_report_follows_the_published_schema() -> None:
     Draft202012Validator(document_schema("report")).validate(json.loads(STORED.read_text(encoding="utf-8")))
+
+
+def test_a_benchmark_of_an_earlier_version_is_read_key_for_key_and_follows_the_schema(tmp_path: Path) -> None:
+    benchmark = load_benchmark_report(STORED_BENCHMARK)
+    write_json(tmp_path / "benchmark.json", benchmark)
+    assert (tmp_path / "benchmark.json").read_text("utf-8") == STORED_BENCHMARK.read_text("utf-8")
+    Draft202012Validator(document_schema("benchmark")).validate(benchmark)
+    assert benchmark["verdict"]["sentence"] in unescape(render_benchmark(benchmark))
+
+
+def test_a_benchmark_of_a_later_format_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "benchmark.json"
+    write_json(path, json.loads(STORED_BENCHMARK.read_text("utf-8")) | {"format": 2})
+    with pytest.raises(FormatError, match="has format 2"):
+        load_benchmark_report(path)
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
