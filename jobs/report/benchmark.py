@@ -2,17 +2,20 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
+
+from markupsafe import Markup
 
 from jobs.formats import byte_scale, duration, short_id, significant, size
 from jobs.report.html import environment
 from jobs.report.palette import COLOURS, INK, LINE, MUTED, Look, looks
 from jobs.report.plots import HEIGHT_OF_AXIS, ROW, Plot, styled_axes
 from jobs.report.svg import inline_svg
+from jobs.results.benchmark_documents import BenchmarkReport, MeasuredCell
+
+Rate = Literal["bytes_per_second_per_device", "tokens_per_second_per_device", "step_time_s"]
 
 BAR = 0.22  # half the height of a bar, in rows
-
-Cell = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Bar:
     text: str
 
 
-def render_benchmark(document: Mapping[str, Any]) -> str:
+def render_benchmark(document: BenchmarkReport) -> str:
     """The page; the same document always gives the same text."""
     cells = document["cells"]
     look_of = looks(cell["backbone_id"] for cell in cells)
@@ -48,7 +51,7 @@ def render_benchmark(document: Mapping[str, Any]) -> str:
     )
 
 
-def benchmark_plots(cells: Sequence[Cell], look_of: Mapping[str, Look]) -> list[Plot]:
+def benchmark_plots(cells: Sequence[MeasuredCell], look_of: Mapping[str, Look]) -> list[Plot]:
     """A bar plot for each figure that has a spread; none where no cell was measured."""
     texts = _bars(cells, "bytes_per_second_per_device", size)
     scale, unit = byte_scale(max((bar.median for bar in texts), default=1.0))
@@ -68,8 +71,8 @@ def benchmark_plots(cells: Sequence[Cell], look_of: Mapping[str, Look]) -> list[
     ]
 
 
-def _bars(cells: Sequence[Cell], key: str, written: Callable[[Any], str]) -> list[Bar]:
-    found = [(cell["backbone_id"], cell["figures"][key]) for cell in cells if cell["figures"]]
+def _bars(cells: Sequence[MeasuredCell], key: Rate, written: Callable[[float], str]) -> list[Bar]:
+    found = [(cell["backbone_id"], cell["figures"][key]) for cell in cells if cell["figures"] is not None]
     return [
         Bar(backbone_id, spread["median"], spread["low"], spread["high"], written(spread["median"]))
         for backbone_id, spread in found
@@ -77,7 +80,9 @@ def _bars(cells: Sequence[Cell], key: str, written: Callable[[Any], str]) -> lis
     ]
 
 
-def _bar_plot(bars: Sequence[Bar], look_of: Mapping[str, Look], name: str, title: str, label: str, scale: float) -> Any:
+def _bar_plot(
+    bars: Sequence[Bar], look_of: Mapping[str, Look], name: str, title: str, label: str, scale: float
+) -> Markup:
     """Bars from zero, each with its name above it: long names then never squeeze the axis."""
     spoken = f"{title}: " + "; ".join(f"{bar.backbone_id} {bar.text}" for bar in bars)
     with styled_axes(HEIGHT_OF_AXIS + ROW * len(bars)) as (figure, axes):
