@@ -1,4 +1,7 @@
-"""What the doctor makes of facts, of an endpoint that really listens, and of this machine. No Ray, no MLflow."""
+"""What the doctor makes of facts, of an endpoint that really listens, and of this machine. No Ray, no MLflow.
+
+Over 300 lines: one healthy node, and every way in which it can be ill.
+"""
 
 import copy
 import json

@@ -1,6 +1,7 @@
 """`sync` against storages whose drivers are gone, alive or killed here: what MLflow has afterwards, and how often.
 
 Drivers are processes that track and spool as a launch does, without training anything.
+Over 300 lines: every way in which a driver can end needs the same drivers.
 """
 
 import os

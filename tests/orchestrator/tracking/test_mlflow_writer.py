@@ -1,4 +1,7 @@
-"""The MLflow writer against a real SQLite store: what arrives, how often, and what a lost note or answer does."""
+"""The MLflow writer against a real SQLite store: what arrives, how often, and what a lost note or answer does.
+
+Over 300 lines: every loss is shown against the same runs.
+"""
 
 import math
 import shutil
