@@ -28,11 +28,14 @@ $(PRETRAINED): | .venv/.installed
 $(HELD_OUT): | .venv/.installed
 	$(BIN)/python -m tools.sample_held_out $@
 
+# Two files of tests at a time: most of them wait for clusters that start, for clocks, for processes that die.
+BESIDE := -n 2 --dist loadfile
+
 test: .venv/.installed
-	$(BIN)/pytest -m "not e2e and not chaos"
+	$(BIN)/pytest $(BESIDE) -m "not e2e and not chaos"
 
 e2e: .venv/.installed
-	$(BIN)/pytest -m e2e
+	$(BIN)/pytest $(BESIDE) -m e2e
 
 # By hand: CHAOS_MINUTES=15 and CHAOS_SEED, as root.
 chaos: .venv/.installed

@@ -6,6 +6,8 @@ minima are those of docs/reference/api.md of ray-project/kuberay at v1.7.0 (comm
 generated from the Go types of ray-operator/apis/ray/v1; what is required is from those types, and what the validators
 refuse from controllers/ray/utils/validation.go, as far as these manifests go. Structs that no manifest uses are open.
 With KUBERAY_CRDS=FOLDER (helm-chart/kuberay-operator/crds of a KubeRay release) they are held to that schema too.
+
+Over 300 lines: KubeRay's published fields and rules stand beside the manifests that they are held against.
 """
 
 import copy

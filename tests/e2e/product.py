@@ -1,4 +1,7 @@
-"""The product as its users meet it: a spec file, a process, and the files and MLflow runs that it leaves."""
+"""The product as its users meet it: a spec file, a process, and the files and MLflow runs that it leaves.
+
+Over 300 lines: all that the end-to-end tests start, kill and ask stands together.
+"""
 
 import json
 import os

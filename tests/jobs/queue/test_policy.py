@@ -1,4 +1,7 @@
-"""The policy's promises, on random clusters and queues; every check does its own arithmetic on nodes."""
+"""The policy's promises, on random clusters and queues; every check does its own arithmetic on nodes.
+
+Over 300 lines: the properties of one function.
+"""
 
 import random
 from collections import Counter

@@ -1,4 +1,7 @@
-"""The store: what it keeps, whom it lets in, and what it does with a file of another version."""
+"""The store: what it keeps, whom it lets in, and what it does with a file of another version.
+
+Over 300 lines: one store on two kinds of database.
+"""
 
 import signal
 import subprocess

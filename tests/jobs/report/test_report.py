@@ -1,4 +1,7 @@
-"""The report of a comparison or finetune: every fact is on the page, nothing on it can act, nothing comes from afar."""
+"""The report of a comparison or finetune: every fact is on the page, nothing on it can act, nothing comes from afar.
+
+Over 300 lines: one page, part by part.
+"""
 
 import copy
 import re

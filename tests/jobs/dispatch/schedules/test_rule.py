@@ -1,4 +1,7 @@
-"""Which ticks fire, on a clock that the test sets: daylight saving, misfires, overlap, pauses, clocks that jump."""
+"""Which ticks fire, on a clock that the test sets: daylight saving, misfires, overlap, pauses, clocks that jump.
+
+Over 300 lines: one rule of time after the other, with the zones and dates that it has to survive.
+"""
 
 from dataclasses import replace
 from datetime import UTC, datetime
