@@ -7,6 +7,7 @@ from pydantic import JsonValue, TypeAdapter
 
 from jobs.results.benchmark_documents import BenchmarkReport
 from jobs.results.documents import HistoryRecord, Report
+from jobs.simulation.figures import SimulationDocument
 from orchestrator.errors import InputError
 from orchestrator.results import CellResult, Measurement
 from orchestrator.spec_files.spec import Comparison, Finetune
@@ -17,6 +18,7 @@ DOCUMENTS: Mapping[str, Any] = {
     **SPECS,
     "report": Report,  # report.json of a comparison or a finetune
     "benchmark": BenchmarkReport,  # benchmark.json
+    "simulation": SimulationDocument,  # what `backbone simulate --json` prints
     "history": HistoryRecord,  # a file of a schedule's history
     "result": CellResult,  # result.json of a cell
     "measurement": Measurement,  # measurement.json of a cell

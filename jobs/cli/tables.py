@@ -1,19 +1,51 @@
 """What the commands print: tables for people. No torch, ray, mlflow or transformers."""
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
+from typing_extensions import TypedDict
 
 from orchestrator.tracking.run import without_password
 
 if TYPE_CHECKING:
     from backbones.spec import BackboneSpec
-    from jobs.results.documents import Report
+    from jobs.results.documents import Facts, Report
     from orchestrator.planning.plan import Plan
 
 out = Console(soft_wrap=False)
+
+
+class PlannedCell(TypedDict):
+    """A cell of `backbone plan --json`."""
+
+    cell_id: str
+    backbone_id: str
+    seed: int
+    micro_batch_size: int
+    accumulation_steps: int
+    predicted_memory_gib: float
+    device_memory_gib: float | None  # None: the plan does not know the device
+    flops_per_token: float
+    infeasible: str | None  # why the cell cannot run
+
+
+class PlanDocument(TypedDict):
+    """`backbone plan --json`."""
+
+    id: str
+    kind: str
+    name: str
+    storage: str
+    tracking_uri: str
+    train_examples: int
+    train_bytes: int
+    validation_examples: int
+    validation_bytes: int
+    placement: "Facts"
+    recipe: "Facts"
+    cells: list[PlannedCell]
 
 
 def print_backbones(specs: "list[BackboneSpec]") -> None:
@@ -37,9 +69,9 @@ def print_backbones(specs: "list[BackboneSpec]") -> None:
     print("Any other causal LM by reference: hf:ORG/NAME@REVISION from the hub, hf:./FOLDER from a folder.")
 
 
-def plan_document(planned: "Plan") -> dict[str, Any]:
+def plan_document(planned: "Plan") -> PlanDocument:
     """The plan as plain data."""
-    cells = [
+    cells: list[PlannedCell] = [
         {
             "cell_id": cell.cell_id,
             "backbone_id": cell.backbone.backbone_id,
@@ -49,7 +81,7 @@ def plan_document(planned: "Plan") -> dict[str, Any]:
             "predicted_memory_gib": forecast.memory.total,
             "device_memory_gib": forecast.device_gib,
             "flops_per_token": forecast.flops_per_token,
-            "infeasible": forecast.infeasible and forecast.infeasible.message,
+            "infeasible": None if forecast.infeasible is None else forecast.infeasible.message,
         }
         for cell, forecast in zip(planned.cells, planned.forecasts, strict=True)
     ]
@@ -125,7 +157,7 @@ def _print_wide(table: Table) -> None:
     console.print(table)
 
 
-def public(spec: Any) -> dict[str, Any]:
+def public(spec: "BackboneSpec") -> dict[str, object]:
     """A spec as plain data, without the id that it is listed under."""
     return {key: value for key, value in asdict(spec).items() if key != "backbone_id"}
 

@@ -4,10 +4,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from typing_extensions import TypedDict
 
 from jobs.formats import duration, fixed, percent
 from jobs.queue.gangs import Node
@@ -16,6 +16,67 @@ from jobs.simulation.trace import DescribedCluster, load_cluster, load_trace
 from orchestrator.errors import InputError
 
 LISTED = 10  # unfinished jobs that the terminal names
+
+
+class Wait(TypedDict):
+    """Seconds from submission to first start, over `jobs` jobs."""
+
+    mean: float
+    p95: float
+    max: float
+    jobs: int
+
+
+class PolicyFigures(TypedDict):
+    """What one policy came to. The makespan counts from the first submission."""
+
+    policy: str
+    jobs: int
+    finished: int
+    preemptions: int
+    makespan_s: float
+    lower_bound_s: float
+    makespan_over_bound: float | None
+    utilisation: float | None  # share of the GPU seconds until the makespan
+    wait_s: Wait | None  # None: no job started
+    wait_s_by_owner: dict[str, Wait | None]
+    planned_in_s: float
+
+
+class Start(TypedDict):
+    """When a job began for the first time."""
+
+    id: str
+    start_s: float
+    wait_s: float
+
+
+class SimulatedLease(TypedDict):
+    """A job on its GPUs, from one start to the end of it."""
+
+    id: str
+    owner: str
+    gpus: int
+    workers_by_node: dict[str, int]
+    start_s: float
+    end_s: float
+    ended: str
+    granted_because: str
+    stopped_because: str | None
+
+
+class SimulationDocument(TypedDict):
+    """`backbone simulate --json`: the figures of every policy, and the schedule of one."""
+
+    trace: str
+    cluster: str
+    nodes: int
+    gpus: int
+    policy: str
+    policies: list[PolicyFigures]
+    starts: list[Start]
+    leases: list[SimulatedLease]
+    unfinished: dict[str, str]  # why, by job
 
 
 def run_simulation(trace: Path, cluster: Path, policy: str, as_json: bool, html: Path | None, out: Console) -> None:
@@ -39,12 +100,12 @@ def run_simulation(trace: Path, cluster: Path, policy: str, as_json: bool, html:
 
 def simulation_document(
     trace: str, jobs: Sequence[TraceJob], cluster: DescribedCluster, policy: str
-) -> tuple[dict[str, Any], list[Simulation]]:
+) -> tuple[SimulationDocument, list[Simulation]]:
     """The figures of every policy and the schedule of one, as plain data; and the simulations behind them."""
     runs = [simulate(jobs, cluster.nodes, cluster.settings, name) for name in POLICIES]
     chosen = next(run for run in runs if run.policy == policy)
     submitted = {job.cell.cell_id: job.cell.submitted_s for job in jobs}
-    document = {
+    document: SimulationDocument = {
         "trace": trace,
         "cluster": cluster.name,
         "nodes": len(cluster.nodes),
@@ -111,7 +172,7 @@ def waits_s(simulation: Simulation, jobs: Sequence[TraceJob]) -> dict[str, list[
     return {owner: sorted(times) for owner, times in sorted(waits.items())}
 
 
-def summary(simulation: Simulation, jobs: Sequence[TraceJob], nodes: Sequence[Node]) -> dict[str, Any]:
+def summary(simulation: Simulation, jobs: Sequence[TraceJob], nodes: Sequence[Node]) -> PolicyFigures:
     """The figures of one policy as plain data. The makespan counts from the first submission."""
     over = [segment.end_s for segment in simulation.segments]
     origin_s = min(job.cell.submitted_s for job in jobs)
@@ -131,20 +192,20 @@ def summary(simulation: Simulation, jobs: Sequence[TraceJob], nodes: Sequence[No
         "lower_bound_s": bound_s,
         "makespan_over_bound": makespan_s / bound_s if bound_s else None,
         "utilisation": busy / (simulation.gpus * makespan_s) if makespan_s else None,
-        "wait_s": _spread(every),
-        "wait_s_by_owner": {owner: _spread(times) for owner, times in waits.items()},
+        "wait_s": _wait(every),
+        "wait_s_by_owner": {owner: _wait(times) for owner, times in waits.items()},
         "planned_in_s": simulation.planned_in_s,
     }
 
 
-def _spread(sorted_s: Sequence[float]) -> dict[str, float] | None:
+def _wait(sorted_s: Sequence[float]) -> Wait | None:
     if not sorted_s:
         return None
     p95 = sorted_s[min(len(sorted_s) - 1, int(0.95 * len(sorted_s)))]
     return {"mean": mean(sorted_s), "p95": p95, "max": sorted_s[-1], "jobs": len(sorted_s)}
 
 
-def print_simulation(document: dict[str, Any], out: Console) -> None:
+def print_simulation(document: SimulationDocument, out: Console) -> None:
     """The table of policies, the waits by owner under the chosen one, and what did not finish."""
     out = out if out.is_terminal else Console(width=200)  # a log or a pipe gets whole names
     out.print(
@@ -166,8 +227,8 @@ def print_simulation(document: dict[str, Any], out: Console) -> None:
     owners = Table(box=None, pad_edge=False, header_style="bold")
     for name in (f"owner ({document['policy']})", "started", "mean wait", "95 %", "longest"):
         owners.add_column(name, justify="left" if name.startswith("owner") else "right", no_wrap=True)
-    for owner, spread in chosen["wait_s_by_owner"].items():
-        owners.add_row(owner, f"{spread['jobs']:,}", *_wait_texts(spread))
+    for owner, wait in chosen["wait_s_by_owner"].items():
+        owners.add_row(owner, f"{wait['jobs'] if wait else 0:,}", *_wait_texts(wait))
     out.print()
     out.print(owners)
     for job_id, why in list(document["unfinished"].items())[:LISTED]:
@@ -177,5 +238,5 @@ def print_simulation(document: dict[str, Any], out: Console) -> None:
     out.print(f"planned in {duration(chosen['planned_in_s'])}", highlight=False)
 
 
-def _wait_texts(spread: dict[str, float] | None) -> list[str]:
-    return [duration(spread[key]) if spread else "n/a" for key in ("mean", "p95", "max")]
+def _wait_texts(wait: Wait | None) -> list[str]:
+    return [duration(seconds) for seconds in ((wait["mean"], wait["p95"], wait["max"]) if wait else (None,) * 3)]
