@@ -16,7 +16,7 @@ from orchestrator.results import load_json
 Facts = dict[str, JsonValue]  # recorded as found, under names that the recorder chooses
 Document = TypeVar("Document")
 
-Outcome = Literal["winner", "tie", "undecided", "no verdict"]
+VerdictOutcome = Literal["winner", "tie", "undecided", "no verdict"]
 
 
 class JobFacts(TypedDict):
@@ -132,7 +132,7 @@ class Pair(TypedDict):
 class Verdict(TypedDict):
     """What a comparison showed. `further_seeds` is per backbone and assumes that the observed differences stay."""
 
-    outcome: Outcome
+    outcome: VerdictOutcome
     winner: str | None
     sentence: str
     ranking: NotRequired[list[RankedBackbone]]  # best first; stands beside the verdict in `report.json`

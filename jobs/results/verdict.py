@@ -8,7 +8,7 @@ from math import floor, log10, sqrt
 
 import numpy as np
 
-from jobs.results.documents import Outcome, Pair, RankedBackbone, Verdict
+from jobs.results.documents import Pair, RankedBackbone, Verdict, VerdictOutcome
 from jobs.results.paired_tests import (
     Array,
     CellScores,
@@ -78,7 +78,7 @@ def _obstacle(standings: Standings) -> str | None:
     return None
 
 
-def _outcome(tests: PairTests, alpha: float) -> tuple[Outcome, list[int]]:
+def _outcome(tests: PairTests, alpha: float) -> tuple[VerdictOutcome, list[int]]:
     """The outcome, and the rows of the best and of every backbone that it does not beat."""
     unbeaten = (tests.first == 0) & (tests.p_value >= alpha)
     contenders = [0, *tests.second[unbeaten].tolist()]
@@ -176,7 +176,9 @@ def _noise(standings: Standings, items: ItemNoise, pairs: list[Pair]) -> dict[st
     }
 
 
-def _notes(outcome: Outcome, standings: Standings, items: ItemNoise, tests: PairTests, pairs: list[Pair]) -> list[str]:
+def _notes(
+    outcome: VerdictOutcome, standings: Standings, items: ItemNoise, tests: PairTests, pairs: list[Pair]
+) -> list[str]:
     """What a reader has to know to trust the numbers."""
     notes = []
     still = [name for name, variance in zip(standings.ids, standings.variances, strict=True) if variance == 0]
@@ -209,7 +211,7 @@ def _notes(outcome: Outcome, standings: Standings, items: ItemNoise, tests: Pair
 
 
 def _sentence(
-    outcome: Outcome,
+    outcome: VerdictOutcome,
     standings: Standings,
     pairs: list[Pair],
     contenders: list[int],
