@@ -385,13 +385,11 @@ def test_every_foreign_system_has_one_door(modules: Modules) -> None:
     assert not violations, report(violations)
 
 
-@pytest.mark.xfail(reason="files are still being moved", strict=False)
 def test_files_import_from_their_own_room_and_those_below(modules: Modules) -> None:
     violations = room_violations(modules)
     assert not violations, report(violations)
 
 
-@pytest.mark.xfail(reason="files are still being moved", strict=False)
 def test_no_files_import_each_other_in_a_circle(modules: Modules) -> None:
     violations = circles(modules)
     assert not violations, report(violations)
@@ -402,7 +400,6 @@ def test_the_top_of_jobs_has_doors_and_few_other_modules(modules: Modules) -> No
     assert not violations, report(violations)
 
 
-@pytest.mark.xfail(reason="files are still being moved", strict=False)
 def test_a_long_file_says_why(modules: Modules) -> None:
     folders = (*PACKAGES, "tests", "benchmarks", "tools")
     files = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]

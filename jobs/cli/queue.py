@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -14,6 +14,7 @@ from orchestrator.errors import InputError
 
 if TYPE_CHECKING:
     from jobs.dispatch.client import QueueClient
+    from jobs.dispatch.wire import ScheduleListing
 
 Address = Annotated[
     str | None, typer.Option(metavar="URL", help="The cluster's job API; else RAY_ADDRESS, else http://127.0.0.1:8265.")
@@ -39,6 +40,7 @@ SCHEDULE_VERBS = {
     "run-now": "Fires once, now.",
     "remove": "Forgets a schedule; its jobs and results stay.",
 }
+Answer = TypeVar("Answer")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The id that submit printed; `backbone queue` lists them.")]
 
@@ -179,7 +181,8 @@ def add_schedule(
 def list_schedules(address: Address = None, insecure: Insecure = False, as_json: AsJson = False) -> None:
     """Shows every schedule and when it fires next."""
     schedules = _client(address, insecure).schedules()
-    _print({"schedules": schedules}, as_json, show.print_schedules)
+    listing: ScheduleListing = {"schedules": schedules}
+    _print(listing, as_json, show.print_schedules)
 
 
 def _about_schedule(verb: str) -> Callable[..., None]:
@@ -208,7 +211,7 @@ def _follow(client: "QueueClient", job_id: str) -> int:
     return 0 if job["state"] == "SUCCEEDED" else 1
 
 
-def _print(answer: dict[str, Any], as_json: bool, draw: Callable[[dict[str, Any]], None]) -> None:
+def _print(answer: Answer, as_json: bool, draw: Callable[[Answer], None]) -> None:
     if as_json:
         print(json.dumps(answer, indent=2))
     else:

@@ -1,12 +1,12 @@
 """What the queue's commands print. No torch, ray, mlflow or transformers."""
 
 from datetime import datetime
-from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
 from jobs.cli.tables import out
+from jobs.dispatch.wire import JobStatus, JobSummary, QueueListing, ScheduleFacts, ScheduleListing, SyncAnswer
 from jobs.formats import duration
 
 COLOURS = {
@@ -20,14 +20,14 @@ COLOURS = {
 }
 
 
-def print_submitted(job: dict[str, Any]) -> None:
+def print_submitted(job: JobStatus) -> None:
     """What became of a submission, and what to type next."""
     _say(f"{job['job_id']}: {_sentence(job)}")
     if job["state"] in ("QUEUED", "RUNNING"):
         _say(f"follow it with `backbone logs -f {job['job_id']}`; results go to {job['storage']}/{job['job_id']}")
 
 
-def print_queue(answer: dict[str, Any]) -> None:
+def print_queue(answer: QueueListing) -> None:
     """Every job that is not over, then the latest that are."""
     jobs = answer["jobs"]
     under_way = [job for job in jobs if job["ended_s"] is None]
@@ -44,13 +44,13 @@ def print_queue(answer: dict[str, Any]) -> None:
             job["waiting"] or job["stop"] or job["reason"],
         )
     out.print(table if jobs else "the queue is empty; `backbone submit SPEC` fills it")
-    gpus, cpus = (sum(node[kind] for node in answer["nodes"]) for kind in ("gpus", "cpus"))
+    gpus, cpus = sum(node["gpus"] for node in answer["nodes"]), sum(node["cpus"] for node in answer["nodes"])
     _say(f"\n{len(answer['nodes'])} nodes, {gpus} GPUs, {cpus} CPUs; {len(answer['leases'])} cells train")
     if answer["trouble"]:
         _say(f"the dispatcher has trouble: {answer['trouble']}")
 
 
-def print_status(job: dict[str, Any]) -> None:
+def print_status(job: JobStatus) -> None:
     """One job: its cells and the latest decisions about them."""
     _say(f"{job['job_id']}: {_sentence(job)}; owner {job['owner']}, priority {job['priority']}")
     table = _table("cell", "state", "trained", "expected", "")
@@ -60,11 +60,11 @@ def print_status(job: dict[str, Any]) -> None:
         table.add_row(cell["cell_id"], _state(cell["state"]), duration(cell["trained_s"]), expected, cell["note"])
     out.print(table)
     for event in job["events"]:
-        cell = f" {event['cell_id']}" if event["cell_id"] else ""
-        _say(f"{_clock(event['time_s'])} {event['kind']}{cell}: {event['text']}")
+        of = f" {event['cell_id']}" if event["cell_id"] else ""
+        _say(f"{_clock(event['time_s'])} {event['kind']}{of}: {event['text']}")
 
 
-def print_sync(answer: dict[str, Any]) -> None:
+def print_sync(answer: SyncAnswer) -> None:
     """What MLflow still lacks."""
     waiting = answer["waiting"]
     _say(
@@ -74,7 +74,7 @@ def print_sync(answer: dict[str, Any]) -> None:
         _say(answer["trouble"])
 
 
-def print_schedules(answer: dict[str, Any]) -> None:
+def print_schedules(answer: ScheduleListing) -> None:
     """A row for each schedule."""
     table = _table("name", "cron", "timezone", "next", "spec")
     for one in answer["schedules"]:
@@ -83,7 +83,7 @@ def print_schedules(answer: dict[str, Any]) -> None:
     out.print(table if answer["schedules"] else "no schedules; `backbone schedule add NAME SPEC --cron EXPR` adds one")
 
 
-def print_schedule(answer: dict[str, Any]) -> None:
+def print_schedule(answer: ScheduleFacts) -> None:
     """One schedule with its latest ticks, or what was done to it."""
     if "removed" in answer:
         return _say(f"removed {answer['removed']}; its jobs and results stay")
@@ -100,12 +100,12 @@ def print_schedule(answer: dict[str, Any]) -> None:
         out.print(table)
 
 
-def _sentence(job: dict[str, Any]) -> str:
+def _sentence(job: JobSummary) -> str:
     why = job["waiting"] or job["stop"] or job["reason"]
     return f"{job['state'].lower()}{f' ({why})' if why else ''}, {_counts(job) or 'nothing to run'}"
 
 
-def _counts(job: dict[str, Any]) -> str:
+def _counts(job: JobSummary) -> str:
     return ", ".join(f"{number} {state.lower()}" for state, number in job["counts"].items())
 
 

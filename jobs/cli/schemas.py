@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import JsonValue, TypeAdapter
 
+from jobs.dispatch.wire import JobStatus, QueueListing, ScheduleFacts, ScheduleListing
 from jobs.results.benchmark_documents import BenchmarkReport
 from jobs.results.documents import HistoryRecord, Report
 from jobs.simulation.figures import SimulationDocument
@@ -18,6 +19,10 @@ DOCUMENTS: Mapping[str, Any] = {
     **SPECS,
     "report": Report,  # report.json of a comparison or a finetune
     "benchmark": BenchmarkReport,  # benchmark.json
+    "queue": QueueListing,  # what `backbone queue --json` prints
+    "status": JobStatus,  # what `backbone submit, status, stop, cancel --json` print
+    "schedules": ScheduleListing,  # what `backbone schedule list --json` prints
+    "schedule": ScheduleFacts,  # what the other verbs of `backbone schedule` print
     "simulation": SimulationDocument,  # what `backbone simulate --json` prints
     "history": HistoryRecord,  # a file of a schedule's history
     "result": CellResult,  # result.json of a cell

@@ -7,20 +7,34 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from jobs.cluster.jobs_api import RayJob, RayJobs
 from jobs.cluster.ray_cluster import NodeRequest, largest_cluster, live_nodes
-from jobs.dispatch.schedules.thread import ScheduleThread
+from jobs.dispatch.schedules.thread import SCHEDULE_VERBS, ScheduleThread
+from jobs.dispatch.wire import (
+    CellFacts,
+    EventFacts,
+    JobStatus,
+    JobSummary,
+    LeaseFacts,
+    NodeFacts,
+    Ping,
+    QueueListing,
+    ScheduleFacts,
+    SyncAnswer,
+)
 from jobs.driver.kinds.table import KINDS
 from jobs.driver.names import DRIVER, JOB, OWNER
 from jobs.queue.gangs import Node
 from jobs.queue.model import Settings
 from jobs.queue.queue import SILENT_S, Queue
+from jobs.queue.reasons import Waiting
 from jobs.queue.rows import Directives, JobRequest, JobRow, Release
 from jobs.queue.store import Store, shown
 from jobs.simulation.trace import load_queue_settings
 from jobs.tracking.reconciler import Reconciler
+from orchestrator.errors import InputError
 
 TICK_S = 1.0
 TRY_AGAIN_S = 5.0
@@ -87,74 +101,61 @@ class DispatcherActor:
 
     # --- clients ---
 
-    def ping(self) -> dict[str, Any]:
+    def ping(self) -> Ping:
         """That it lives, which store it has, and what went wrong in its last round."""
         return {"store": shown(self._setup.store_url), "pid": os.getpid(), "trouble": self._trouble}
 
-    def submit(self, request: JobRequest) -> dict[str, Any]:
+    def submit(self, request: JobRequest) -> JobStatus:
         self._see_nodes()
         job = self._queue.submit(request)
         self._queue.decide()
         return self.status(job.job_id)
 
-    def stop(self, job_id: str, why: str) -> dict[str, Any]:
+    def stop(self, job_id: str, why: str) -> JobStatus:
         self._queue.stop(job_id, why)
         return self.status(job_id)
 
-    def cancel(self, job_id: str, why: str) -> dict[str, Any]:
+    def cancel(self, job_id: str, why: str) -> JobStatus:
         driver = self._queue.find(job_id).driver
         self._queue.cancel(job_id, why)
         if driver is not None:
             RayJobs(self._setup.jobs_address).stop(driver)
         return self.status(job_id)
 
-    def sync(self) -> dict[str, Any]:
+    def sync(self) -> SyncAnswer:
         """Tries at once what MLflow still lacks of jobs that are over."""
         return {"waiting": self._reconciler.expedite(self._queue.jobs()), "trouble": self._reconciler.trouble}
 
-    def status(self, job_id: str) -> dict[str, Any]:
+    def status(self, job_id: str) -> JobStatus:
         """A job with its cells and its last events."""
-        events = [asdict(event) for event in self._queue.events(job_id, limit=30)]
-        cells = [asdict(cell) for cell in self._queue.cells(job_id)]
+        events = [cast(EventFacts, asdict(event)) for event in self._queue.events(job_id, limit=30)]
+        cells = [cast(CellFacts, asdict(cell)) for cell in self._queue.cells(job_id)]
         return {**self._summary(self._queue.find(job_id)), "cells": cells, "events": events}
 
-    def queue(self) -> dict[str, Any]:
+    def queue(self) -> QueueListing:
         """Every job with its counts; the nodes and who holds what."""
         return {
             "jobs": [self._summary(job) for job in self._queue.jobs()],
-            "leases": [asdict(lease) for lease in self._queue.leases()],
-            "nodes": [asdict(node) for node in live_nodes()],
+            "leases": [cast(LeaseFacts, asdict(lease)) for lease in self._queue.leases()],
+            "nodes": [cast(NodeFacts, asdict(node)) for node in live_nodes()],
             "trouble": self._trouble,
         }
 
     # --- schedules ---
 
-    def schedule_add(self, name: str, template: dict[str, Any], cron: str, timezone: str, rules: dict[str, str]) -> Any:
-        return self._schedules.add(name, template, cron, timezone, rules)
+    def schedule(self, verb: str, *arguments: Any) -> ScheduleFacts | list[ScheduleFacts]:
+        """A verb of `ScheduleThread`: add, all, show, pause, resume, remove, run_now."""
+        if verb not in SCHEDULE_VERBS:
+            raise InputError(f"no verb {verb!r} for schedules; there are: {', '.join(SCHEDULE_VERBS)}")
+        answer: ScheduleFacts | list[ScheduleFacts] = getattr(self._schedules, verb)(*arguments)
+        return answer
 
-    def schedule_all(self) -> list[dict[str, Any]]:
-        return self._schedules.all()
-
-    def schedule_show(self, name: str) -> dict[str, Any]:
-        return self._schedules.show(name)
-
-    def schedule_pause(self, name: str) -> dict[str, Any]:
-        return self._schedules.pause(name)
-
-    def schedule_resume(self, name: str) -> dict[str, Any]:
-        return self._schedules.resume(name)
-
-    def schedule_remove(self, name: str) -> dict[str, Any]:
-        return self._schedules.remove(name)
-
-    def schedule_run_now(self, name: str) -> dict[str, Any]:
-        return self._schedules.run_now(name)
-
-    def _summary(self, job: JobRow) -> dict[str, Any]:
+    def _summary(self, job: JobRow) -> JobSummary:
         states = [str(cell.state) for cell in self._queue.cells(job.job_id)]
         counts = {state: states.count(state) for state in dict.fromkeys(states)}
-        why = "" if job.state.is_over else self._queue.why_waiting(job.job_id)
-        return {**asdict(job), "state": str(job.state), "counts": counts, "waiting": why}
+        why = Waiting() if job.state.is_over else self._queue.why_waiting(job.job_id)
+        waits = {"waiting": str(why), "waiting_reason": str(why.reason)}
+        return cast(JobSummary, {**asdict(job), "state": str(job.state), "counts": counts, **waits})
 
     # --- the loop ---
 

@@ -5,12 +5,13 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from jobs.cluster.jobs_api import MARK, RayJobs
+from jobs.dispatch.wire import BenchmarkQuestion, JobStatus, Question, QueueListing, ScheduleFacts, SyncAnswer
 from jobs.driver.kinds.benchmark import MEASURED, WARM_UP, new_occurrence
 from orchestrator.errors import ClusterError, InputError
 
@@ -58,17 +59,19 @@ class Submission:
         return here.parent
 
     @property
-    def question(self) -> dict[str, Any]:
+    def question(self) -> Question:
         """What the gateway plans."""
-        return {
+        question: Question = {
             "spec": str(self.spec.resolve().relative_to(self.folder)),
             "priority": self.priority,
             "owner": self.owner or getpass.getuser(),
             "plugins": list(self.plugins),
             "skip_infeasible": self.skip_infeasible,
             "certificate": self.certificate,
-            **({} if self.benchmark is None else {"benchmark": asdict(self.benchmark)}),
         }
+        if self.benchmark is not None:
+            question["benchmark"] = cast(BenchmarkQuestion, asdict(self.benchmark))
+        return question
 
 
 class QueueClient:
@@ -77,45 +80,53 @@ class QueueClient:
     def __init__(self, address: str | None = None, insecure: bool = False):
         self._jobs = RayJobs(address or default_address(), insecure)
 
-    def submit(self, submission: Submission) -> dict[str, Any]:
+    def submit(self, submission: Submission) -> JobStatus:
         """Queues a spec with the folder it stands in. The same spec again is the same job."""
-        return self._answer("submit", submission.question, submission.folder)
+        job: JobStatus = self.ask("submit", submission.question, str(submission.folder))
+        return job
 
-    def queue(self) -> dict[str, Any]:
+    def queue(self) -> QueueListing:
         """Every job, the leases that are held, the nodes."""
-        return self._about("queue")
+        listing: QueueListing = self._about("queue")
+        return listing
 
-    def status(self, job_id: str) -> dict[str, Any]:
+    def status(self, job_id: str) -> JobStatus:
         """One job with its cells and its last events."""
-        return self._about("status", job_id)
+        job: JobStatus = self._about("status", job_id)
+        return job
 
-    def stop(self, job_id: str) -> dict[str, Any]:
+    def stop(self, job_id: str) -> JobStatus:
         """Stops a job at a checkpoint; submitting it again continues it."""
-        return self._about("stop", job_id, f"stopped by {getpass.getuser()}")
+        job: JobStatus = self._about("stop", job_id, f"stopped by {getpass.getuser()}")
+        return job
 
-    def cancel(self, job_id: str) -> dict[str, Any]:
+    def cancel(self, job_id: str) -> JobStatus:
         """Ends a job at once; submitting it again continues from its last checkpoints."""
-        return self._about("cancel", job_id, f"cancelled by {getpass.getuser()}")
+        job: JobStatus = self._about("cancel", job_id, f"cancelled by {getpass.getuser()}")
+        return job
 
-    def sync(self) -> dict[str, Any]:
+    def sync(self) -> SyncAnswer:
         """Gives MLflow what it lacks of jobs that are over, at once instead of at the dispatcher's next try."""
-        return self._about("sync")
+        answer: SyncAnswer = self._about("sync")
+        return answer
 
-    def add_schedule(self, name: str, submission: Submission, cron: str, timezone: str, **rules: str) -> dict[str, Any]:
+    def add_schedule(self, name: str, submission: Submission, cron: str, timezone: str, **rules: str) -> ScheduleFacts:
         """Submits the spec on a clock; `rules` are grace, overlap and catch_up (docs/schedules.md)."""
         if submission.benchmark is not None:
             raise InputError("a benchmark cannot be put on a clock; submit it, or schedule the comparison itself")
         question = {"name": name, "cron": cron, "timezone": timezone, "rules": rules, **submission.question}
-        return self._answer("schedule_add", question, submission.folder)
+        added: ScheduleFacts = self.ask("schedule_add", question, str(submission.folder))
+        return added
 
-    def schedules(self) -> list[dict[str, Any]]:
+    def schedules(self) -> list[ScheduleFacts]:
         """Every schedule with its next tick."""
-        answer: list[dict[str, Any]] = self.ask("schedule_all", {"arguments": []})
+        answer: list[ScheduleFacts] = self._about("schedule", "all")
         return answer
 
-    def schedule(self, verb: str, name: str) -> dict[str, Any]:
+    def schedule(self, verb: str, name: str) -> ScheduleFacts:
         """`show`, `pause`, `resume`, `remove` or `run_now`."""
-        return self._about(f"schedule_{verb}", name)
+        answer: ScheduleFacts = self._about("schedule", verb, name)
+        return answer
 
     def logs(self, job_id: str) -> str:
         """What the job's latest driver printed."""
@@ -133,7 +144,7 @@ class QueueClient:
                 return
             time.sleep(LOOK_S)
 
-    def wait(self, job_id: str) -> dict[str, Any]:
+    def wait(self, job_id: str) -> JobStatus:
         """Until the job is over; its status then."""
         for _ in self.follow(job_id):
             pass
@@ -150,14 +161,10 @@ class QueueClient:
                 return
             time.sleep(LOOK_S)
 
-    def _about(self, verb: str, *arguments: Any) -> dict[str, Any]:
-        return self._answer(verb, {"arguments": list(arguments)})
+    def _about(self, verb: str, *arguments: str) -> Any:
+        return self.ask(verb, {"arguments": list(arguments)})
 
-    def _answer(self, verb: str, question: dict[str, Any], folder: Path | None = None) -> dict[str, Any]:
-        answer: dict[str, Any] = self.ask(verb, question, None if folder is None else str(folder))
-        return answer
-
-    def ask(self, verb: str, question: dict[str, Any], working_dir: str | None = None) -> Any:
+    def ask(self, verb: str, question: Mapping[str, object], working_dir: str | None = None) -> Any:
         """One question as one small job. Asking twice what changes something changes it once."""
         name = f"backbone-{verb}-{uuid.uuid4().hex[:12]}"
         self._jobs.submit(name, ["python", "-m", "jobs.dispatch.gateway", verb, json.dumps(question)], working_dir)

@@ -6,7 +6,7 @@ that the job prints.
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from jobs.cluster.jobs_api import MARK
@@ -29,7 +29,10 @@ def _answer(verb: str, question: Mapping[str, Any]) -> Any:
     """A submission is planned here, where the cluster's data and models are; the rest is the dispatcher's."""
     import ray
 
-    arguments = _planned(verb, question) if verb in ("submit", "schedule_add") else question["arguments"]
+    if verb == "schedule_add":
+        verb, arguments = "schedule", ("add", *_planned_schedule(question))
+    else:
+        arguments = _planned_submission(question) if verb == "submit" else tuple(question["arguments"])
     ray.init(address="auto", namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
     actor = find_dispatcher()
     if actor is None:
@@ -39,13 +42,19 @@ def _answer(verb: str, question: Mapping[str, Any]) -> Any:
     return ask(actor, verb, *arguments)
 
 
-def _planned(verb: str, question: Mapping[str, Any]) -> Sequence[Any]:
-    from jobs.dispatch.planning import (  # half a second that other questions need not wait
-        plan_schedule,
-        plan_submission,
-    )
+# Planning takes half a second to import, which other questions need not wait.
 
-    return [plan_submission(question)] if verb == "submit" else plan_schedule(question)
+
+def _planned_submission(question: Any) -> tuple[Any, ...]:
+    from jobs.dispatch.planning import plan_submission
+
+    return (plan_submission(question),)
+
+
+def _planned_schedule(question: Any) -> tuple[Any, ...]:
+    from jobs.dispatch.planning import plan_schedule
+
+    return plan_schedule(question)
 
 
 if __name__ == "__main__":

@@ -3,11 +3,12 @@
 import hashlib
 import os
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import cast
 
+from jobs.dispatch.wire import Question, ScheduleQuestion, Template
 from jobs.driver.cell_jobs import open_cells
 from jobs.driver.kinds.benchmark import load_benchmark
 from jobs.driver.requests import job_request
@@ -19,7 +20,7 @@ from orchestrator.planning.plan import Plan, load_plan
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the same files make the same zip
 
 
-def plan_submission(question: Mapping[str, Any]) -> JobRequest:
+def plan_submission(question: Question) -> JobRequest:
     """The job that a client's question asks for; the working directory holds the code. Raises SpecError."""
     from backbones.registry import load_plugin
 
@@ -41,21 +42,22 @@ def plan_submission(question: Mapping[str, Any]) -> JobRequest:
     )
 
 
-def _load(question: Mapping[str, Any]) -> Plan:
+def _load(question: Question) -> Plan:
     spec = Path(question["spec"])
     if benchmark := question.get("benchmark"):
         return load_benchmark(spec, **benchmark)
     return load_plan(spec, question.get("occurrence"))
 
 
-def plan_schedule(question: Mapping[str, Any]) -> tuple[str, dict[str, Any], str, str, dict[str, str]]:
+def plan_schedule(question: ScheduleQuestion) -> tuple[str, Template, str, str, dict[str, str]]:
     """What a schedule needs: name, what to submit at each tick, cron, time zone, rules. The spec is planned once."""
-    template = {key: value for key, value in question.items() if key not in ("name", "cron", "timezone", "rules")}
+    own = ("name", "cron", "timezone", "rules")
+    template = cast(Template, {key: value for key, value in question.items() if key not in own})
     template["code"] = plan_submission(template).code
     return question["name"], template, question["cron"], question["timezone"], dict(question["rules"])
 
 
-def _arguments(question: Mapping[str, Any]) -> Iterator[str]:
+def _arguments(question: Question) -> Iterator[str]:
     """The options of the entry point that repeat what was asked for."""
     for plugin in question["plugins"]:
         yield from ("--plugin", plugin)

@@ -8,6 +8,7 @@ import typer
 import yaml
 
 from jobs.cluster.ray_cluster import NAMESPACE, largest_cluster
+from jobs.dispatch.wire import Ping
 from jobs.driver.counterpart import ACTOR_NAME, ask, find_dispatcher
 from orchestrator.errors import ClusterError, InputError, OrchestratorError
 from orchestrator.layout import Storage
@@ -53,7 +54,7 @@ def start_dispatcher(
     settings: Path | None = None,
     autoscaling_config: Path | None = None,
     may_grow: bool = False,
-) -> dict[str, Any]:
+) -> Ping:
     """Starts it on the node of this process, if the cluster has none, and waits until it answers."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -88,7 +89,7 @@ def start_dispatcher(
         }
         actor = ray.remote(DispatcherActor).options(**options).remote(setup)
     try:
-        state: dict[str, Any] = ask(actor, "ping")
+        state: Ping = ask(actor, "ping")
     except ClusterError:
         ray.kill(actor)
         raise

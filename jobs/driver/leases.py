@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from jobs.cluster.ray_cluster import connect
 from jobs.driver.counterpart import ANSWER_LIMIT_S, Counterpart, find_counterpart
 from jobs.driver.names import JOB, driver_name
-from jobs.queue.policy import NEVER_FITS
+from jobs.queue.reasons import WaitingReason
 from jobs.queue.rows import Directives, JobRequest, LeaseRow, Release
 from orchestrator.attempt.worker import load_torch
 from orchestrator.errors import ClusterError, InputError, ResourcesError, StoreError
@@ -161,5 +161,5 @@ class Idle:
             self._notice(f"waiting: {why}")
         self._said = self._said or why
         waited_s = time.monotonic() - self._since
-        if NEVER_FITS in directives.waiting and waited_s > WAIT_FOR_NODES_S:
+        if directives.waiting.reason is WaitingReason.NEVER_FITS and waited_s > WAIT_FOR_NODES_S:
             raise ResourcesError(f"after {waited_s:.0f} s: {directives.waiting}. Add nodes, or lower placement.workers")

@@ -1,5 +1,7 @@
 """(now, nodes, what waits, what runs, rules, usage) -> what to grant and what to stop, each with its reason. Pure.
 
+Over 300 lines: one round of decisions, whose steps share what is free.
+
 `backbone simulate` calls `decide`; so can whoever grants real leases. Rules: docs/queue.md. Backfill is EASY
 (Lifka 1995, doi 10.1007/3-540-60153-8_35): one reservation, for the first cell that waits, which nobody may delay.
 """
@@ -13,6 +15,7 @@ from jobs.formats import duration
 from jobs.queue.gangs import Demand, Node, Placement, Room
 from jobs.queue.model import Grant, Lease, QueuedCell, Settings, Stop, Usage, WaitingLine
 from jobs.queue.owners import Owners
+from jobs.queue.reasons import Waiting, WaitingReason
 
 NEVER_FITS = "never fits: not even on the empty cluster"
 
@@ -38,7 +41,7 @@ class Decisions:
     look_again_s: float | None
     _round: "_Round"
 
-    def why_waiting(self, cell: QueuedCell) -> str:
+    def why_waiting(self, cell: QueuedCell) -> Waiting:
         """Why a cell that was not granted waits."""
         return self._round.why_waiting(cell)
 
@@ -112,21 +115,24 @@ class _Round:
             self,
         )
 
-    def why_waiting(self, cell: QueuedCell) -> str:
+    def why_waiting(self, cell: QueuedCell) -> Waiting:
         if rule := self.owners.held_back(cell):
-            return rule
+            return Waiting(rule, WaitingReason.OWNER_RULE)
         if cell.cell_id in self.never_fit or self.reserved is None:
-            return f"{cell.demand} {NEVER_FITS}"
+            return Waiting(f"{cell.demand} {NEVER_FITS}", WaitingReason.NEVER_FITS)
         span, first = duration(self.reserved.start_s - self.now_s), self.reserved.cell
         if cell.cell_id == first.cell_id:
-            return f"first in line; by prediction {cell.demand} fits in {span}"
+            return Waiting(f"first in line; by prediction {cell.demand} fits in {span}", WaitingReason.FIRST_IN_LINE)
         if cell.gpus > self.room.gpus:
-            return f"needs {cell.gpus} GPUs, {self.room.gpus} are free; {first.cell_id} is first in line"
+            free = f"needs {cell.gpus} GPUs, {self.room.gpus} are free; {first.cell_id} is first in line"
+            return Waiting(free, WaitingReason.NO_ROOM)
         if self.room.place(cell.demand) is None:
-            return f"no nodes have room for {cell.demand} together; {first.cell_id} is first in line"
+            apart = f"no nodes have room for {cell.demand} together; {first.cell_id} is first in line"
+            return Waiting(apart, WaitingReason.NO_ROOM)
         if not self.settings.backfill:
-            return f"waits behind {first.cell_id}"
-        return f"would delay {first.cell_id}, which by prediction starts in {span}"
+            return Waiting(f"waits behind {first.cell_id}", WaitingReason.BEHIND_FIRST)
+        late = f"would delay {first.cell_id}, which by prediction starts in {span}"
+        return Waiting(late, WaitingReason.BEHIND_FIRST)
 
     # --- grants in order ---
 

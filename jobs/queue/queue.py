@@ -2,6 +2,8 @@
 
 Drivers and clients tell it facts; `decide` asks the policy what follows. Whoever holds a `Queue` feeds it with nodes
 and acts on `drivers_to_start`: the dispatcher for a cluster, a single driver for a machine without one.
+
+Over 300 lines: one state machine under one lock; what clients, drivers and its holder say changes the same rows.
 """
 
 import threading
@@ -14,6 +16,7 @@ from jobs.queue.changes import CellChanges
 from jobs.queue.gangs import Demand, Node, Room
 from jobs.queue.model import Settings
 from jobs.queue.policy import Decisions, decide
+from jobs.queue.reasons import Waiting, WaitingReason
 from jobs.queue.rows import (
     WAITING,
     CellRequest,
@@ -272,11 +275,11 @@ class Queue:
             held = [self._state.cells[lease.job_id][lease.cell_id].demand for lease in self._state.held.values()]
             return held + waiting
 
-    def why_waiting(self, job_id: str) -> str:
+    def why_waiting(self, job_id: str) -> Waiting:
         """Why the first of a job's waiting cells waits; empty when none does."""
         with self._lock:
             job = self._state.jobs[job_id]
-            return next((self._why(job, row) for row in self._state.plan_of(job_id) if row.state in WAITING), "")
+            return next((self._why(job, row) for row in self._state.plan_of(job_id) if row.state in WAITING), Waiting())
 
     def events(self, job_id: str | None = None, limit: int = 1000) -> list[EventRow]:
         """The log, the oldest first."""
@@ -402,14 +405,16 @@ class Queue:
             return f"used its {job.hours:g} hours"
         return ""
 
-    def _why(self, job: JobRow, row: CellRow) -> str:
+    def _why(self, job: JobRow, row: CellRow) -> Waiting:
         queued = self._state.line.find(row.key)
         if queued is not None:
-            return self._last.why_waiting(queued) if self._last else "not looked at yet"
+            return self._last.why_waiting(queued) if self._last else Waiting("not looked at yet")
         other = self._state.waits_for(row)
         if other is None:
-            return "not looked at yet"
-        return f"{other.job_id} trains the same cell" if other.job_id != job.job_id else f"{other.cell_id} goes first"
+            return Waiting("not looked at yet")
+        if other.job_id != job.job_id:
+            return Waiting(f"{other.job_id} trains the same cell", WaitingReason.SAME_CELL)
+        return Waiting(f"{other.cell_id} goes first", WaitingReason.IN_TURN)
 
     def _directives(self, job: JobRow) -> Directives:
         leases = tuple(self._state.leases_of(job.job_id))

@@ -5,6 +5,7 @@ from enum import StrEnum
 
 from jobs.queue.gangs import Demand, Placement
 from jobs.queue.model import Lease, QueuedCell
+from jobs.queue.reasons import NOTHING_WAITS, Waiting
 from orchestrator.results import CellStatus
 
 WAITING = (CellStatus.QUEUED, CellStatus.PREEMPTED)
@@ -178,5 +179,5 @@ class Directives:
     stop: str = ""  # why the whole job must stop at a checkpoint
     replaced: bool = False  # another driver runs this job now: train nothing more
     closed: tuple[tuple[str, str], ...] = ()  # (cell_id, why) of cells that will get no lease any more
-    waiting: str = ""  # why its first cell waits, while none trains
+    waiting: Waiting = NOTHING_WAITS  # why its first cell waits, while none trains
     hopeless: str = ""  # why it can never start, while none trains

@@ -5,6 +5,7 @@ from collections import defaultdict
 from jobs.queue.model import HOUR_S, Lease, Settings, Usage, WaitingLine
 from jobs.queue.rows import WAITING, CellRow, EventRow, JobRow, LeaseRow
 from jobs.queue.store import Row, Store
+from jobs.queue.transitions import CELLS, JOBS, check
 from orchestrator.results import CellStatus
 
 
@@ -35,9 +36,19 @@ class QueueState:
     # --- rows ---
 
     def put_job(self, row: JobRow) -> None:
+        known = self.jobs.get(row.job_id)
+        check(JOBS, None if known is None else known.state, row.state, row.job_id)
+        self._keep_job(row)
+
+    def _keep_job(self, row: JobRow) -> None:
         self.jobs[row.job_id] = self._rows[row.job_id] = row
 
     def put_cell(self, row: CellRow) -> None:
+        known = self.cells[row.job_id].get(row.cell_id)
+        check(CELLS, None if known is None else known.state, row.state, row.key)
+        self._keep_cell(row)
+
+    def _keep_cell(self, row: CellRow) -> None:
         if row.cell_id not in self.cells[row.job_id]:
             self._holders[self.jobs[row.job_id].storage, row.cell_id].append(row.job_id)
         self.cells[row.job_id][row.cell_id] = self._rows[row.job_id, row.cell_id] = row
@@ -179,9 +190,9 @@ class QueueState:
 
     def _load(self) -> None:
         for job in self._store.jobs():
-            self.put_job(job)
+            self._keep_job(job)
         for row in self._store.cells():
-            self.put_cell(row)
+            self._keep_cell(row)
         leases = self._store.leases()
         for lease in leases:
             self._last_lease_id = lease.lease_id

@@ -1,4 +1,7 @@
-"""Where the queue keeps what it must not forget: SQLite (WAL) or PostgreSQL, through SQLAlchemy."""
+"""Where the queue keeps what it must not forget: SQLite (WAL) or PostgreSQL, through SQLAlchemy.
+
+Over 300 lines: the tables, how each version of them becomes the next, and what is read from and written to them.
+"""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence

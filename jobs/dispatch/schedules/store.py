@@ -37,6 +37,7 @@ from jobs.dispatch.schedules.rule import (
     new_schedule,
     pass_over,
 )
+from jobs.dispatch.wire import Template
 from orchestrator.errors import InputError, SpecError
 from orchestrator.planning.occurrence import tick_text
 
@@ -66,7 +67,7 @@ class StoredSchedule:
     """A schedule, and the job that it submits: `template` is plain data that only the submitter reads."""
 
     schedule: Schedule
-    template: dict[str, Any]
+    template: Template
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class ScheduleStore:
             create_tables(connection)
 
     def add(
-        self, name: str, template: dict[str, Any], cron: str, timezone: str, now_s: float, **rules: str
+        self, name: str, template: Template, cron: str, timezone: str, now_s: float, **rules: str
     ) -> StoredSchedule:
         """A new schedule; `rules` are those of `new_schedule`. Adding the same one again changes nothing."""
         template = json.loads(json.dumps(template))  # as it comes back, so that the same one is seen to be the same
@@ -267,17 +268,17 @@ def _handled(connection: Connection, name: str, handled_s: float) -> None:
     connection.execute(update(_schedules).where(_schedules.c.name == name).values({"handled_s": handled_s}))
 
 
-def _row(stored: StoredSchedule) -> dict[str, Any]:
+def _row(stored: StoredSchedule) -> dict[str, object]:
     rules = {"overlap": str(stored.schedule.overlap), "catch_up": str(stored.schedule.catch_up)}
     return vars(stored.schedule) | rules | {"template": stored.template}
 
 
-def _stored(row: dict[str, Any]) -> StoredSchedule:
+def _stored(row: dict[str, Any]) -> StoredSchedule:  # a row of the table
     template = row.pop("template")
     rules = {"overlap": Overlap(row["overlap"]), "catch_up": CatchUp(row["catch_up"])}
     return StoredSchedule(Schedule(**{**row, **rules}), template)
 
 
-def _content(stored: StoredSchedule) -> tuple[Schedule, dict[str, Any]]:
+def _content(stored: StoredSchedule) -> tuple[Schedule, Template]:
     """What a person chose."""
     return replace(stored.schedule, created_s=0.0, handled_s=0.0, paused=False), stored.template
