@@ -86,7 +86,7 @@ def command_line() -> str:
 @contextmanager
 def _locked(plan: Plan) -> Iterator[None]:
     """Holds the locks of the cells that may have to run. Which of them finished meanwhile is looked up afterwards."""
-    with locked_cells(plan.cell_folder(cell) for cell in open_cells(plan)):
+    with locked_cells([plan.cell_folder(cell) for cell in open_cells(plan)]):
         yield
 
 

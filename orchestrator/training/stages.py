@@ -5,6 +5,7 @@ import math
 import os
 import time
 from dataclasses import asdict, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -123,7 +124,7 @@ def score(run: CellRun) -> None:
     trainee.backbone.llm.eval()
     with torch.no_grad():
         scores = evaluate(
-            lambda batch: token_nats(trainee.backbone, batch, run.mesh.device),
+            partial(token_nats, trainee.backbone, device=run.mesh.device),
             trainee.validation,
             trainee.scored,
             sequence_length=cell.recipe.sequence_length,
