@@ -1,15 +1,77 @@
-"""What a backbone must offer: the interface that OpenVLA and Prismatic program against."""
+"""What a backbone must offer: to the trainer (`TrainableBackbone`), and to OpenVLA and Prismatic (`LLMBackbone`).
+
+Our classes offer both. The first is what the orchestrator calls and no more; the second is upstream's, name by name.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from backbones.attention import AttentionChoice
+from backbones.inputs import Example, Inputs
 from backbones.prompting import PromptBuilder
+from backbones.tokenizer import TokenizerRows
+
+if TYPE_CHECKING:
+    from backbones.loading import StoredNames
+
+
+class TrainableBackbone(Protocol):
+    """A language model that the orchestrator adapts, shards, fills, trains, scores and exports."""
+
+    identifier: str
+    llm: PreTrainedModel  # what is sharded, trained and saved
+    tokenizer: PreTrainedTokenizerBase
+    tokenizer_rows: "TokenizerRows"
+    attention: AttentionChoice
+    weights_read: str  # how the weights came in, for the record
+    stored_names: "StoredNames"
+
+    def __call__(self, **arguments: Any) -> CausalLMOutputWithPast:
+        """The forward pass, with what `collate` made and `use_cache=False`."""
+        ...
+
+    def collate(self, rows: Sequence[Sequence[Example]]) -> Inputs:
+        """Examples as the forward pass takes them. Whatever else a model looks at goes into `extras`."""
+        ...
+
+    def load_weights(self, device: torch.device) -> None:
+        """Fills a sharded model that was laid out without weights; each rank reads its own rows."""
+        ...
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recomputes activations in the backward pass."""
+        ...
+
+    @property
+    def decoder_layers(self) -> nn.ModuleList:
+        """All of one class, as many as the config says."""
+        ...
+
+    @property
+    def transformer_layer_cls(self) -> type[nn.Module]:
+        """Their class: what is sharded as a unit."""
+        ...
+
+    @property
+    def last_layer_finetune_modules(self) -> Sequence[nn.Module]:
+        """Modules that learn when only the last layer does."""
+        ...
+
+    @property
+    def pad_token_id(self) -> int:
+        """PAD's id, distinct from EOS and BOS."""
+        ...
+
+    @property
+    def effective_vocab_size(self) -> int:
+        """Ids below this one can be tokens."""
+        ...
 
 
 class LLMBackbone(nn.Module, ABC):

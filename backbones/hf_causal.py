@@ -15,6 +15,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from backbones.attention import AttentionChoice, resolve_attention
 from backbones.contract import LLMBackbone
+from backbones.inputs import Example, Inputs, make_inputs
 from backbones.loading import StoredNames, WeightsError, fetch_checkpoint, fill, raise_unless_whole
 from backbones.parameters import embedding_parameters
 from backbones.prompting.codec import adds_bos
@@ -144,6 +145,10 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
     def embed_input_ids(self, input_ids: torch.LongTensor) -> torch.Tensor:
         embeddings: torch.Tensor = self.llm.get_input_embeddings()(input_ids)
         return embeddings
+
+    def collate(self, rows: Sequence[Sequence[Example]]) -> Inputs:
+        """The rows as this backbone's forward pass takes them, padded to the longest."""
+        return make_inputs(rows, self.pad_token_id)
 
     def use_attention(self, request: str, dtype: torch.dtype | None = None) -> None:
         """Switches to a kernel that computes in `dtype` (None: half precision). Raises AttentionUnavailableError."""

@@ -9,12 +9,17 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 KIT = Path(__file__).parents[1].parent / "shared" / "kit"
 OURS = ("MLFLOW_", "RAY_", "BACKBONE_", "HF_")  # what would point the product to another cluster, server or storage
 COMMAND_LIMIT_S = 300
 
 Backbone = Callable[..., subprocess.CompletedProcess[str]]
+
+# How long an example takes says how busy the machine is, not whether the code is right.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 # A shell without job control starts its background commands with SIGINT ignored, and they pass that on to what they
 # start: without this line no command under test could be interrupted where the suite itself runs in the background.

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch.distributed.fsdp import FSDPModule
 
+from backbones.inputs import IGNORED, Inputs, make_inputs
 from backbones.loading import WeightsError
 from backbones.registry import build
 from backbones.tokenizer import load_tokenizer, make_codec
 from orchestrator.certificate.subject import CONVERSATIONS, Subject
-from orchestrator.data.feed import IGNORED, Batch, make_batch
 from orchestrator.training.loss import summed_nats, token_nats
 
 ROW_MULTIPLE = 64
@@ -64,8 +64,8 @@ def special_tokens(subject: Subject) -> Finding:
         return Finding(True, f"PAD is id {pad}, EOS {eos}, BOS {bos}; no prompt could be made to look further")
     prompt = codec.encode_prompt(CONVERSATIONS[0][:-1])
     encoded = codec.encode_conversation(CONVERSATIONS[0])
-    labels = _batch([encoded], pad).labels
-    text = _batch([codec.encode_text(CONVERSATIONS[0][-1][1])], pad).labels
+    labels = _batch([encoded], pad).labels_BT
+    text = _batch([codec.encode_text(CONVERSATIONS[0][-1][1])], pad).labels_BT
     found = f"PAD is id {pad}, EOS {eos}, BOS {bos}; {prompt.count(bos) if bos is not None else 0} BOS in a prompt"
     learned = codec.eos_token_id in labels and codec.text_eos_token_id in text
     doubled = any(pair == (bos, bos) for pair in pairwise(prompt))
@@ -190,7 +190,7 @@ def overfit(subject: Subject) -> Finding:
     backbone, _ = subject.model()
     encoded = [subject.codec.encode_conversation(turns) for turns in CONVERSATIONS]
     batch = _rows(encoded, subject.tokenizer.pad_token_id)
-    targets = int((batch.labels != IGNORED).sum())
+    targets = int((batch.labels_BT != IGNORED).sum())
     head_learns = bool(backbone.llm.get_output_embeddings().weight.requires_grad)
     wanted = [_last_answer(subject, turns, whole=head_learns) for turns in CONVERSATIONS]
     optimizer, steps, learned = subject.optimizer(), 0, False
@@ -280,12 +280,12 @@ CLAIMS = (
 )
 
 
-def _batch(examples: list[Any], pad_token_id: int) -> Batch:
+def _batch(examples: list[Any], pad_token_id: int) -> Inputs:
     """One row that holds all examples."""
     pairs = [(np.array(one.input_ids), np.array(one.is_target)) for one in examples]
-    return make_batch([pairs], pad_token_id)
+    return make_inputs([pairs], pad_token_id)
 
 
-def _rows(examples: list[Any], pad_token_id: int) -> Batch:
+def _rows(examples: list[Any], pad_token_id: int) -> Inputs:
     """One row for each example."""
-    return make_batch([[(np.array(one.input_ids), np.array(one.is_target))] for one in examples], pad_token_id)
+    return make_inputs([[(np.array(one.input_ids), np.array(one.is_target))] for one in examples], pad_token_id)

@@ -13,7 +13,7 @@ import transformers
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from backbones.hf_causal import HFCausalLLMBackbone
+from backbones.contract import TrainableBackbone
 from backbones.loading import WeightsError
 from backbones.parameters import base_name, is_adapter
 from backbones.random_init import RandomInitBackbone
@@ -36,7 +36,7 @@ CONVERSATIONS: list[list[tuple[str, str]]] = [
 LEARNING_RATE = {"full": (0.3, 1.0), "last_layer": (0.3, 1.0), "lora": (0.03, 0.5), "bias_only": (0.03, 0.0)}
 
 Result = TypeVar("Result")
-Model = tuple[HFCausalLLMBackbone, list[nn.Module]]
+Model = tuple[TrainableBackbone, list[nn.Module]]
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Subject:
     tokenizer: Any = None
     codec: Any = None
     codec_error: Exception | None = None
-    structure: HFCausalLLMBackbone | None = None  # laid out, without weights
+    structure: TrainableBackbone | None = None  # laid out, without weights
     stock: Any = None  # rank 0 alone
     is_cut: bool = False  # to its first layers
     _model: Model | None = None

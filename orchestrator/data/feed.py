@@ -6,19 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from backbones.inputs import Example
 from orchestrator.data.prepare import TokenizedDataset
 
-IGNORED = -100
 OPEN_ROWS = 64  # packing looks back over this many unfinished rows
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows of equal length, right-padded. Labels are already shifted: `labels[b, t]` is the target after token t."""
-
-    input_ids: np.ndarray  # (B, T) int64
-    position_ids: np.ndarray  # (B, T) int64; starts again at 0 with every packed example
-    labels: np.ndarray  # (B, T) int64; IGNORED where nothing is learned
 
 
 @dataclass(frozen=True)
@@ -54,9 +45,9 @@ class Feed:
         while True:
             yield self._work(tuple(next(rows) for _ in range(self.global_batch_size)))
 
-    def batch(self, rows: Sequence[tuple[int, ...]], pad_token_id: int) -> Batch:
-        """Tensors of some rows, padded to the longest of them."""
-        return make_batch([[self._cut(index) for index in row] for row in rows], pad_token_id)
+    def examples(self, rows: Sequence[tuple[int, ...]]) -> list[list[Example]]:
+        """The examples of some rows, cut to the recipe's length: what a backbone collates."""
+        return [[self._cut(index) for index in row] for row in rows]
 
     def _rows(self) -> Iterator[tuple[int, ...]]:
         epoch = 0
@@ -89,7 +80,7 @@ class Feed:
         behind = is_scored[self.sequence_length :].sum() / max(int(is_scored.sum()), 1)
         return int(is_target[self.sequence_length :].sum()), round(float(self.data.learnable_bytes[index] * behind))
 
-    def _cut(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def _cut(self, index: int) -> Example:
         input_ids, is_target, _ = self.data.example(index)
         return input_ids[: self.sequence_length], is_target[: self.sequence_length]
 
@@ -116,33 +107,6 @@ def pack(order: np.ndarray, lengths: np.ndarray, capacity: int) -> Iterator[tupl
             yield tuple(rows.pop(0))
             used.pop(0)
     yield from map(tuple, rows)
-
-
-def make_batch(rows: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]], pad_token_id: int) -> Batch:
-    """Concatenates the (token ids, target mask) pairs of each row and pads on the right.
-
-    No attention mask is made: with causal attention right padding cannot reach a real token, and packed examples are
-    kept apart by position ids that start again (transformers drops that separation when any mask is passed).
-    """
-    width = max(sum(len(ids) for ids, _ in row) for row in rows)
-    input_ids = np.full((len(rows), width), pad_token_id, np.int64)
-    position_ids = np.empty((len(rows), width), np.int64)
-    labels = np.full((len(rows), width), IGNORED, np.int64)
-    for line, row in enumerate(rows):
-        start, count = 0, 0
-        for ids, is_target in row:
-            end, count = start + len(ids), len(ids)
-            input_ids[line, start:end] = ids
-            position_ids[line, start:end] = np.arange(count)
-            labels[line, start : end - 1] = np.where(is_target[1:], ids[1:], IGNORED)
-            start = end
-        position_ids[line, start:] = np.arange(count, count + width - start)  # padding continues the last example
-    return Batch(input_ids, position_ids, labels)
-
-
-def as_one_row(batch: Batch) -> Batch:
-    """The same batch with all rows in one: position ids start again with every row, as with every packed example."""
-    return Batch(*(array.reshape(1, -1) for array in (batch.input_ids, batch.position_ids, batch.labels)))
 
 
 def _generator(data_digest: str, seed: int, epoch: int) -> np.random.Generator:

@@ -17,6 +17,7 @@ from orchestrator.tracking.tracker import Forgotten, Refused, Tracker, find_trac
 
 INTERVAL_S = 1.0
 LONGEST_WAIT_S = 10.0
+SETTLED_LIMIT_S = 30.0
 UNREACHABLE_LIMIT_S = 30.0  # how long `close` waits for a place that does not answer: a restart, not an outage
 
 
@@ -74,7 +75,9 @@ class RunWriter:
         self._closing.set()
         self._wake.set()
         if self._thread.is_alive():
-            self._thread.join(timeout=1.0)  # it may be in the middle of a request; what that sends is sent again
+            # In the middle of a request it is left behind: what that sends is sent again. With nothing open it is at
+            # its last lines, and an interpreter that ends under it may abort; a busy machine needs a while for them.
+            self._thread.join(timeout=1.0 if self._open_runs() else SETTLED_LIMIT_S)
         return self._open_runs()
 
     def wait_until_silent(self) -> None:

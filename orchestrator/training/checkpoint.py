@@ -18,7 +18,7 @@ import torch.distributed.checkpoint as dcp
 import xxhash
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
-from backbones.contract import LLMBackbone
+from backbones.contract import TrainableBackbone
 from orchestrator.errors import CheckpointError
 from orchestrator.hardware import GIB
 from orchestrator.layout import MANIFEST, checkpoint_folder, checkpoint_folders
@@ -43,7 +43,7 @@ def save_checkpoint(
     root: Path,
     attempt: int,
     step: int,
-    backbone: LLMBackbone,
+    backbone: TrainableBackbone,
     optimizers: Optimizers,
     trainer: dict[str, Any],
     mesh: Mesh,
@@ -67,7 +67,7 @@ def save_checkpoint(
     return folder
 
 
-def load_checkpoint(checkpoint: Checkpoint, backbone: LLMBackbone, optimizers: Optimizers) -> None:
+def load_checkpoint(checkpoint: Checkpoint, backbone: TrainableBackbone, optimizers: Optimizers) -> None:
     """Loads weights and optimizer state into the sharded model; collective. Works for any number of ranks.
 
     DCP's `.metadata` is a pickle: it is read only after `find_latest` has matched its digest with our manifest.

@@ -6,18 +6,18 @@ bytes of the original text, whatever tokens cover them, and the rule is thereby 
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from orchestrator.data.feed import Batch, make_batch
+from backbones.inputs import Example, Inputs
 from orchestrator.data.prepare import TokenizedDataset
 from orchestrator.parallel import Mesh
 from orchestrator.training.measurement import ItemScores
 
-Scorer = Callable[[Batch], torch.Tensor]  # nats at each position (B, T), 0 where the label is ignored
+Scorer = Callable[[Inputs], torch.Tensor]  # nats at each position (B, T), 0 where the label is ignored
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def evaluate(
     *,
     sequence_length: int,
     rows: int,
-    pad_token_id: int,
+    collate: Callable[[Sequence[Sequence[Example]]], Inputs],
     mesh: Mesh,
 ) -> ItemScores:
     """Scores the items over all ranks, `rows` windows at a time; every rank returns the whole result.
@@ -70,7 +70,7 @@ def evaluate(
     for turn in range(math.ceil(len(batches) / world)):
         number = turn * world + rank
         group = batches[min(number, len(batches) - 1)]
-        scores = score(_batch(group, pad_token_id)).double().sum(dim=1).cpu()
+        scores = score(collate([[(window.input_ids, window.is_scored)] for window in group])).double().sum(dim=1).cpu()
         if number < len(batches):
             places = torch.tensor([window.item for window in group])
             nats.index_add_(0, places, scores)
@@ -79,7 +79,3 @@ def evaluate(
     for tensor in totals:
         mesh.sum_over_data(tensor)
     return ItemScores(items, totals[0].cpu().numpy(), totals[1].cpu().numpy(), data.learnable_bytes[items])
-
-
-def _batch(group: list[Window], pad_token_id: int) -> Batch:
-    return make_batch([[(window.input_ids, window.is_scored)] for window in group], pad_token_id)

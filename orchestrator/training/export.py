@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from backbones.hf_causal import HFCausalLLMBackbone
+from backbones.contract import TrainableBackbone
 from backbones.parameters import base_name, is_adapter
 from orchestrator.cell_job import CellJob, ExportRequest
 from orchestrator.data.prepare import Prepared
@@ -31,7 +31,7 @@ ADAPTER = "adapter"  # subfolder, in peft's format
 STALE = ("*.safetensors", "*.safetensors.index.json", "chat_template.jinja", ADAPTER)
 
 
-def export_model(backbone: HFCausalLLMBackbone, job: CellJob, scores: ItemScores, mesh: Mesh) -> None:
+def export_model(backbone: TrainableBackbone, job: CellJob, scores: ItemScores, mesh: Mesh) -> None:
     """Writes the fp32 weights, tokenizer and manifest, tensor by tensor; collective.
 
     Adapters are merged into the weights and also saved alone, in the subfolder `adapter`. `config.json` is written
@@ -55,7 +55,7 @@ def export_model(backbone: HFCausalLLMBackbone, job: CellJob, scores: ItemScores
     mesh.barrier()
 
 
-def _write_weights(backbone: HFCausalLLMBackbone, staged: Path, source: str, writing: bool) -> None:
+def _write_weights(backbone: TrainableBackbone, staged: Path, source: str, writing: bool) -> None:
     """Gathers one tensor at a time; the one that is `writing` writes them. Collective."""
     llm = backbone.llm
     adapters = {name: _whole(tensor) for name, tensor in llm.state_dict().items() if is_adapter(name)}
@@ -69,7 +69,7 @@ def _write_weights(backbone: HFCausalLLMBackbone, staged: Path, source: str, wri
         _write_adapter(backbone, staged / ADAPTER, adapters, source)
 
 
-def _write_files(backbone: HFCausalLLMBackbone, adapters: dict[str, torch.Tensor], folder: Path, writing: bool) -> None:
+def _write_files(backbone: TrainableBackbone, adapters: dict[str, torch.Tensor], folder: Path, writing: bool) -> None:
     """Safetensors files of at most FILE_BYTES, each written once its last tensor is gathered; collective."""
     stored_as = backbone.stored_names.from_model
     # The hub's library cuts by sizes alone, so tensors without data do: the whole model is in no memory.
@@ -97,7 +97,7 @@ def _stored(llm: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
     return ((name, tensor) for name, tensor in llm.state_dict().items() if not (is_adapter(name) or name in tied))
 
 
-def _merged(backbone: HFCausalLLMBackbone, adapters: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+def _merged(backbone: TrainableBackbone, adapters: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
     """(name without peft, whole tensor) of everything that is stored; collective."""
     llm = backbone.llm
     for name, tensor in _stored(llm):
@@ -111,7 +111,7 @@ def _merged(backbone: HFCausalLLMBackbone, adapters: dict[str, torch.Tensor]) ->
         yield base_name(name), whole
 
 
-def _write_adapter(backbone: HFCausalLLMBackbone, folder: Path, adapters: dict[str, torch.Tensor], source: str) -> None:
+def _write_adapter(backbone: TrainableBackbone, folder: Path, adapters: dict[str, torch.Tensor], source: str) -> None:
     """The adapter in peft's format: `PeftModel.from_pretrained(base, folder)` loads it."""
     folder.mkdir()
     config = backbone.llm.peft_config["default"]
@@ -128,7 +128,7 @@ def _whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _manifest(
-    backbone: HFCausalLLMBackbone, job: CellJob, export: ExportRequest, prepared: Prepared, scores: ItemScores
+    backbone: TrainableBackbone, job: CellJob, export: ExportRequest, prepared: Prepared, scores: ItemScores
 ) -> dict[str, Any]:
     """What the folder came from, how good it is, and how to prompt it."""
     cell = job.cell
@@ -161,7 +161,7 @@ def _prepare(folder: Path) -> None:
     (folder / EXPORT_UNFINISHED).mkdir()
 
 
-def _finish(backbone: HFCausalLLMBackbone, folder: Path, manifest: dict[str, Any], context_length: int) -> None:
+def _finish(backbone: TrainableBackbone, folder: Path, manifest: dict[str, Any], context_length: int) -> None:
     staged, llm = folder / EXPORT_UNFINISHED, backbone.llm
     # Training switches the cache off, tells the tokenizer the recipe's length, and gives the class FSDP's name; none
     # of it is a fact about the model.

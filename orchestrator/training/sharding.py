@@ -9,8 +9,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from backbones.adaptation import apply_adaptation, init_adapters
-from backbones.contract import LLMBackbone
-from backbones.hf_causal import HFCausalLLMBackbone
+from backbones.contract import TrainableBackbone
 from backbones.registry import build, fetch
 from backbones.spec import BackboneSpec
 from orchestrator.errors import ShardingError
@@ -23,7 +22,7 @@ COMPUTE_DTYPE = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 def build_sharded(
     spec: BackboneSpec, recipe: Recipe, mesh: Mesh, *, seed: int
-) -> tuple[HFCausalLLMBackbone, list[nn.Module]]:
+) -> tuple[TrainableBackbone, list[nn.Module]]:
     """Builds, adapts and shards a backbone as `recipe` says; returns it with its sharded decoder layers. Collective.
 
     It is laid out without weights and filled once it is sharded: each rank reads its own rows. What has to come from
@@ -49,7 +48,7 @@ def build_sharded(
     return backbone, layers
 
 
-def shard(backbone: LLMBackbone, mesh: DeviceMesh, precision: str) -> list[nn.Module]:
+def shard(backbone: TrainableBackbone, mesh: DeviceMesh, precision: str) -> list[nn.Module]:
     """Shards `backbone.llm` in place: every `transformer_layer_cls` is one unit, the root holds the rest.
 
     Returns the sharded decoder layers. Parameters stay fp32 as master weights; forward and backward run in
@@ -70,7 +69,7 @@ def shard(backbone: LLMBackbone, mesh: DeviceMesh, precision: str) -> list[nn.Mo
     return layers
 
 
-def decoder_layers(backbone: LLMBackbone) -> list[nn.Module]:
+def decoder_layers(backbone: TrainableBackbone) -> list[nn.Module]:
     """Every instance of the backbone's decoder-layer class; raises ShardingError unless there is one per layer.
 
     To be asked before sharding: `fully_shard` gives each module a class of its own.
@@ -87,7 +86,7 @@ def decoder_layers(backbone: LLMBackbone) -> list[nn.Module]:
 
 
 def found_contract(
-    backbone: LLMBackbone, layers: list[nn.Module], optimizers: Optimizers, precision: str
+    backbone: TrainableBackbone, layers: list[nn.Module], optimizers: Optimizers, precision: str
 ) -> dict[str, Any]:
     """What the wrapped model really is, read off its tensors after the first step."""
     parameters = [parameter for parameter in backbone.llm.parameters() if parameter.requires_grad]

@@ -129,7 +129,7 @@ def score(run: CellRun) -> None:
             trainee.scored,
             sequence_length=cell.recipe.sequence_length,
             rows=cell.micro_batch_size,
-            pad_token_id=trainee.pad_token_id,
+            collate=trainee.backbone.collate,
             mesh=run.mesh,
         )
     trainee.backbone.llm.train()

@@ -41,7 +41,7 @@ def train_step(cell: Cell, trainee: Trainee, work: StepWork, rate: float, order:
     mine = work.rows[mesh.dp_rank * share : (mesh.dp_rank + 1) * share]
     sums = torch.zeros(2, dtype=torch.float64, device=mesh.device)
     for rows in _chunks(mine, cell.micro_batch_size):
-        nats = summed_nats(trainee.backbone, trainee.feed.batch(rows, trainee.pad_token_id), mesh.device)
+        nats = summed_nats(trainee.backbone, trainee.backbone.collate(trainee.feed.examples(rows)), mesh.device)
         (nats * (mesh.dp_size / work.targets)).backward()
         sums[0] += nats.detach()
     # The order travels with the loss: one reduction a step, and every rank stops at the same step.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from backbones.hf_causal import HFCausalLLMBackbone
+from backbones.contract import TrainableBackbone
 from orchestrator.cell_job import CellJob
 from orchestrator.data.feed import Feed
 from orchestrator.data.parity import load_selection
@@ -20,7 +20,7 @@ from orchestrator.training.sharding import build_sharded
 class Trainee:
     """The sharded backbone, its optimizers and its data on this rank."""
 
-    backbone: HFCausalLLMBackbone
+    backbone: TrainableBackbone
     layers: list[nn.Module]  # the sharded decoder layers
     optimizers: Optimizers
     feed: Feed
@@ -29,10 +29,6 @@ class Trainee:
     mesh: Mesh
     load_time_s: float
     model_time_s: float  # of it: to build, shard and fill the backbone
-
-    @property
-    def pad_token_id(self) -> int:
-        return int(self.backbone.pad_token_id)
 
 
 def build_trainee(job: CellJob, mesh: Mesh) -> Trainee:

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backbones.hf_causal import HFCausalLLMBackbone
+from backbones.inputs import IGNORED, Inputs, make_inputs
 from backbones.registry import build, get_spec, load_codec
 from orchestrator.data.examples import Example, Turn
-from orchestrator.data.feed import IGNORED, OPEN_ROWS, Batch, Feed, StepWork, as_one_row, make_batch, pack
+from orchestrator.data.feed import OPEN_ROWS, Feed, StepWork, pack
 from orchestrator.data.prepare import TokenizedDataset, tokenize
 from orchestrator.training.loss import token_nats
 
@@ -131,10 +132,10 @@ def test_what_a_candidate_leaves_out_does_not_reorder_the_rest(dropped: set[int]
 def test_positions_start_again_with_every_example_and_labels_never_cross_one(rows: Any) -> None:
     arrays = [[(np.array([i for i, _ in one]), np.array([m for _, m in one])) for one in row] for row in rows]
 
-    batch = make_batch(arrays, PAD)
+    batch = make_inputs(arrays, PAD)
 
     width = max(sum(map(len, row)) for row in rows)
-    assert batch.input_ids.shape == batch.position_ids.shape == batch.labels.shape == (len(rows), width)
+    assert batch.input_ids_BT.shape == batch.position_ids_BT.shape == batch.labels_BT.shape == (len(rows), width)
     for line, row in enumerate(rows):
         expected_ids, expected_positions, expected_labels = [], [], []
         for example in row:
@@ -142,20 +143,20 @@ def test_positions_start_again_with_every_example_and_labels_never_cross_one(row
             expected_positions += range(len(example))
             expected_labels += [token if learned else IGNORED for token, learned in example[1:]] + [IGNORED]
         padding = width - len(expected_ids)
-        assert batch.input_ids[line].tolist() == expected_ids + [PAD] * padding
-        assert batch.labels[line].tolist() == expected_labels + [IGNORED] * padding
+        assert batch.input_ids_BT[line].tolist() == expected_ids + [PAD] * padding
+        assert batch.labels_BT[line].tolist() == expected_labels + [IGNORED] * padding
         last = expected_positions[-1]
-        assert batch.position_ids[line].tolist() == [*expected_positions, *range(last + 1, last + 1 + padding)]
+        assert batch.position_ids_BT[line].tolist() == [*expected_positions, *range(last + 1, last + 1 + padding)]
 
 
 @given(lengths=st.lists(st.integers(2, 90), min_size=4, max_size=60), packing=st.booleans())
 def test_a_steps_work_is_what_its_batches_hold_also_of_examples_that_are_cut(lengths: list[int], packing: bool) -> None:
     stream = feed(lengths, packing=packing)
     for work in islice(stream.steps(), 5):
-        batch = stream.batch(work.rows, PAD)
-        learned = int((batch.labels != IGNORED).sum())
+        batch = make_inputs(stream.examples(work.rows), PAD)
+        learned = int((batch.labels_BT != IGNORED).sum())
         assert work.targets == work.learnable_bytes == learned
-        assert work.tokens == int((batch.input_ids != PAD).sum())
+        assert work.tokens == int((batch.input_ids_BT != PAD).sum())
         assert work.examples == sum(map(len, work.rows))
 
 
@@ -195,12 +196,12 @@ def test_the_loss_of_packed_examples_is_the_sum_of_their_losses_alone(backbone_i
     examples = [(ids, learned) for ids, learned, _ in map(data.example, range(3))]
     a, b, c = examples
 
-    def nats(batch: Batch) -> torch.Tensor:
+    def nats(batch: Inputs) -> torch.Tensor:
         with torch.no_grad():
             return token_nats(backbone, batch, CPU)
 
-    alone = [nats(make_batch([[example]], backbone.pad_token_id))[0] for example in examples]
-    packed = make_batch([[a, b, c], [c, a], [b]], backbone.pad_token_id)
+    alone = [nats(make_inputs([[example]], backbone.pad_token_id))[0] for example in examples]
+    packed = make_inputs([[a, b, c], [c, a], [b]], backbone.pad_token_id)
     together = nats(packed)
 
     for line, row in enumerate(([0, 1, 2], [2, 0], [1])):
@@ -208,7 +209,7 @@ def test_the_loss_of_packed_examples_is_the_sum_of_their_losses_alone(backbone_i
         torch.testing.assert_close(together[line, : len(expected)], expected, atol=1e-5, rtol=0)
         assert not together[line, len(expected) :].any()
     assert float(together.sum()) == pytest.approx(sum(float(alone[i].sum()) for i in (0, 1, 2, 2, 0, 1)), abs=1e-3)
-    one_row = nats(as_one_row(packed))  # what flash attention gets
+    one_row = nats(packed.as_one_row())  # what flash attention gets
     torch.testing.assert_close(one_row.view_as(together), together, atol=1e-5, rtol=0)
 
 
@@ -221,8 +222,8 @@ def tiny_qwen() -> HFCausalLLMBackbone:
 @given(rows=ROWS)
 def test_however_examples_are_packed_their_total_loss_is_the_same(rows: Any) -> None:
     arrays = [[(np.array([i for i, _ in one]), np.array([m for _, m in one])) for one in row] for row in rows]
-    batches = [make_batch([[example]], 0) for row in arrays for example in row]
+    batches = [make_inputs([[example]], 0) for row in arrays for example in row]
     with torch.no_grad():
-        packed = float(token_nats(tiny_qwen(), make_batch(arrays, 0), CPU).double().sum())
+        packed = float(token_nats(tiny_qwen(), make_inputs(arrays, 0), CPU).double().sum())
         alone = sum(float(token_nats(tiny_qwen(), batch, CPU).double().sum()) for batch in batches)
     assert packed == pytest.approx(alone, rel=1e-5, abs=1e-5)

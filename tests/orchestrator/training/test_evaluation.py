@@ -8,7 +8,7 @@ The one exception is a space of its own in front of the text, which some tokeniz
 
 import math
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from backbones.inputs import IGNORED, Inputs, make_inputs
 from backbones.prompting import Codec, chat_template_builder, pure_prompt_builder
 from backbones.registry import build, get_spec, load_codec
 from orchestrator.data.examples import Example, Turn
-from orchestrator.data.feed import IGNORED, Batch
 from orchestrator.data.prepare import TokenizedDataset, tokenize
 from orchestrator.parallel import Mesh
 from orchestrator.training.evaluation import evaluate, windows
@@ -83,8 +83,13 @@ def single_rank() -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def score(scorer: Callable[[Batch], torch.Tensor], data: TokenizedDataset, items: Any, **changes: Any) -> ItemScores:
-    options = {"sequence_length": 64, "rows": 3, "pad_token_id": PAD, "mesh": Mesh.build(CPU)} | changes
+def score(scorer: Callable[[Inputs], torch.Tensor], data: TokenizedDataset, items: Any, **changes: Any) -> ItemScores:
+    options = {
+        "sequence_length": 64,
+        "rows": 3,
+        "collate": partial(make_inputs, pad_token_id=PAD),
+        "mesh": Mesh.build(CPU),
+    } | changes
     return evaluate(scorer, data, np.asarray(items, np.int64), **options)
 
 
@@ -131,14 +136,14 @@ def covered_bytes(codec: Codec, data: TokenizedDataset, index: int, texts: list[
     return covered
 
 
-def oracle(codec: Codec, data: TokenizedDataset) -> Callable[[Batch], torch.Tensor]:
+def oracle(codec: Codec, data: TokenizedDataset) -> Callable[[Inputs], torch.Tensor]:
     """Nats of 8 bits a byte for each label; finds out from the row's tokens alone where it stands."""
     texts = [[turn.content for turn in item.turns if turn.role == "assistant"] or [item.text] for item in ITEMS]
     examples = [(data.example(index)[0], covered_bytes(codec, data, index, texts[index])) for index in range(len(data))]
 
-    def nats(batch: Batch) -> torch.Tensor:
-        result = np.zeros(batch.labels.shape)
-        for row, (ids, labels) in enumerate(zip(batch.input_ids, batch.labels, strict=True)):
+    def nats(batch: Inputs) -> torch.Tensor:
+        result = np.zeros(batch.labels_BT.shape)
+        for row, (ids, labels) in enumerate(zip(batch.input_ids_BT, batch.labels_BT, strict=True)):
             places = np.flatnonzero(labels != IGNORED)
             if len(places):
                 covered = _find(ids[: places[-1] + 2], examples)[places + 1]
@@ -231,9 +236,9 @@ def test_a_long_item_is_cut_as_lm_evaluation_harness_does() -> None:
 # --- Over ranks, and with a real model --------------------------------------------------------------------------------
 
 
-def label_nats(batch: Batch) -> torch.Tensor:
+def label_nats(batch: Inputs) -> torch.Tensor:
     """A scorer for which a token's nats are its id."""
-    return torch.from_numpy(np.where(batch.labels == IGNORED, 0, batch.labels))
+    return torch.from_numpy(np.where(batch.labels_BT == IGNORED, 0, batch.labels_BT))
 
 
 def score_rising(lengths: list[int], items: list[int]) -> tuple[list[float], list[int], list[int]]:
@@ -265,11 +270,11 @@ def test_a_models_score_is_the_same_item_by_item_and_in_padded_batches(name: str
     backbone = build(name, max_length=64, attention="sdpa", compute_dtype=torch.float32)
     data = tokenize(backbone.codec, ITEMS)
 
-    def model(batch: Batch) -> torch.Tensor:
+    def model(batch: Inputs) -> torch.Tensor:
         with torch.no_grad():
             return token_nats(backbone, batch, CPU)
 
-    one, many = (score(model, data, range(len(data)), rows=rows, pad_token_id=backbone.pad_token_id) for rows in (1, 5))
+    one, many = (score(model, data, range(len(data)), rows=rows, collate=backbone.collate) for rows in (1, 5))
 
     assert many.nats == pytest.approx(one.nats, rel=1e-6)
     assert many.tokens.tolist() == one.tokens.tolist() == [int(data.example(i)[2].sum()) for i in range(len(data))]

@@ -14,8 +14,8 @@ from gang import run_ranks
 from small_models import FAMILY_REPRESENTATIVES, make_small_folder, small_spec
 from transformers import AutoModelForCausalLM
 
+from backbones.inputs import make_inputs
 from backbones.registry import get_spec, register
-from orchestrator.data.feed import make_batch
 from orchestrator.parallel import Mesh
 from orchestrator.spec_files.spec import Recipe
 from orchestrator.training.loss import token_nats
@@ -90,7 +90,7 @@ def packing_error(backbone_id: str, kernel: str, examples: list[torch.Tensor]) -
 
     def nats(rows: Any) -> float:
         with torch.no_grad():
-            return float(token_nats(backbone, make_batch(rows, backbone.pad_token_id), torch.device("cpu")).sum())
+            return float(token_nats(backbone, make_inputs(rows, backbone.pad_token_id), torch.device("cpu")).sum())
 
     alone = math.fsum(nats([[pair]]) for pair in pairs)
     return abs(nats([pairs]) - alone) / alone

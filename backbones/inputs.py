@@ -1,0 +1,64 @@
+"""`Inputs`: what a backbone is given, from the codec's tokens to the loss. Shape suffixes: B rows, T positions.
+
+The record is passed whole: a backbone that looks at more than text adds to `extras` in its `collate`, and its forward
+pass finds it there; nothing in between looks inside. No torch: ranks make it in numpy.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+IGNORED = -100  # a label where nothing is learned
+Example = tuple[np.ndarray, np.ndarray]  # token ids (T,), and whether each is learned (T,)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Rows of equal length, right-padded. Labels are already shifted: `labels_BT[b, t]` is the target after token t."""
+
+    input_ids_BT: np.ndarray  # int64
+    position_ids_BT: np.ndarray  # int64; starts again at 0 with every packed example
+    labels_BT: np.ndarray  # int64; IGNORED where nothing is learned
+    extras: Mapping[str, np.ndarray] = field(default_factory=dict)  # further arguments of the forward pass, by name
+
+    def forward_arguments(self, device: "torch.device") -> "dict[str, torch.Tensor]":
+        """What the forward pass gets, on a device: everything but the labels.
+
+        Position ids and neither mask nor cache: that is what keeps packed examples apart in transformers.
+        """
+        import torch
+
+        arrays = {"input_ids": self.input_ids_BT, "position_ids": self.position_ids_BT, **self.extras}
+        return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+
+    def as_one_row(self) -> "Inputs":
+        """All rows in one: position ids start again with every row, as with every packed example."""
+        ids, positions, labels = self.input_ids_BT, self.position_ids_BT, self.labels_BT
+        return Inputs(ids.reshape(1, -1), positions.reshape(1, -1), labels.reshape(1, -1), self.extras)
+
+
+def make_inputs(rows: Sequence[Sequence[Example]], pad_token_id: int) -> Inputs:
+    """Concatenates the examples of each row and pads on the right.
+
+    No attention mask is made: with causal attention right padding cannot reach a real token, and packed examples are
+    kept apart by position ids that start again (transformers drops that separation when any mask is passed).
+    """
+    width = max(sum(len(ids) for ids, _ in row) for row in rows)
+    input_ids_BT = np.full((len(rows), width), pad_token_id, np.int64)
+    position_ids_BT = np.empty((len(rows), width), np.int64)
+    labels_BT = np.full((len(rows), width), IGNORED, np.int64)
+    for line, row in enumerate(rows):
+        start, count = 0, 0
+        for ids, is_target in row:
+            end, count = start + len(ids), len(ids)
+            input_ids_BT[line, start:end] = ids
+            position_ids_BT[line, start:end] = np.arange(count)
+            labels_BT[line, start : end - 1] = np.where(is_target[1:], ids[1:], IGNORED)
+            start = end
+        position_ids_BT[line, start:] = np.arange(count, count + width - start)  # padding continues the last example
+    return Inputs(input_ids_BT, position_ids_BT, labels_BT)
