@@ -38,7 +38,6 @@ def conclude(
     """Finishes the MLflow runs and writes the documents, which name them. `interrupted`: by which signal."""
     for result in results:
         tracking.finish_child(result)
-    tracking.start()
     limit_s = UPLOAD_LIMIT_INTERRUPTED_S if interrupted else UPLOAD_LIMIT_S
     run_ids = tracking.run_ids(limit_s)
     results = [replace(result, mlflow_run_id=run_ids[result.cell_id]) for result in results]

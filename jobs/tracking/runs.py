@@ -21,16 +21,22 @@ class Tracking:
         self._writer = open_writer(plan.tracking_uri, plan.job.tracking.experiment, plan.storage)
         self._parent = _parent_run(plan, command)
         self._children = {cell.cell_id: _child_run(plan, cell, self._parent, export) for cell in plan.cells}
-        self._started = False
+        self._is_described = self._is_sending = False
 
     def start(self) -> None:
         """Starts to send in the background. A run keeps a terminal status that it was given before."""
-        if not self._started:
-            self._started = True
+        self._describe()
+        if not self._is_sending:
+            self._is_sending = True
+            self._writer.start()
+
+    def _describe(self) -> None:
+        """Writes down what the runs are, and recalls what MLflow has of them."""
+        if not self._is_described:
+            self._is_described = True
             self._synced.unlink(missing_ok=True)
             for run in (self._parent, *self._children.values()):
                 self._writer.track(run)
-            self._writer.start()
 
     def begin_attempt(self, cell: Cell, attempt: int) -> None:
         """Notes on the cell's run which attempt is under way."""
@@ -67,7 +73,7 @@ class Tracking:
 
     def abort(self, limit_s: float) -> None:
         """Marks what is open as failed: the launch itself broke down."""
-        if self._started:
+        if self._is_sending:
             for run in (*self._children.values(), self._parent):
                 if run.status == "RUNNING":
                     self._writer.finish(run, "FAILED")
@@ -75,6 +81,7 @@ class Tracking:
 
     def close(self, limit_s: float) -> list[TrackedRun]:
         """Waits for MLflow's acknowledgement, at most `limit_s`; returns the runs that it does not have in full."""
+        self.start()
         return self._writer.close(limit_s)
 
     def expedite(self) -> None:
@@ -82,9 +89,14 @@ class Tracking:
         self._writer.expedite()
 
     def run_ids(self, limit_s: float) -> dict[str, str | None]:
-        """MLflow's run id by cell_id; waits for the server to give them, but not for one that does not answer."""
+        """MLflow's run id by cell_id; waits for the server to give them, but not for one that does not answer.
+
+        Where all are known nothing is sent yet: the parent, still open, would be reported as running once more.
+        """
+        self._describe()
         deadline = time.monotonic() + limit_s
         while any(run.sent.run_id is None and run.problem is None for run in self._children.values()):
+            self.start()
             if time.monotonic() > deadline or self._writer.unreachable is not None or self._writer.is_hurried:
                 break
             time.sleep(0.05)
