@@ -1,6 +1,7 @@
 """Which parameters of a backbone learn, and the adapters that learn in their place."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,6 @@ class AdaptationError(BackboneError, ValueError):
 
 
 ADAPTATIONS = ("full", "last_layer", "bias_only", "lora")
-ADAPTERS, LAST_LAYER = ("lora",), ("last_layer",)
 
 
 @dataclass(frozen=True)
@@ -44,21 +44,31 @@ def apply_adaptation(backbone: "HFCausalLLMBackbone", kind: str, lora: Lora | No
     `init_adapters` sets. Raises AdaptationError for another kind, for target modules that do not exist, and
     where nothing would learn.
     """
-    if kind not in ADAPTATIONS:
-        raise AdaptationError(f"unknown adaptation {kind!r}; choose one of {', '.join(ADAPTATIONS)}")
-    if kind in ADAPTERS:
-        _add_adapters(backbone, lora or Lora())
-    for name, parameter in backbone.named_parameters():
-        learns = {"full": True, "last_layer": False, "bias_only": name.endswith(".bias"), "lora": is_adapter(name)}
-        parameter.requires_grad_(learns[kind])
-    for module in backbone.last_layer_finetune_modules if kind in LAST_LAYER else ():
-        module.requires_grad_(True)
+    learning = _learning(backbone, kind, lora)
+    backbone.requires_grad_(False)
+    for parameter in learning:
+        parameter.requires_grad_(True)
     trainable = sum(parameter.numel() for parameter in backbone.parameters() if parameter.requires_grad)
     if trainable == 0:
         raise AdaptationError(
             f"adaptation {kind}: nothing of {backbone.identifier} would learn; choose full or last_layer"
         )
     return trainable
+
+
+def _learning(backbone: "HFCausalLLMBackbone", kind: str, lora: Lora | None) -> "Iterable[nn.Parameter]":
+    """The parameters that learn; lora's are added here."""
+    match kind:
+        case "full":
+            return backbone.parameters()
+        case "last_layer":
+            return (parameter for module in backbone.last_layer_finetune_modules for parameter in module.parameters())
+        case "bias_only":
+            return (parameter for name, parameter in backbone.named_parameters() if name.endswith(".bias"))
+        case "lora":
+            _add_adapters(backbone, lora or Lora())
+            return (parameter for name, parameter in backbone.named_parameters() if is_adapter(name))
+    raise AdaptationError(f"unknown adaptation {kind!r}; choose one of {', '.join(ADAPTATIONS)}")
 
 
 def lora_targets(backbone: "HFCausalLLMBackbone") -> tuple[str, ...]:

@@ -81,9 +81,14 @@ class BackboneSpec:
         return str(self.folder or self.hf_hub_path)
 
     @property
+    def is_reference(self) -> bool:
+        """Whether it was named by a folder or a hub repository, not registered under an id."""
+        return self.backbone_id.startswith("hf:")
+
+    @property
     def reference(self) -> str:
         """What `registry.build` takes to make this backbone, from whichever working directory."""
-        if not self.backbone_id.startswith("hf:"):
+        if not self.is_reference:
             return self.backbone_id
         pin = f"@{self.revision}" if self.revision else ""
         return f"hf:{self.folder or self.hf_hub_path + pin}"

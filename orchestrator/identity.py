@@ -11,7 +11,7 @@ from backbones.spec import BackboneSpec
 
 def backbone_slug(spec: BackboneSpec) -> str:
     """A backbone's name in file names. A folder's name is not its content, so it is no part of it."""
-    name = f"hf-{spec.family}" if spec.folder and spec.backbone_id.startswith("hf:") else spec.backbone_id
+    name = f"hf-{spec.family}" if spec.folder and spec.is_reference else spec.backbone_id
     return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.")[-48:]
 
 

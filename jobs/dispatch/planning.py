@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import cast
 
 from jobs.dispatch.wire import Question, ScheduleQuestion, Template
-from jobs.driver.cell_jobs import open_cells
+from jobs.driver.cell_jobs import find_all_finished, open_cells
 from jobs.driver.kinds.benchmark import load_benchmark
 from jobs.driver.requests import job_request
 from jobs.queue.rows import JobRequest
@@ -29,7 +29,7 @@ def plan_submission(question: Question) -> JobRequest:
     plan = _load(question)
     if plan.infeasible and not question["skip_infeasible"]:
         raise SpecError(plan.infeasible)
-    request = job_request(plan, open_cells(plan))
+    request = job_request(plan, open_cells(plan, find_all_finished(plan)))
     priority = question["priority"]
     return replace(
         request,

@@ -4,7 +4,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -196,7 +195,8 @@ class CellRunner:
         """One attempt under a lease. Its future says what it came to, or why the cell needs another lease."""
         cell, nodes = running.cell, self.leases.nodes_of(lease)
         try:
-            with self._alone_with(cell):
+            # Where no dispatcher rules, the launch holds the locks of all its cells already.
+            with locked_cells([self.jobs.folder(cell)] if self.leases.counterpart.is_shared else [], LOCK_LIMIT_S):
                 # Another job may have trained the same cell while this one waited.
                 needless = self._found_or_stopped(cell)
                 if needless is not None:
@@ -216,12 +216,6 @@ class CellRunner:
         except BaseException as error:
             running.future.set_exception(error)
         self._changed.set()
-
-    @contextmanager
-    def _alone_with(self, cell: Cell) -> Iterator[None]:
-        """Holds the cell's lock. Where no dispatcher rules, the launch holds the locks of all its cells already."""
-        with locked_cells([self.jobs.folder(cell)] if self.leases.counterpart.is_shared else [], LOCK_LIMIT_S):
-            yield
 
     def _found_or_stopped(self, cell: Cell) -> CellResult | None:
         """What makes an attempt needless."""

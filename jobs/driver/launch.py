@@ -38,7 +38,8 @@ def launch(plan: Plan, console: Console, certify: bool) -> Outcome:
         held.enter_context(driver_of(plan.folder))
         if not is_remote():
             held.enter_context(_locked(plan))
-        finished, cells = find_all_finished(plan), open_cells(plan)
+        finished = find_all_finished(plan)
+        cells = open_cells(plan, finished)
         plan.files.spec.write_text(plan.source.text, encoding="utf-8")
         _announce(plan, console, finished, cells)
         tracking = Tracking(plan, command_line(), export_request(plan))
@@ -86,7 +87,7 @@ def command_line() -> str:
 @contextmanager
 def _locked(plan: Plan) -> Iterator[None]:
     """Holds the locks of the cells that may have to run. Which of them finished meanwhile is looked up afterwards."""
-    with locked_cells([plan.cell_folder(cell) for cell in open_cells(plan)]):
+    with locked_cells([plan.cell_folder(cell) for cell in open_cells(plan, find_all_finished(plan))]):
         yield
 
 

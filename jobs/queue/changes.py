@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from jobs.queue.model import Grant
+from jobs.queue.model import Grant, StopKind
 from jobs.queue.rows import WAITING, CellRequest, CellRow, JobRow, LeaseRow, Release
 from jobs.queue.state import QueueState
 from orchestrator.results import CellStatus
@@ -81,7 +81,7 @@ class CellChanges:
         self.log("granted", self._state.jobs[job_id], cell_id, grant.reason)
         return True
 
-    def ask_to_stop(self, lease: LeaseRow, kind: str, reason: str) -> None:
+    def ask_to_stop(self, lease: LeaseRow, kind: StopKind, reason: str) -> None:
         """Once: who asked first is told to the driver."""
         if lease.stop_kind is None:
             self._state.put_lease(replace(lease, stop_kind=kind, stop_reason=reason, stop_asked_s=self._clock()))

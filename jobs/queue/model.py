@@ -4,6 +4,7 @@ import math
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from functools import cached_property
 from typing import Literal
 
@@ -132,12 +133,20 @@ class Grant:
     reason: str
 
 
+class StopKind(StrEnum):
+    """Why a running cell is asked to stop."""
+
+    PREEMPTED = "preempted"  # another cell needs its room; it continues later
+    BUDGET = "budget"
+    STOPPED = "stopped"  # a person stopped or cancelled its job
+
+
 @dataclass(frozen=True)
 class Stop:
     """Ask a running cell to checkpoint and give its lease back. A preempted one waits again; otherwise it is over."""
 
     cell_id: str
-    kind: Literal["preempted", "budget"]
+    kind: StopKind
     reason: str
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from jobs.formats import duration
 from jobs.queue.gangs import Demand, Node, Placement, Room
-from jobs.queue.model import Grant, Lease, QueuedCell, Settings, Stop, Usage, WaitingLine
+from jobs.queue.model import Grant, Lease, QueuedCell, Settings, Stop, StopKind, Usage, WaitingLine
 from jobs.queue.owners import Owners
 from jobs.queue.reasons import Waiting, WaitingReason
 
@@ -284,7 +284,7 @@ class _Round:
                 continue
             room.give(lease.cell.demand, lease.placement)
             why = f"preempted for {head.cell_id}, priority {head.priority} over {lease.cell.priority}"
-            self._stop(lease, Stop(lease.cell.cell_id, "preempted", f"{why}, which would wait {wait} otherwise"))
+            self._stop(lease, Stop(lease.cell.cell_id, StopKind.PREEMPTED, f"{why}, which would wait {wait} otherwise"))
         return self._reserve(head) or reserved
 
     def _may_preempt(self, head: QueuedCell, lease: Lease) -> bool:
@@ -301,7 +301,7 @@ class _Round:
     def _stop_owners_without_budget(self) -> None:
         for lease in list(self.leases):
             if lease.stops_by_s is None and (reason := self.owners.out_of_budget(lease.cell.owner)):
-                self._stop(lease, Stop(lease.cell.cell_id, "budget", reason))
+                self._stop(lease, Stop(lease.cell.cell_id, StopKind.BUDGET, reason))
 
     def _stop(self, lease: Lease, stop: Stop) -> None:
         self.stops.append(stop)

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from jobs.queue.changes import CellChanges
 from jobs.queue.gangs import Demand, Node, Room
-from jobs.queue.model import Settings
+from jobs.queue.model import Settings, StopKind
 from jobs.queue.policy import Decisions, decide
 from jobs.queue.reasons import Waiting, WaitingReason
 from jobs.queue.rows import (
@@ -146,7 +146,7 @@ class Queue:
             elif job.state is JobState.RUNNING:
                 self._state.put_job(replace(job, stop=why))
                 for lease in self._state.leases_of(job_id):
-                    self._changes.ask_to_stop(lease, "stopped", why)
+                    self._changes.ask_to_stop(lease, StopKind.STOPPED, why)
                 self._changes.close_waiting(job, why)
                 self._changes.log("stopping", job, text=why)
             return self._state.jobs[job_id]
@@ -392,7 +392,7 @@ class Queue:
                 continue
             held = self._state.leases_of(job.job_id)
             for lease in held:
-                self._changes.ask_to_stop(lease, "budget", reason)
+                self._changes.ask_to_stop(lease, StopKind.BUDGET, reason)
             self._changes.close_waiting(job, reason)
             if not held and job.state is JobState.QUEUED:
                 self._end_job(job, JobState.FAILED, reason, None)

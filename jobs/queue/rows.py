@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from jobs.queue.gangs import Demand, Placement
-from jobs.queue.model import Lease, QueuedCell
+from jobs.queue.model import Lease, QueuedCell, StopKind
 from jobs.queue.reasons import NOTHING_WAITS, Waiting
 from orchestrator.results import CellStatus
 
@@ -129,7 +129,7 @@ class LeaseRow:
     placement: Placement
     granted_s: float
     reason: str
-    stop_kind: str | None = None  # preempted, budget, stopped
+    stop_kind: StopKind | None = None
     stop_reason: str = ""
     stop_asked_s: float | None = None
     ended_s: float | None = None
@@ -138,7 +138,7 @@ class LeaseRow:
     @property
     def is_preempted(self) -> bool:
         """Whether it was asked to stop for another cell, to continue later."""
-        return self.stop_kind in ("preempted",)
+        return self.stop_kind is StopKind.PREEMPTED
 
     @property
     def key(self) -> str:

@@ -34,6 +34,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
 from sqlalchemy.pool import StaticPool
 
+from jobs.queue.model import StopKind
 from jobs.queue.rows import CellRow, EventRow, JobRow, JobState, LeaseRow
 from orchestrator.errors import InputError, StoreError
 from orchestrator.results import CellStatus
@@ -157,7 +158,7 @@ class Store:
     def leases(self) -> list[LeaseRow]:
         """All there ever were, oldest first."""
         rows = self._select(select(_leases).order_by(_leases.c.lease_id))
-        return [LeaseRow(**{**one, "placement": tuple((node, n) for node, n in one["placement"])}) for one in rows]
+        return [_as_lease(one) for one in rows]
 
     def events(self, job_id: str | None = None, limit: int = 1000) -> list[EventRow]:
         """The latest ones, oldest first."""
@@ -289,6 +290,12 @@ def _server_engine(url: str) -> Engine:
         connection.commit()
 
     return engine
+
+
+def _as_lease(stored: dict[str, Any]) -> LeaseRow:
+    stop_kind = None if stored["stop_kind"] is None else StopKind(stored["stop_kind"])
+    placement = tuple((node, workers) for node, workers in stored["placement"])
+    return LeaseRow(**{**stored, "placement": placement, "stop_kind": stop_kind})
 
 
 def _names(row: type) -> list[str]:

@@ -78,7 +78,7 @@ class Subject:
     @property
     def is_large(self) -> bool:
         """Whether a whole stock model beside the training state would exceed a device's memory."""
-        values = 4 if self.recipe.adaptation.is_full else 2  # of fp32, for each parameter
+        values = 2 if self.recipe.adaptation.is_partial else 4  # of fp32, for each parameter
         needed = 4.0 * self.spec.parameters * (1 + values / self.mesh.dims.shard)
         return (
             self.spec.architecture.num_layers > KEPT_LAYERS

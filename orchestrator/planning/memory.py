@@ -44,7 +44,7 @@ def predict_memory(spec: BackboneSpec, recipe: Recipe, placement: Placement, mic
     embedding = dims.vocab_size * dims.hidden_size * (1 if dims.tied_embeddings else 2)
     layer = max(spec.parameters - embedding, 0) / dims.num_layers
     # What does not learn has neither gradient nor moments; what learns beside it is small.
-    learning = 4 + recipe.optimizer.state_bytes if recipe.adaptation.is_full else 0
+    learning = 0 if recipe.adaptation.is_partial else 4 + recipe.optimizer.state_bytes
     states = spec.parameters * (4 + learning) / shards
     gathered = (embedding + 2 * layer) * 2 * compute_bytes
     kept_layers = 1 if recipe.activation_checkpointing else dims.num_layers

@@ -153,7 +153,7 @@ def _resolve_backbone(source: SpecSource, reference: str) -> BackboneSpec:
 
 def _same_content(one: BackboneSpec, other: BackboneSpec) -> bool:
     """Whether two references lead to copies of one model folder."""
-    are_folders = one.backbone_id.startswith("hf:") and other.backbone_id.startswith("hf:") and one.folder
+    are_folders = one.is_reference and other.is_reference and one.folder
     return bool(are_folders) and one.weights_digest == other.weights_digest
 
 

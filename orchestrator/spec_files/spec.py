@@ -5,6 +5,7 @@ Over 300 lines: this one file is what people write, whole, in the order of the p
 """
 
 import re
+from abc import ABC, abstractmethod
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
@@ -111,9 +112,9 @@ class Adaptation(Strict):
         return value
 
     @property
-    def is_full(self) -> bool:
-        """Whether every parameter learns."""
-        return self.kind in ("full",)
+    def is_partial(self) -> bool:
+        """Whether parameters of the backbone stay as they are."""
+        return self.kind != "full"
 
     @property
     def lora(self) -> Lora | None:
@@ -261,7 +262,7 @@ class Policy(Strict):
         return seconds(self.timeout)
 
 
-class Job(Strict):
+class Job(Strict, ABC):
     """What comparisons and finetunes have in common."""
 
     # What planning puts in the place of a wrong required value, to go on looking for problems.
@@ -284,14 +285,14 @@ class Job(Strict):
     policy: Policy = Policy()
 
     @property
+    @abstractmethod
     def references(self) -> tuple[str, ...]:
         """The ids and references of its backbones, as their author wrote them."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def seed_list(self) -> tuple[int, ...]:
         """Of every backbone."""
-        raise NotImplementedError
 
     @property
     def rule(self) -> VerdictRule | None:

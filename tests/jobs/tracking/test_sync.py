@@ -41,20 +41,6 @@ RESULT = CellResult("", "tiny-llama2", 0, CellStatus.SUCCEEDED, attempts=1)
 MEASURED = Measurement({"val_bits_per_byte": 2.5, "examples": 9.0}, [], {"kernel": "eager"}, {}, "items.jsonl")
 
 
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow database with its tables: creating them takes seconds, copying them does not."""
-    database = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{database}").search_experiments()
-    return database
-
-
-@pytest.fixture
-def uri(tmp_path: Path, empty_database: Path) -> str:
-    shutil.copy(empty_database, tmp_path / "mlflow.db")
-    return f"sqlite:///{tmp_path / 'mlflow.db'}"
-
-
 @pytest.fixture
 def plan(tmp_path: Path, uri: str) -> Plan:
     """A comparison of two cells that nobody ran yet."""

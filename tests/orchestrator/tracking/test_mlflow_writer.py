@@ -21,20 +21,6 @@ from orchestrator.tracking.writer import RunWriter
 STEPS = 130  # more than two batches of the writer
 
 
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow database with its tables: creating them takes seconds, copying them does not."""
-    database = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{database}").search_experiments()
-    return database
-
-
-@pytest.fixture
-def uri(empty_store: Path, tmp_path: Path) -> str:
-    shutil.copy(empty_store, tmp_path / "mlflow.db")
-    return f"sqlite:///{tmp_path / 'mlflow.db'}"
-
-
 @pytest.fixture
 def spool(tmp_path: Path) -> Path:
     folder = tmp_path / "spool"
@@ -249,11 +235,11 @@ def test_a_changed_summary_shows_its_newest_value(uri: str, tmp_path: Path) -> N
 
 
 def test_a_job_that_goes_on_with_another_database_sends_everything_anew(
-    uri: str, empty_store: Path, spool: Path, tmp_path: Path
+    uri: str, empty_database: Path, spool: Path, tmp_path: Path
 ) -> None:
     parent, child = tracked(tmp_path, spool)
     send(uri, parent, child, status="KILLED")
-    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
 
     parent, child = tracked(tmp_path, spool)
     send(uri, parent, child)
