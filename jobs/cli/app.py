@@ -168,14 +168,15 @@ def certify(
     plugins = _load_plugins(plugin)
     from backbones.registry import get_spec
     from jobs.driver.certification import certify as run_certification
-    from jobs.driver.certification import make_placement, make_recipe
+    from jobs.driver.certification import make_placement, make_recipe, plan_certification
 
     recipe, placement = make_recipe(attention, adaptation), make_placement(workers, gpu)
     try:
         spec = get_spec(backbone)
     except ValueError as error:
         raise InputError(str(error)) from error
-    run_certification(spec, recipe, placement, storage_folder(storage), plugins, out).require()
+    planned = plan_certification(spec, recipe, placement, storage_folder(storage), plugins)
+    run_certification(planned, out).require()
 
 
 @app.command()

@@ -1,14 +1,12 @@
-"""`backbone certify`: the proofs on Ray Train workers, shown as they end, kept, and told to MLflow."""
+"""`backbone certify`: a plan of one cell without training; its proofs are shown as they end, kept, told to MLflow."""
 
 import math
 import shutil
-import signal
 import threading
 import uuid
-from _thread import interrupt_main
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +15,15 @@ from rich.console import Console
 
 from backbones.registry import BackboneSpec
 from jobs.cluster.ray_cluster import demand_of, find_missing_hardware, require_joinable_address
+from jobs.driver.attempts import History
+from jobs.driver.cells import CellRunner
 from jobs.driver.conclusion import UPLOAD_LIMIT_S
+from jobs.driver.interruption import interruption
 from jobs.driver.launch import command_line
-from jobs.driver.leases import Leases, hold_leases
+from jobs.driver.leases import hold_leases
 from jobs.driver.names import default_owner
 from jobs.queue.rows import CellRequest, JobRequest
 from jobs.report.certificate import render_certificate
-from orchestrator.attempt.failure import Failure
-from orchestrator.attempt.worker import run_attempt
 from orchestrator.cell_job import CellJob, CertificateRequest
 from orchestrator.certificate.record import (
     Certificate,
@@ -38,8 +37,8 @@ from orchestrator.identity import backbone_identity, backbone_slug, content_hash
 from orchestrator.layout import CellFolder, Storage, certificate_run
 from orchestrator.planning.plan import Cell
 from orchestrator.planning.preflight import default_tracking_uri
-from orchestrator.results import CellStatus, read_json
-from orchestrator.spec_files.spec import Budget, Data, Placement, Recipe, Tracking
+from orchestrator.results import CellResult, CellStatus, read_json
+from orchestrator.spec_files.spec import Budget, Data, Placement, Policy, Recipe, Tracking
 from orchestrator.tracking.run import TrackedRun, without_password
 from orchestrator.tracking.spool import read_from
 from orchestrator.tracking.writer import RunWriter
@@ -47,63 +46,97 @@ from orchestrator.tracking.writer import RunWriter
 LOOK_S = 0.2
 PREDICTED_S = 3600.0  # how long the queue expects proofs to take, until it has seen such
 WIDEST = 110  # characters of what was found; the page has all of it
+STOPPING = "stopping after this proof; interrupt again to stop at once"
+# Proofs have no checkpoint: whoever preempted them would lose all of them.
+POLICY = Policy(preemptible=False)
 
 
-def certify(
-    spec: BackboneSpec, recipe: Recipe, placement: Placement, storage: Path, plugins: tuple[str, ...], console: Console
-) -> Certificate:
-    """Makes or finds the certificate of a backbone, shows it, keeps it in `storage` and tells MLflow.
+@dataclass(frozen=True)
+class Certification:
+    """A plan of one cell, which is certified and not trained: what a runner asks of a plan's cells."""
 
-    Whether it passed is for the caller to ask. Raises CertificateError when the proofs could not be made.
-    """
-    launch, folder = uuid.uuid4().hex, Storage(storage).certificates
-    request = CertificateRequest(spec, recipe, placement.replicas, folder, launch, plugins)
-    job = certify_job(request, placement)
-    shown: list[Proof] = []
+    request: CertificateRequest
+    cell: Cell
 
-    def show(proof: Proof) -> None:
-        shown.append(proof)
-        _print(console, proof)
+    def folder(self, cell: Cell) -> Path:
+        """Its folder goes when it is over: what stays is the certificate."""
+        return Storage(self.request.folder.parent).certification(
+            backbone_slug(self.request.backbone), self.request.launch
+        )
 
-    workers = "1 worker" if placement.workers == 1 else f"{placement.workers} workers"
-    console.print(f"certifying {spec.backbone_id} on {workers}", highlight=False, soft_wrap=True)
-    certificate = _run(job, request, placement, show, console)
-    if not shown:
-        console.print(f"nothing changed since it was certified, {certificate.created}", highlight=False, soft_wrap=True)
-        for proof in certificate.proofs:
-            show(proof)
-    file = certificate_file(request, certificate.keys)
-    page = file.with_suffix(".html")
-    page.write_text(render_certificate(asdict(certificate)), encoding="utf-8")
-    _track(certificate, file, page, storage, console)
-    console.print(f"proved on {certificate.model}, on {certificate.device}", highlight=False, soft_wrap=True)
-    console.print(f"certificate: {page}", highlight=False, soft_wrap=True)
-    return certificate
+    def find_finished(self, cell: Cell) -> CellResult | None:
+        """Every launch asks anew; the workers find a certificate that is kept."""
+        return None
+
+    def make(self, cell: Cell, attempt: int, left_s: float) -> CellJob:
+        """The job of an attempt."""
+        return CellJob(
+            cell=cell,
+            attempt=attempt,
+            folder=self.folder(cell),
+            prepared=None,
+            selection_file="",
+            flops_per_token=0.0,
+            deadline=math.inf,
+            certificate=self.request,
+            plugins=self.request.plugins,
+        )
+
+    def job_request(self) -> JobRequest:
+        """What it asks of the queue. Every launch is a job of its own."""
+        request, placement = self.request, self.cell.placement
+        identity = backbone_identity(request.backbone)
+        likeness = content_hash(["certificate", identity, placement.model_dump(mode="json")])
+        return JobRequest(
+            job_id=f"certificate-{backbone_slug(request.backbone)}-{request.launch[:12]}",
+            kind="certificate",
+            owner=default_owner(),
+            priority=POLICY.priority,
+            preemptible=POLICY.preemptible,
+            storage=str(request.folder.parent),
+            cells=(CellRequest(self.cell.cell_id, demand_of(placement), PREDICTED_S, likeness),),
+        )
 
 
-def certify_job(request: CertificateRequest, placement: Placement) -> CellJob:
-    """A cell that is certified and not trained; its folder goes when it is over."""
+def plan_certification(
+    spec: BackboneSpec, recipe: Recipe, placement: Placement, storage: Path, plugins: tuple[str, ...] = ()
+) -> Certification:
+    """Plans the proofs of a backbone as workers of this recipe and placement would train it."""
+    launch = uuid.uuid4().hex
     cell = Cell(
-        cell_id=f"proofs-{request.launch[:12]}",
-        backbone=request.backbone,
+        cell_id=f"proofs-{launch[:12]}",
+        backbone=spec,
         seed=0,
-        recipe=request.recipe,
+        recipe=recipe,
         placement=placement,
         micro_batch_size=1,
         train_digest="",
         validation_digest="",
     )
-    return CellJob(
-        cell=cell,
-        attempt=1,
-        folder=Storage(request.folder.parent).certification(backbone_slug(request.backbone), request.launch),
-        prepared=None,
-        selection_file="",
-        flops_per_token=0.0,
-        deadline=math.inf,
-        certificate=request,
-        plugins=request.plugins,
-    )
+    folder = Storage(storage).certificates
+    return Certification(CertificateRequest(spec, recipe, placement.replicas, folder, launch, plugins), cell)
+
+
+def certify(plan: Certification, console: Console) -> Certificate:
+    """Makes or finds the certificate of a backbone, shows it, keeps it in the storage and tells MLflow.
+
+    Whether it passed is for the caller to ask. Raises CertificateError when the proofs could not be made.
+    """
+    request, workers = plan.request, plan.cell.placement.workers
+    noun = "1 worker" if workers == 1 else f"{workers} workers"
+    console.print(f"certifying {request.backbone.backbone_id} on {noun}", highlight=False, soft_wrap=True)
+    certificate, shown = _run(plan, console)
+    if not shown:
+        console.print(f"nothing changed since it was certified, {certificate.created}", highlight=False, soft_wrap=True)
+        for proof in certificate.proofs:
+            _print(console, proof)
+    file = certificate_file(request, certificate.keys)
+    page = file.with_suffix(".html")
+    page.write_text(render_certificate(asdict(certificate)), encoding="utf-8")
+    _track(certificate, file, page, request.folder.parent, console)
+    console.print(f"proved on {certificate.model}, on {certificate.device}", highlight=False, soft_wrap=True)
+    console.print(f"certificate: {page}", highlight=False, soft_wrap=True)
+    return certificate
 
 
 def make_recipe(attention: str, adaptation: str) -> Recipe:
@@ -124,96 +157,75 @@ def make_placement(workers: int, gpu: bool) -> Placement:
     return placement
 
 
-def _run(
-    job: CellJob, request: CertificateRequest, placement: Placement, show: Callable[[Proof], None], console: Console
-) -> Certificate:
-    outcome = CellFolder(job.folder).certificate
+def _run(plan: Certification, console: Console) -> tuple[Certificate, int]:
+    """The certificate, and how many of its proofs were shown while they were made: all, or none."""
+    cell, folder = plan.cell, plan.folder(plan.cell)
+    table = _Table(console, folder)
+    require_joinable_address()
     try:
-        require_joinable_address()
-        with hold_leases(placement, lease_request(request, placement)) as leases:
-            lease = leases.wait_for_one(lambda text: console.print(text, highlight=False, markup=False))
-            with _following(job.spool_folder, show), _stopped_when_told(leases):
-                failure = run_attempt(job, placement, leases.nodes_of(lease))
-            status = CellStatus.SUCCEEDED if outcome.exists() else CellStatus.FAILED
-            leases.release(lease.lease_id, lease.cell_id, status)
-            leases.finish(int(failure is not None))
-        if not outcome.exists():
-            raise CertificateError(_unfinished(job, failure))
-        return certificate_from_json(read_json(outcome))
+        with interruption(console) as received, hold_leases(cell.placement, plan.job_request()) as leases:
+            runner = CellRunner(plan, POLICY, (table,), table.say, leases)
+            with received.answered_by(runner.stop, STOPPING), table.following():
+                (result,) = runner.run([cell])
+            outcome = CellFolder(folder).certificate
+            leases.finish(int(result.status is not CellStatus.SUCCEEDED))
+            if outcome.exists():
+                return certificate_from_json(read_json(outcome)), table.shown
+            raise _unfinished(plan, result, leases.directives.stop, received.number)
     finally:
-        shutil.rmtree(job.folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-@contextmanager
-def _stopped_when_told(leases: Leases) -> Iterator[None]:
-    """Somebody may stop or cancel the job in the queue. Raises CertificateError then."""
-
-    why = ""
-
-    def look() -> None:
-        nonlocal why
-        directives = leases.directives
-        if why := directives.stop or next((lease.stop_reason for lease in directives.leases if lease.stop_kind), ""):
-            leases.changed = ignore  # once
-            interrupt_main()
-
-    def ignore() -> None:
-        """Nothing is left to be done."""
-
-    handler = signal.getsignal(signal.SIGINT)  # Ray Train leaves its own behind
-    leases.changed = look
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit):  # Ray Train answers SIGINT by an exit without a word
-        if not why:
-            raise KeyboardInterrupt from None
-        raise CertificateError(f"the proofs were not finished: {why}") from None
-    finally:
-        leases.changed = ignore
-        signal.signal(signal.SIGINT, handler)
+def _unfinished(plan: Certification, result: CellResult, stopped: str, signal_number: int | None) -> CertificateError:
+    if result.status is not CellStatus.CANCELLED:
+        name = plan.request.backbone.backbone_id
+        return CertificateError(f"the proofs of {name} could not be made: {result.failure}")
+    error = CertificateError(f"the proofs were not finished: {stopped or result.failure}")
+    if signal_number is not None:
+        error.exit_code = 128 + signal_number
+    return error
 
 
-def lease_request(request: CertificateRequest, placement: Placement) -> JobRequest:
-    """One gang that cannot be preempted: proofs have no checkpoint. Every launch is a job of its own."""
-    slug = backbone_slug(request.backbone)
-    likeness = content_hash(["certificate", backbone_identity(request.backbone), placement.model_dump(mode="json")])
-    return JobRequest(
-        job_id=f"certificate-{slug}-{request.launch[:12]}",
-        kind="certificate",
-        owner=default_owner(),
-        priority=0,
-        preemptible=False,
-        storage=str(request.folder.parent),
-        cells=(CellRequest(f"proofs-{request.launch[:12]}", demand_of(placement), PREDICTED_S, likeness),),
-    )
+class _Table:
+    """Shows the proofs of a cell, one row each, as its workers write them to its spool."""
 
+    def __init__(self, console: Console, folder: Path):
+        self._console, self._folder = console, folder
+        self.shown = 0  # of the newest attempt
 
-def _unfinished(job: CellJob, failure: Failure | None) -> str:
-    reason = "no reason was recorded" if failure is None else failure.message
-    return f"the proofs of {job.cell.backbone.backbone_id} could not be made: {reason}"
+    def say(self, sentence: str) -> None:
+        """A line of its own."""
+        self._console.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
+    def report(self, cell: Cell, status: CellStatus, attempt: int) -> None:
+        """Proofs that lost their workers begin anew."""
+        if status is CellStatus.RUNNING and attempt > 1:
+            self.say(f"beginning anew: {History(self._folder).reasons[attempt - 2]}")
 
-@contextmanager
-def _following(spool: Path, show: Callable[[Proof], None]) -> Iterator[None]:
-    """Shows each proof of a spool as it is written."""
-    done = threading.Event()
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """Shows each proof of the spool as it is written."""
+        done = threading.Event()
 
-    def follow() -> None:
-        offset, last = 0, False
-        while not last:
-            last = done.wait(LOOK_S)  # what was written before the end is read after it
-            for entry, end in read_from(spool, offset):
-                offset = end
-                written = entry.fields["proof"]
-                show(Proof(**{**written, "status": ProofStatus(written["status"])}))
+        def follow() -> None:
+            offset, last, attempt = 0, False, 0
+            while not last:
+                last = done.wait(LOOK_S)  # what was written before the end is read after it
+                for entry, end in read_from(CellFolder(self._folder).spool, offset):
+                    offset = end
+                    if entry.attempt != attempt:
+                        attempt, self.shown = entry.attempt, 0
+                    if (written := entry.fields.get("proof")) is not None:
+                        self.shown += 1
+                        _print(self._console, Proof(**{**written, "status": ProofStatus(written["status"])}))
 
-    thread = threading.Thread(target=follow, name="proofs", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+        thread = threading.Thread(target=follow, name="proofs", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
 
 
 def _print(console: Console, proof: Proof) -> None:

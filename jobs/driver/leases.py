@@ -86,20 +86,6 @@ class Leases:
         self._released.append(Release(lease_id, status, note))
         self._wake.set()
 
-    def wait_for_one(self, notice: Callable[[str], None]) -> LeaseRow:
-        """Blocks until a lease is held; `notice` is told why none is. Raises ResourcesError."""
-        idle, changed = Idle(notice), threading.Event()
-        self.changed = changed.set
-        while not (directives := self.directives).leases:
-            if directives.stop or directives.closed:
-                raise ResourcesError(
-                    f"the queue gives {self.request.job_id} no lease: {directives.stop or directives.closed[0][1]}"
-                )
-            idle.check(directives, self.problem, is_idle=True)
-            changed.wait(HEARTBEAT_S)
-            changed.clear()
-        return directives.leases[0]
-
     def nodes_of(self, lease: LeaseRow) -> list[str] | None:
         """The node of each worker, or None where Ray may choose."""
         return (

@@ -15,6 +15,7 @@ from orchestrator.parallel import Mesh
 from orchestrator.tracking.recorder import open_recorder
 from orchestrator.training import stages
 from orchestrator.training.run import CellRun
+from orchestrator.training.step import STOP
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,13 @@ class Stage:
 
 
 def certify(run: CellRun) -> None:
-    """Demands the backbone's certificate, made by these ranks where none is kept. Raises CertificateError."""
+    """Demands the backbone's certificate, made by these ranks where none is kept.
+
+    Raises CertificateError, and CancelledError between two proofs.
+    """
     assert run.job.certificate is not None
-    if run.job.trains:
-        run.recorder.phase("certifying")
-    require_certificate(run.job.certificate, run.mesh, run.job.folder, run.recorder)
+    run.recorder.phase("certifying")
+    require_certificate(run.job.certificate, run.mesh, run.job.folder, run.recorder, lambda: run.order == STOP)
 
 
 def _trains(job: CellJob) -> bool:

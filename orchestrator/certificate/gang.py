@@ -28,6 +28,7 @@ from orchestrator.certificate.record import (
     find_certificate,
 )
 from orchestrator.certificate.subject import Subject, usable_memory
+from orchestrator.errors import CancelledError
 from orchestrator.hardware import GIB, device_name
 from orchestrator.layout import CellFolder
 from orchestrator.parallel import Mesh, is_peer_lost
@@ -43,23 +44,32 @@ PASSING = (torch.OutOfMemoryError, HubError, AdaptationError, AttentionUnavailab
 Announce = Callable[[Proof], None]
 
 
-def require_certificate(request: CertificateRequest, mesh: Mesh, folder: Path, recorder: Recorder) -> Certificate:
+def require_certificate(
+    request: CertificateRequest, mesh: Mesh, folder: Path, recorder: Recorder, is_unwanted: Callable[[], bool]
+) -> Certificate:
     """The certificate that a gang must have before it trains: each proof is recorded as it ends.
 
     A copy goes to `folder`. Random generators are left as they were. Raises CertificateError, which names the proof
-    that failed.
+    that failed, and CancelledError once the main rank finds that the proofs are unwanted.
     """
-    certificate = obtain_certificate(request, mesh, lambda proof: recorder.phase("certifying", proof=asdict(proof)))
+
+    def announce(proof: Proof) -> None:
+        recorder.phase("certifying", proof=asdict(proof))
+
+    certificate = obtain_certificate(request, mesh, announce, is_unwanted)
     if mesh.is_main:
         write_json(CellFolder(folder).certificate, asdict(certificate))
     certificate.require()
     return certificate
 
 
-def obtain_certificate(request: CertificateRequest, mesh: Mesh, announce: Announce) -> Certificate:
+def obtain_certificate(
+    request: CertificateRequest, mesh: Mesh, announce: Announce, is_unwanted: Callable[[], bool] = lambda: False
+) -> Certificate:
     """The certificate in storage if it may be used, else a new one, which is stored whether it passed or not.
 
-    One gang makes it; others that need the same one at the same time wait.
+    One gang makes it; others that need the same one at the same time wait. Between two proofs, and two looks at whether
+    the others are done, the main rank asks whether it is unwanted by now: then all ranks raise CancelledError.
     """
     kernel = _resolve_kernel(request)
     file = certificate_file(request, certificate_keys(request, kernel, mesh.device.type))
@@ -77,8 +87,9 @@ def obtain_certificate(request: CertificateRequest, mesh: Mesh, announce: Announ
                 return found
             if is_ours:
                 break
+            _require_wanted(mesh, is_unwanted)
         # The ranks differ in the times they took.
-        made = mesh.from_main(_make(request, kernel, mesh, file, announce))
+        made = mesh.from_main(_make(request, kernel, mesh, file, announce, is_unwanted))
         if mesh.is_main:
             write_json(file, asdict(made))
         return made
@@ -86,7 +97,14 @@ def obtain_certificate(request: CertificateRequest, mesh: Mesh, announce: Announ
         lock.release()
 
 
-def _make(request: CertificateRequest, kernel: str, mesh: Mesh, file: Path, announce: Announce) -> Certificate:
+def _make(
+    request: CertificateRequest,
+    kernel: str,
+    mesh: Mesh,
+    file: Path,
+    announce: Announce,
+    is_unwanted: Callable[[], bool],
+) -> Certificate:
     device = mesh.device
     subject = Subject(
         spec=request.backbone,
@@ -101,6 +119,7 @@ def _make(request: CertificateRequest, kernel: str, mesh: Mesh, file: Path, anno
         with torch.random.fork_rng(devices=gpus):
             torch.manual_seed(0)
             for claim in CLAIMS:
+                _require_wanted(mesh, is_unwanted)
                 proofs.append(_prove(claim, subject, proofs))
                 announce(proofs[-1])
         model = subject.model_name
@@ -120,6 +139,12 @@ def _make(request: CertificateRequest, kernel: str, mesh: Mesh, file: Path, anno
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         launch=request.launch,
     )
+
+
+def _require_wanted(mesh: Mesh, is_unwanted: Callable[[], bool]) -> None:
+    """Collective, so that no rank begins a proof which the others leave. Raises CancelledError."""
+    if mesh.from_main(mesh.is_main and is_unwanted()):
+        raise CancelledError("stopped between two proofs")
 
 
 def _prove(claim: Claim, subject: Subject, before: list[Proof]) -> Proof:

@@ -1,6 +1,12 @@
 """`backbone certify` as a user runs it, on real Ray Train workers: the table, the files, the exit code, MLflow."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +17,17 @@ from report_documents import NAMES, comparison_document
 from safetensors.torch import load_file, save_file
 
 from backbones.registry import build, get_spec
-from jobs.driver.certification import lease_request, make_placement, make_recipe
+from jobs.driver.certification import make_placement, make_recipe, plan_certification
 from jobs.queue.gangs import Node
 from jobs.queue.model import Settings
 from jobs.queue.queue import Queue
 from jobs.queue.store import Store
 from jobs.report.certificate import render_certificate
 from jobs.report.html import render_report
-from orchestrator.cell_job import CertificateRequest
 from orchestrator.errors import InputError
+from orchestrator.tracking.spool import read_from
 
+OURS = ("MLFLOW_", "RAY_", "BACKBONE_", "HF_")  # what would point the product to another cluster, server or storage
 PROOFS = ["special tokens", "prompt", "architecture", "weights", "rows", "parity", "packing", "overfit"]
 
 
@@ -96,6 +103,46 @@ def test_certify_shows_keeps_and_tracks_the_proofs_and_makes_them_once(tmp_path:
 
 
 @pytest.mark.e2e
+def test_proofs_begin_anew_without_a_worker_and_end_on_a_signal(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
+    command = [sys.executable, "-m", "jobs.cli", "certify", "tiny-qwen"]
+    certify = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    folder = tmp_path / "runs" / "certificates"
+
+    def proofs(attempt: int) -> int:
+        (spool,) = folder.glob(".tiny-qwen-*/spool")
+        entries = [entry for entry, _ in read_from(spool, 0)]
+        return sum(entry.attempt == attempt and "proof" in entry.fields for entry in entries)
+
+    try:
+        wait_until(lambda: list(folder.glob(".tiny-qwen-*/spool")), certify)
+        wait_until(lambda: proofs(1), certify)
+        (worker,) = folder.glob(".tiny-qwen-*/workers/rank-1.json")
+        os.kill(json.loads(worker.read_text())["pid"], signal.SIGKILL)
+        wait_until(lambda: proofs(2), certify)
+        certify.send_signal(signal.SIGINT)
+        said, _ = certify.communicate(timeout=60)
+    finally:
+        certify.kill()
+    assert "beginning anew: WorkerDiedError on rank 1" in said
+    assert "stopping after this proof" in said
+    assert "the proofs were not finished: stopped between two proofs" in said
+    assert certify.returncode == 128 + signal.SIGINT
+    assert list(folder.glob(".tiny-qwen-*")) == [], "what is left is certificates"
+    assert list(folder.glob("*.json")) == []
+
+
+def wait_until(holds: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    limit = time.monotonic() + 120
+    while not holds():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+
+
+@pytest.mark.e2e
 def test_certify_exits_1_and_names_the_proof_that_failed(tmp_path: Path, run_backbone: Any) -> None:
     break_model(tmp_path / "model")
     done = run_backbone(tmp_path, "certify", "hf:./model")
@@ -160,8 +207,8 @@ def test_proofs_of_different_backbones_hold_leases_side_by_side(tmp_path: Path) 
     queue = Queue(Store("sqlite://"), Settings())
     queue.see_nodes([Node("node", 0, 4)], [Node("node", 0, 4)])
     placement, recipe = make_placement(2, gpu=False), make_recipe("auto", "full")
-    for launch, backbone_id in (("a" * 32, "tiny-llama2"), ("b" * 32, "tiny-mistral")):
-        asked = CertificateRequest(get_spec(backbone_id), recipe, 2, tmp_path / "certificates", launch, ())
-        queue.attach(lease_request(asked, placement), f"driver-{launch[0]}")
+    for backbone_id in ("tiny-llama2", "tiny-mistral"):
+        plan = plan_certification(get_spec(backbone_id), recipe, placement, tmp_path)
+        queue.attach(plan.job_request(), f"driver-{backbone_id}")
     queue.decide()
     assert len(queue.leases()) == 2
