@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from backbones.errors import BackboneError
-from backbones.spec import Architecture, BackboneSpec
+from backbones.spec import CHAT, PURE, Architecture, BackboneSpec
 
 _PREFIX = "hf:"
 _SMALL_FILES = ["*.json", "*.jinja", "tokenizer.model"]
@@ -134,7 +134,7 @@ def _make_spec(
         hf_hub_path=path,
         revision=revision,
         parameters=sum(math.prod(shape) for name, shape in shapes.items() if not _BUFFERS.search(name)),
-        prompt_builder="ChatTemplatePromptBuilder" if _has_chat_template(folder) else "PurePromptBuilder",
+        prompt_builder=CHAT if _has_chat_template(folder) else PURE,
         context_length=_size(reference, config, "context_length", default=0),
         licence=licence,
         llm_cls=config["architectures"][0],

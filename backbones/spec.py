@@ -11,6 +11,10 @@ from backbones.prompting.formats import PromptVariant
 # What a config.json holds, in a form that can be hashed and compared: an object is a tuple of (key, value).
 ConfigValue = bool | int | float | str | None | tuple[tuple[str, "ConfigValue"], ...]
 
+# The prompts of most base models and of most chat models; backbones/prompting/formats.py knows the others too.
+PURE = "PurePromptBuilder"
+CHAT = "ChatTemplatePromptBuilder"
+
 _BUILTIN = "builtin:"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _BUILTIN_FOLDER = Path(__file__).parent / "families" / "tiny_tokenizers"

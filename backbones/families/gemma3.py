@@ -6,20 +6,21 @@ BOS and has a PAD of its own.
 """
 
 from backbones.registry import register
-from backbones.spec import Architecture, BackboneSpec
+from backbones.spec import CHAT, PURE, Architecture, BackboneSpec
 
 # hidden, intermediate, layers, heads, key-value heads, head, vocabulary, tied
 _270M = Architecture(640, 2048, 18, 4, 1, 256, 262144, True)
 _1B = Architecture(1152, 6912, 26, 4, 1, 256, 262144, True)
 
+# name on the hub, sizes, parameters, prompt, revision
 _MODELS = [
-    ("270m", _270M, 268_098_176, "9b0cfec892e2bc2afd938c98eabe4e4a7b1e0ca1"),
-    ("270m-it", _270M, 268_098_176, "ac82b4e820549b854eebf28ce6dedaf9fdfa17b3"),
-    ("1b-pt", _1B, 999_885_952, "fcf18a2a879aab110ca39f8bffbccd5d49d8eb29"),
-    ("1b-it", _1B, 999_885_952, "dcc83ea841ab6100d6b47a070329e1ba4cf78752"),
+    ("270m", _270M, 268_098_176, PURE, "9b0cfec892e2bc2afd938c98eabe4e4a7b1e0ca1"),
+    ("270m-it", _270M, 268_098_176, CHAT, "ac82b4e820549b854eebf28ce6dedaf9fdfa17b3"),
+    ("1b-pt", _1B, 999_885_952, PURE, "fcf18a2a879aab110ca39f8bffbccd5d49d8eb29"),
+    ("1b-it", _1B, 999_885_952, CHAT, "dcc83ea841ab6100d6b47a070329e1ba4cf78752"),
 ]
 
-for _name, _sizes, _parameters, _revision in _MODELS:
+for _name, _sizes, _parameters, _prompt, _revision in _MODELS:
     register(
         BackboneSpec(
             backbone_id=f"gemma-3-{_name}",
@@ -27,7 +28,7 @@ for _name, _sizes, _parameters, _revision in _MODELS:
             hf_hub_path=f"google/gemma-3-{_name}",
             revision=_revision,
             parameters=_parameters,
-            prompt_builder="ChatTemplatePromptBuilder" if _name.endswith("-it") else "PurePromptBuilder",
+            prompt_builder=_prompt,
             context_length=32768,
             licence="gemma",
             gated=True,

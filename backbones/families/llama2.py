@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from backbones.registry import register
-from backbones.spec import Architecture, BackboneSpec
+from backbones.spec import PURE, Architecture, BackboneSpec
 
 _7B = BackboneSpec(
     backbone_id="llama2-7b-pure",
@@ -17,7 +17,7 @@ _7B = BackboneSpec(
     hf_hub_path="meta-llama/Llama-2-7b-hf",
     revision="01c7f73d771dfac7d292323805ebc428287df4f9",
     parameters=6_738_415_616,
-    prompt_builder="PurePromptBuilder",
+    prompt_builder=PURE,
     prompt_variant="legacy",
     context_length=4096,
     licence="llama2",

@@ -8,15 +8,15 @@ from dataclasses import replace
 from typing import Any
 
 from backbones.registry import register
-from backbones.spec import Architecture, BackboneSpec
+from backbones.spec import CHAT, PURE, Architecture, BackboneSpec
 
-_PURE = BackboneSpec(
+_V1 = BackboneSpec(
     backbone_id="mistral-v0.1-7b-pure",
     family="mistral",
     hf_hub_path="mistralai/Mistral-7B-v0.1",
     revision="27d67f1b5f57dc0953326b2601d68371d40ea8da",
     parameters=7_241_732_096,
-    prompt_builder="PurePromptBuilder",
+    prompt_builder=PURE,
     prompt_variant="legacy",
     context_length=32768,
     licence="apache-2.0",
@@ -39,10 +39,10 @@ _PURE = BackboneSpec(
     gated=True,
 )
 
-register(_PURE)
+register(_V1)
 register(
     replace(
-        _PURE,
+        _V1,
         backbone_id="mistral-v0.1-7b-instruct",
         hf_hub_path="mistralai/Mistral-7B-Instruct-v0.1",
         revision="ec5deb64f2c6e6fa90c1abf74a91d5c93a9669ca",
@@ -50,29 +50,33 @@ register(
     )
 )
 
-_V2 = _PURE.architecture
+_V2 = _V1.architecture
 _V3 = replace(_V2, vocab_size=32768)
 _NEMO = replace(_V2, hidden_size=5120, num_layers=40, vocab_size=131072)
 
-_MODELS = [
-    ("v0.2-7b-instruct", _V2, "7B-Instruct-v0.2", "63a8b081895390a26e140280378bc85ec8bce07a"),
-    ("v0.3-7b", _V3, "7B-v0.3", "caa1feb0e54d415e2df31207e5f4e273e33509b1"),
-    ("v0.3-7b-instruct", _V3, "7B-Instruct-v0.3", "c170c708c41dac9275d15a8fff4eca08d52bab71"),
-    ("nemo-12b", _NEMO, "Nemo-Base-2407", "d613c787305d2300f41ad94abaec338411fbbecf"),
-    ("nemo-12b-instruct", _NEMO, "Nemo-Instruct-2407", "04d8a90549d23fc6bd7f642064003592df51e9b3"),
-]
-_PARAMETERS = {_V2: 7_241_732_096, _V3: 7_248_023_552, _NEMO: 12_247_782_400}
+# sizes: parameters, context
+_FACTS = {_V2: (7_241_732_096, 32768), _V3: (7_248_023_552, 32768), _NEMO: (12_247_782_400, 131072)}
 
-for _name, _sizes, _hub, _revision in _MODELS:
+# id, sizes, name on the hub, prompt, revision
+_MODELS = [
+    ("v0.2-7b-instruct", _V2, "7B-Instruct-v0.2", CHAT, "63a8b081895390a26e140280378bc85ec8bce07a"),
+    ("v0.3-7b", _V3, "7B-v0.3", PURE, "caa1feb0e54d415e2df31207e5f4e273e33509b1"),
+    ("v0.3-7b-instruct", _V3, "7B-Instruct-v0.3", CHAT, "c170c708c41dac9275d15a8fff4eca08d52bab71"),
+    ("nemo-12b", _NEMO, "Nemo-Base-2407", PURE, "d613c787305d2300f41ad94abaec338411fbbecf"),
+    ("nemo-12b-instruct", _NEMO, "Nemo-Instruct-2407", CHAT, "04d8a90549d23fc6bd7f642064003592df51e9b3"),
+]
+
+for _name, _sizes, _hub, _prompt, _revision in _MODELS:
+    _parameters, _context = _FACTS[_sizes]
     register(
         BackboneSpec(
             backbone_id=f"mistral-{_name}",
             family="mistral",
             hf_hub_path=f"mistralai/Mistral-{_hub}",
             revision=_revision,
-            parameters=_PARAMETERS[_sizes],
-            prompt_builder="ChatTemplatePromptBuilder" if _name.endswith("-instruct") else "PurePromptBuilder",
-            context_length=131072 if _sizes is _NEMO else 32768,
+            parameters=_parameters,
+            prompt_builder=_prompt,
+            context_length=_context,
             licence="apache-2.0",
             gated=True,
             requires_bos=True,

@@ -5,7 +5,7 @@ tokenizer has a PAD of its own and adds no BOS.
 """
 
 from backbones.registry import register
-from backbones.spec import Architecture, BackboneSpec
+from backbones.spec import CHAT, PURE, Architecture, BackboneSpec
 
 # size: release, (hidden, intermediate, layers, heads, key-value heads, head, vocabulary, tied), parameters
 _SIZES = {
@@ -14,19 +14,20 @@ _SIZES = {
     "13B": ("1124", Architecture(5120, 13824, 40, 40, 40, 128, 100352, False), 13_716_198_400),
     "32B": ("0325", Architecture(5120, 27648, 64, 40, 8, 128, 100352, False), 32_234_279_936),
 }
-_REVISIONS = {
-    "1B": "a1847dff35000b4271fa70afc5db10fd29fedbdf",
-    "1B-Instruct": "48d788eca847d4d7548f375ad03d3c9312f6139e",
-    "7B": "7df9a82518afdecae4e8c026b27adccc8c1f0032",
-    "7B-Instruct": "470b1fba1ae01581f270116362ee4aa1b97f4c84",
-    "13B": None,
-    "13B-Instruct": None,
-    "32B": None,
-    "32B-Instruct": None,
-}
+# name on the hub, size, prompt, revision
+_MODELS = [
+    ("1B", "1B", PURE, "a1847dff35000b4271fa70afc5db10fd29fedbdf"),
+    ("1B-Instruct", "1B", CHAT, "48d788eca847d4d7548f375ad03d3c9312f6139e"),
+    ("7B", "7B", PURE, "7df9a82518afdecae4e8c026b27adccc8c1f0032"),
+    ("7B-Instruct", "7B", CHAT, "470b1fba1ae01581f270116362ee4aa1b97f4c84"),
+    ("13B", "13B", PURE, None),
+    ("13B-Instruct", "13B", CHAT, None),
+    ("32B", "32B", PURE, None),
+    ("32B-Instruct", "32B", CHAT, None),
+]
 
-for _name, _revision in _REVISIONS.items():
-    _release, _sizes, _parameters = _SIZES[_name.removesuffix("-Instruct")]
+for _name, _size, _prompt, _revision in _MODELS:
+    _release, _sizes, _parameters = _SIZES[_size]
     register(
         BackboneSpec(
             backbone_id=f"olmo-2-{_name.lower()}",
@@ -34,7 +35,7 @@ for _name, _revision in _REVISIONS.items():
             hf_hub_path=f"allenai/OLMo-2-{_release}-{_name}",
             revision=_revision,
             parameters=_parameters,
-            prompt_builder="ChatTemplatePromptBuilder" if _name.endswith("-Instruct") else "PurePromptBuilder",
+            prompt_builder=_prompt,
             context_length=4096,
             licence="apache-2.0",
             llm_cls="Olmo2ForCausalLM",

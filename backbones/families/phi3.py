@@ -6,7 +6,7 @@ Where PAD is the token that ends a text, one is added; Phi-3 has rows to spare f
 """
 
 from backbones.registry import register
-from backbones.spec import Architecture, BackboneSpec, ConfigValue
+from backbones.spec import CHAT, Architecture, BackboneSpec, ConfigValue
 
 # hidden, intermediate, layers, heads, key-value heads, head, vocabulary, tied
 _MINI = Architecture(3072, 8192, 32, 32, 32, 96, 32064, False)
@@ -35,7 +35,7 @@ for _name, _sizes, _context, _revision in _MODELS:
             hf_hub_path=f"microsoft/{_name}",
             revision=_revision,
             parameters=_PARAMETERS[_sizes],
-            prompt_builder="ChatTemplatePromptBuilder",
+            prompt_builder=CHAT,
             context_length=_context,
             licence="mit",
             llm_cls="Phi3ForCausalLM",

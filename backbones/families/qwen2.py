@@ -6,7 +6,7 @@ and keep them. Contexts are those without YaRN.
 """
 
 from backbones.registry import register
-from backbones.spec import Architecture, BackboneSpec
+from backbones.spec import CHAT, PURE, Architecture, BackboneSpec
 
 # size: (hidden, intermediate, layers, heads, key-value heads, head, vocabulary, tied), parameters, licence
 _SIZES = {
@@ -18,25 +18,26 @@ _SIZES = {
     "32B": (Architecture(5120, 27648, 64, 40, 8, 128, 152064, False), 32_763_876_352, "apache-2.0"),
     "72B": (Architecture(8192, 29568, 80, 64, 8, 128, 152064, False), 72_706_203_648, "qwen"),
 }
-_REVISIONS = {
-    "0.5B": "060db6499f32faf8b98477b0a26969ef7d8b9987",
-    "0.5B-Instruct": "7ae557604adf67be50417f59c2c2f167def9a775",
-    "1.5B": "8faed761d45a263340a0528343f099c05c9a4323",
-    "1.5B-Instruct": "989aa7980e4cf806f80c7fef2b1adb7bc71aa306",
-    "3B": "3aab1f1954e9cc14eb9509a215f9e5ca08227a9b",
-    "3B-Instruct": "aa8e72537993ba99e69dfaafa59ed015b17504d1",
-    "7B": "d149729398750b98c0af14eb82c78cfe92750796",
-    "7B-Instruct": "a09a35458c702b33eeacc393d103063234e8bc28",
-    "14B": "97e1e76335b7017d8f67c08a19d103c0504298c9",
-    "14B-Instruct": "cf98f3b3bbb457ad9e2bb7baf9a0125b6b88caa8",
-    "32B": "1818d35814b8319459f4bd55ed1ac8709630f003",
-    "32B-Instruct": "5ede1c97bbab6ce5cda5812749b4c0bdf79b18dd",
-    "72B": "587cc4061cf6a7cc0d429d05c109447e5cf063af",
-    "72B-Instruct": "495f39366efef23836d0cfae4fbe635880d2be31",
-}
+# name on the hub, size, prompt, revision
+_MODELS = [
+    ("0.5B", "0.5B", PURE, "060db6499f32faf8b98477b0a26969ef7d8b9987"),
+    ("0.5B-Instruct", "0.5B", CHAT, "7ae557604adf67be50417f59c2c2f167def9a775"),
+    ("1.5B", "1.5B", PURE, "8faed761d45a263340a0528343f099c05c9a4323"),
+    ("1.5B-Instruct", "1.5B", CHAT, "989aa7980e4cf806f80c7fef2b1adb7bc71aa306"),
+    ("3B", "3B", PURE, "3aab1f1954e9cc14eb9509a215f9e5ca08227a9b"),
+    ("3B-Instruct", "3B", CHAT, "aa8e72537993ba99e69dfaafa59ed015b17504d1"),
+    ("7B", "7B", PURE, "d149729398750b98c0af14eb82c78cfe92750796"),
+    ("7B-Instruct", "7B", CHAT, "a09a35458c702b33eeacc393d103063234e8bc28"),
+    ("14B", "14B", PURE, "97e1e76335b7017d8f67c08a19d103c0504298c9"),
+    ("14B-Instruct", "14B", CHAT, "cf98f3b3bbb457ad9e2bb7baf9a0125b6b88caa8"),
+    ("32B", "32B", PURE, "1818d35814b8319459f4bd55ed1ac8709630f003"),
+    ("32B-Instruct", "32B", CHAT, "5ede1c97bbab6ce5cda5812749b4c0bdf79b18dd"),
+    ("72B", "72B", PURE, "587cc4061cf6a7cc0d429d05c109447e5cf063af"),
+    ("72B-Instruct", "72B", CHAT, "495f39366efef23836d0cfae4fbe635880d2be31"),
+]
 
-for _name, _revision in _REVISIONS.items():
-    _sizes, _parameters, _licence = _SIZES[_name.removesuffix("-Instruct")]
+for _name, _size, _prompt, _revision in _MODELS:
+    _sizes, _parameters, _licence = _SIZES[_size]
     register(
         BackboneSpec(
             backbone_id=f"qwen2.5-{_name.lower()}",
@@ -44,7 +45,7 @@ for _name, _revision in _REVISIONS.items():
             hf_hub_path=f"Qwen/Qwen2.5-{_name}",
             revision=_revision,
             parameters=_parameters,
-            prompt_builder="ChatTemplatePromptBuilder" if _name.endswith("-Instruct") else "PurePromptBuilder",
+            prompt_builder=_prompt,
             context_length=32768,
             licence=_licence,
             llm_cls="Qwen2ForCausalLM",

@@ -6,15 +6,15 @@ Sizes: the models' config.json. Every fourth layer has no rotary embedding.
 from dataclasses import replace
 
 from backbones.registry import register
-from backbones.spec import Architecture, BackboneSpec
+from backbones.spec import CHAT, PURE, Architecture, BackboneSpec
 
-_CHAT = BackboneSpec(
+_3B = BackboneSpec(
     backbone_id="smollm3-3b",
     family="smollm3",
     hf_hub_path="HuggingFaceTB/SmolLM3-3B",
     revision="a07cc9a04f16550a088caea529712d1d335b0ac1",
     parameters=3_075_098_624,
-    prompt_builder="ChatTemplatePromptBuilder",
+    prompt_builder=CHAT,
     context_length=65536,
     licence="apache-2.0",
     llm_cls="SmolLM3ForCausalLM",
@@ -24,13 +24,13 @@ _CHAT = BackboneSpec(
     config=(("no_rope_layer_interval", 4),),
 )
 
-register(_CHAT)
+register(_3B)
 register(
     replace(
-        _CHAT,
+        _3B,
         backbone_id="smollm3-3b-base",
         hf_hub_path="HuggingFaceTB/SmolLM3-3B-Base",
         revision=None,
-        prompt_builder="PurePromptBuilder",
+        prompt_builder=PURE,
     )
 )

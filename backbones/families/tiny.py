@@ -7,14 +7,14 @@ Their embeddings already have the rows that PAD needs.
 from dataclasses import replace
 
 from backbones.registry import register
-from backbones.spec import Architecture, BackboneSpec
+from backbones.spec import CHAT, PURE, Architecture, BackboneSpec
 
 _LLAMA2 = BackboneSpec(
     backbone_id="tiny-llama2",
     family="tiny",
     hf_hub_path="builtin:tiny-llama2",
     parameters=436_896,
-    prompt_builder="PurePromptBuilder",
+    prompt_builder=PURE,
     context_length=1024,
     licence="mit",
     pad_token="<PAD>",
@@ -53,7 +53,7 @@ register(
         backbone_id="tiny-qwen",
         hf_hub_path="builtin:tiny-qwen",
         parameters=399_968,
-        prompt_builder="ChatTemplatePromptBuilder",
+        prompt_builder=CHAT,
         requires_bos=False,
         llm_cls="Qwen3ForCausalLM",
         decoder_layer_cls="Qwen3DecoderLayer",
