@@ -75,7 +75,7 @@ def main() -> None:
 def run_rounds(scratch: Path, cells: int, rounds: int, tracking: tuple[str, ...]) -> list[dict[str, Any]]:
     import ray
 
-    from jobs.cluster.ray_cluster import NAMESPACE
+    from jobs.cluster.dispatcher import NAMESPACE
     from jobs.dispatch.start import start_dispatcher
 
     os.environ["PYTHONPATH"] = str(ROOT)  # for Ray's workers, which start elsewhere
@@ -151,8 +151,8 @@ def make_experiment(folder: Path) -> str:
 def run_dispatcher(cells: int, is_tracked: bool, options: argparse.Namespace) -> dict[str, Any]:
     import ray
 
-    from jobs.cluster.ray_cluster import NAMESPACE
-    from jobs.driver.counterpart import Dispatcher, find_dispatcher
+    from jobs.cluster.dispatcher import NAMESPACE, find_dispatcher
+    from jobs.driver.counterpart import Dispatcher
     from jobs.driver.leases import Leases
     from jobs.driver.requests import job_request
     from orchestrator.planning.plan import load_comparison

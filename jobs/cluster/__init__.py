@@ -1,1 +1,1 @@
-"""Ray clusters: connecting, the job API, a cluster on one machine."""
+"""Ray clusters: connecting, the dispatcher, the job API, a cluster on one machine."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from jobs.cluster.dispatcher import NAMESPACE
 from jobs.queue.gangs import ANY, Demand, Node
 from orchestrator.errors import InputError
 from orchestrator.hardware import GIB
@@ -17,7 +18,6 @@ from orchestrator.spec_files.spec import Placement
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
-NAMESPACE = "backbone"
 LABEL = "accelerator_type:"
 
 

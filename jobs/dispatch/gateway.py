@@ -1,4 +1,4 @@
-"""`python -m jobs.gateway VERB JSON`, as a Ray job on the head: a client's question, put to the dispatcher.
+"""`python -m jobs.dispatch.gateway VERB JSON`, as a Ray job on the head: a client's question, put to the dispatcher.
 
 A laptop reaches nothing but Ray's job API. So each question travels as a small job, and its answer as the last line
 that the job prints.
@@ -9,9 +9,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from jobs.cluster.dispatcher import NAMESPACE, ask, find_dispatcher
 from jobs.cluster.jobs_api import MARK
-from jobs.cluster.ray_cluster import NAMESPACE
-from jobs.driver.counterpart import ask, find_dispatcher
 from orchestrator.errors import ClusterError, OrchestratorError
 
 

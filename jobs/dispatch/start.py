@@ -7,9 +7,9 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from jobs.cluster.ray_cluster import NAMESPACE, largest_cluster
+from jobs.cluster.dispatcher import ACTOR_NAME, NAMESPACE, ask, find_dispatcher
+from jobs.cluster.ray_cluster import largest_cluster
 from jobs.dispatch.wire import Ping
-from jobs.driver.counterpart import ACTOR_NAME, ask, find_dispatcher
 from orchestrator.errors import ClusterError, InputError, OrchestratorError
 from orchestrator.layout import Storage
 

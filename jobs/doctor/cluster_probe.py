@@ -13,9 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.cluster.ray_cluster import NAMESPACE
+from jobs.cluster.dispatcher import ACTOR_NAME, NAMESPACE
 from jobs.doctor import node_facts
-from jobs.driver.counterpart import ACTOR_NAME
 from orchestrator.results import write_json
 
 ROUND_LIMIT_S = 20.0  # a node's first task starts a Python process there

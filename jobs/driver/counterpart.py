@@ -3,15 +3,12 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from jobs.cluster.ray_cluster import NAMESPACE, NodeRequest, is_remote, live_nodes
+from jobs.cluster.dispatcher import ask, find_dispatcher
+from jobs.cluster.ray_cluster import NodeRequest, is_remote, live_nodes
 from jobs.queue.model import Settings
 from jobs.queue.queue import Queue
 from jobs.queue.rows import Directives, JobRequest, Release
 from jobs.queue.store import Store
-from orchestrator.errors import ClusterError
-
-ACTOR_NAME = "backbone-dispatcher"
-ANSWER_LIMIT_S = 60.0  # the dispatcher may be starting anew
 
 
 class Counterpart(Protocol):
@@ -70,32 +67,6 @@ class Dispatcher:
 
     def finish(self, job_id: str, driver: str, exit_code: int) -> None:
         ask(self._actor, "finish", job_id, driver, exit_code)
-
-
-def ask(actor: Any, method: str, *arguments: Any) -> Any:
-    """Calls the dispatcher. Raises what it raised, or ClusterError when it does not answer."""
-    import ray
-
-    try:
-        return ray.get(getattr(actor, method).remote(*arguments), timeout=ANSWER_LIMIT_S)
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause from None
-    except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
-        said = str(error).strip().splitlines() or [type(error).__name__]  # the last line is why it could not start
-        raise ClusterError(
-            f"the dispatcher did not answer within {ANSWER_LIMIT_S:.0f} s ({said[-1].strip()}); "
-            "`backbone doctor` finds the cause; on the head `python -m jobs.dispatcher start --storage DIR` starts it"
-        ) from error
-
-
-def find_dispatcher() -> Any | None:
-    """The dispatcher of the cluster that this process is connected to, or None."""
-    import ray
-
-    try:
-        return ray.get_actor(ACTOR_NAME, namespace=NAMESPACE)
-    except ValueError:
-        return None
 
 
 def find_counterpart() -> Counterpart:

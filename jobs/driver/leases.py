@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
+from jobs.cluster.dispatcher import ANSWER_LIMIT_S
 from jobs.cluster.ray_cluster import connect
-from jobs.driver.counterpart import ANSWER_LIMIT_S, Counterpart, find_counterpart
+from jobs.driver.counterpart import Counterpart, find_counterpart
 from jobs.driver.names import JOB, driver_name
 from jobs.queue.reasons import WaitingReason
 from jobs.queue.rows import Directives, JobRequest, LeaseRow, Release

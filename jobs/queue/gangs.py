@@ -84,6 +84,7 @@ class Room:
             return None
         slots.sort(key=lambda one: (-one[0], one[1]))
         left, taken, position = demand.workers, [], 0
+        # The sum above is enough for the gang, so this ends before the nodes do.
         while slots[position][0] < left:
             taken.append((slots[position][1], slots[position][0]))
             left -= slots[position][0]
@@ -106,6 +107,7 @@ class Room:
             index = self._index.get(node_id)
             if index is None:
                 continue  # the node has left the cluster
+            # Counted before and after: a worker of `counted` may be of another size, and fit into what was left over.
             gained -= self._slots(index, counted) if counted else 0
             free, times = self._free[index], sign * workers
             free[0] += times * demand.gpus_per_worker

@@ -197,6 +197,7 @@ class _Round:
         room, start_s = self.room.copy(), self.now_s
         spare = room.count(cell.demand) - cell.demand.workers
         for end_s, other, placement in self._releases():
+            # Whatever ends at the same moment is free then too, so it belongs in `room`.
             if spare >= 0 and end_s > start_s:
                 break
             spare += room.give(other.demand, placement, counted=cell.demand)
@@ -207,7 +208,9 @@ class _Round:
         """Grants what ends before the reservation, or leaves room for it, until nothing more does."""
         tried = _Tried({reserved.cell.demand}, set(), reserved.start_s - self.now_s)
         while any(self._try(cell, reserved, tried) for cell in self._candidates(tried)):
-            tried.delaying.clear()  # what is free has changed, and so has the order of the owners
+            # What is free has changed: a gang may now go to other nodes and delay nobody. So have the owners' shares.
+            # `unplaceable` stays, because grants never make room.
+            tried.delaying.clear()
 
     def _candidates(self, tried: "_Tried") -> Iterator[QueuedCell]:
         """The cells that may fit, in their order; a kind that was found not to fit is passed over as a whole."""
@@ -247,6 +250,7 @@ class _Round:
             return False
         outlasts = cell.predicted_s > tried.window_s
         if outlasts:
+            # What a gang costs the reservation shows only once it is booked there.
             lost = reserved.room.take(cell.demand, placement, counted=reserved.cell.demand)
             if lost > reserved.spare:
                 reserved.room.give(cell.demand, placement)
@@ -271,6 +275,7 @@ class _Round:
                 room.give(cell.demand, placement)
         fitting, chosen = room.count(head.demand), []
         for lease in sorted(victims, key=lambda one: (one.cell.priority, -one.granted_s, one.cell.cell_id)):
+            # What ends by then anyway is in `room` already: to stop it would gain nothing.
             if lease.expected_end_s(self.now_s) > stopped_s and fitting < head.demand.workers:
                 fitting += room.give(lease.cell.demand, lease.placement, counted=head.demand)
                 chosen.append(lease)
@@ -285,6 +290,7 @@ class _Round:
             room.give(lease.cell.demand, lease.placement)
             why = f"preempted for {head.cell_id}, priority {head.priority} over {lease.cell.priority}"
             self._stop(lease, Stop(lease.cell.cell_id, StopKind.PREEMPTED, f"{why}, which would wait {wait} otherwise"))
+        # Anew, because the leases that were asked to stop end earlier now.
         return self._reserve(head) or reserved
 
     def _may_preempt(self, head: QueuedCell, lease: Lease) -> bool:
