@@ -24,7 +24,7 @@ def ask(actor: Any, method: str, *arguments: Any) -> Any:
     import ray
 
     try:
-        return ray.get(getattr(actor, method).remote(*arguments), timeout=ANSWER_LIMIT_S)
+        return ray.get(actor.ask.remote(method, *arguments), timeout=ANSWER_LIMIT_S)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
     except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:

@@ -59,7 +59,8 @@ def start_dispatcher(
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    from jobs.dispatch.actor import DispatcherActor, Setup
+    from jobs.dispatch.actor import DispatcherActor
+    from jobs.dispatch.service import Setup
     from jobs.simulation.trace import load_queue_settings
 
     actor = find_dispatcher()

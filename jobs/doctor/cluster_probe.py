@@ -133,7 +133,7 @@ def _ask_dispatcher() -> Mapping[str, str]:
 
     try:
         actor = ray.get_actor(ACTOR_NAME, namespace=NAMESPACE)
-        ray.get(actor.ping.remote(), timeout=10)
+        ray.get(actor.ask.remote("ping"), timeout=10)
     except ValueError:
         return {"fault": "it is not there"}
     except ray.exceptions.GetTimeoutError:
