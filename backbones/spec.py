@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from typing_extensions import TypeAliasType
+
 from backbones.prompting.formats import PromptVariant
 
 # What a config.json holds, in a form that can be hashed and compared: an object is a tuple of (key, value).
-ConfigValue = bool | int | float | str | None | tuple[tuple[str, "ConfigValue"], ...]
+ConfigValue = TypeAliasType("ConfigValue", "bool | int | float | str | tuple[tuple[str, ConfigValue], ...] | None")
 
 # The prompts of most base models and of most chat models; backbones/prompting/formats.py knows the others too.
 PURE = "PurePromptBuilder"

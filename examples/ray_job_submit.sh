@@ -25,7 +25,8 @@ ray start --head --block --disable-usage-stats --num-cpus=4 --temp-dir="$session
   --ray-client-server-port="$client_port" \
   > "$session/head.log" 2>&1 &
 head=$!
-trap 'kill "$head" && wait "$head" || true; rm -rf "$session"' EXIT
+# Processes that the head leaves behind for a moment still write their logs.
+trap 'kill "$head" && wait "$head" || true; rm -rf "$session" || { sleep 3; rm -rf "$session"; }' EXIT
 
 address=http://127.0.0.1:$dashboard_port
 until ray job list --address "$address" > "$session/list.log" 2>&1; do

@@ -184,6 +184,10 @@ class CellFolder:
         """Ray Train's own folder."""
         return self.path / "ray"
 
+    def gang(self, attempt: int) -> Path:
+        """The mailbox of a gang that was started for an attempt at this cell, while the gang lives."""
+        return self.path / "gangs" / f"attempt-{attempt:03d}"
+
     def worker(self, rank: int) -> Path:
         """Where a rank's process is noted: its node, its pid and its attempt."""
         return self.path / "workers" / f"rank-{rank}.json"
@@ -224,6 +228,23 @@ class CellFolder:
     @property
     def result(self) -> Path:
         return self.path / "result.json"
+
+
+@dataclass(frozen=True)
+class MailboxFolder:
+    """Between a driver and a gang of workers."""
+
+    path: Path
+
+    @property
+    def call(self) -> Path:
+        """What the gang is to do next."""
+        return self.path / "call.json"
+
+    @property
+    def answer(self) -> Path:
+        """What became of the last call."""
+        return self.path / "answer.json"
 
 
 def certificate_file(folder: Path, slug: str, keys_hash: str) -> Path:

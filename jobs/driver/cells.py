@@ -13,7 +13,6 @@ from jobs.driver.leases import Idle, Leases
 from jobs.driver.locks import locked_cells
 from jobs.queue.rows import Directives, LeaseRow
 from orchestrator.attempt.failure import Failure
-from orchestrator.attempt.worker import run_attempt
 from orchestrator.cell_job import CellJob
 from orchestrator.errors import AlreadyRunningError
 from orchestrator.planning.plan import Cell
@@ -63,7 +62,7 @@ class CellRunner:
     witnesses: Sequence[Witness]
     notice: Callable[[str], None]  # told why nothing trains
     leases: Leases
-    run_attempt: Callable[[CellJob, Placement, Sequence[str] | None], Failure | None] = run_attempt  # blocks
+    run_attempt: Callable[[CellJob, Placement, Sequence[str] | None], Failure | None]  # blocks: `Gangs.run_attempt`
     _changed: threading.Event = field(default_factory=threading.Event)
     _stopping: threading.Event = field(default_factory=threading.Event)
     _stopped_at: float = 0.0
@@ -83,7 +82,9 @@ class CellRunner:
                 directives = self.leases.directives
                 self._obey(directives, started)
                 for lease in self._newly_granted(directives, waiting, started):
-                    self._start(waiting[lease.cell_id], lease)
+                    running = self._running[lease.lease_id] = _Running(waiting[lease.cell_id], Future())
+                    # In a thread that, unlike a pool's, does not keep the process from ending.
+                    threading.Thread(target=self._train, args=(running, lease), name=lease.cell_id, daemon=True).start()
                 results |= self._collect()
                 results |= self._close(directives, [cell for cell in waiting.values() if cell.cell_id not in results])
                 waiting = {cell_id: cell for cell_id, cell in waiting.items() if cell_id not in results}
@@ -185,11 +186,6 @@ class CellRunner:
         """The result of a cell that did not stop in time; its processes end with the connection to Ray."""
         reason = "stopped on request without a new checkpoint; the same command continues from the last one there is"
         return self._told(cell, self._tries_of(cell).end(CellStatus.CANCELLED, reason))
-
-    def _start(self, cell: Cell, lease: LeaseRow) -> None:
-        """Trains a cell in a thread that, unlike a pool's, does not keep the process from ending."""
-        running = self._running[lease.lease_id] = _Running(cell, Future())
-        threading.Thread(target=self._train, args=(running, lease), name=cell.cell_id, daemon=True).start()
 
     def _train(self, running: _Running, lease: LeaseRow) -> None:
         """One attempt under a lease. Its future says what it came to, or why the cell needs another lease."""

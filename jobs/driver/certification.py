@@ -1,8 +1,8 @@
 """`backbone certify`: a plan of one cell without training; its proofs are shown as they end, kept, told to MLflow."""
 
-import math
 import shutil
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +24,7 @@ from jobs.driver.leases import hold_leases
 from jobs.driver.names import default_owner
 from jobs.queue.rows import CellRequest, JobRequest
 from jobs.report.certificate import render_certificate
+from orchestrator.attempt.gangs import Gangs
 from orchestrator.cell_job import CellJob, CertificateRequest
 from orchestrator.certificate.record import (
     Certificate,
@@ -69,7 +70,7 @@ class Certification:
         return None
 
     def make(self, cell: Cell, attempt: int, left_s: float) -> CellJob:
-        """The job of an attempt."""
+        """The job of an attempt; `left_s` is what is left of the policy's timeout."""
         return CellJob(
             cell=cell,
             attempt=attempt,
@@ -77,7 +78,7 @@ class Certification:
             prepared=None,
             selection_file="",
             flops_per_token=0.0,
-            deadline=math.inf,
+            deadline=time.time() + left_s,
             certificate=self.request,
             plugins=self.request.plugins,
         )
@@ -164,9 +165,10 @@ def _run(plan: Certification, console: Console) -> tuple[Certificate, int]:
     require_joinable_address()
     try:
         with interruption(console) as received, hold_leases(cell.placement, plan.job_request()) as leases:
-            runner = CellRunner(plan, POLICY, (table,), table.say, leases)
-            with received.answered_by(runner.stop, STOPPING), table.following():
-                (result,) = runner.run([cell])
+            with Gangs() as gangs, table.following():
+                runner = CellRunner(plan, POLICY, (table,), table.say, leases, gangs.run_attempt)
+                with received.answered_by(runner.stop, STOPPING):
+                    (result,) = runner.run([cell])
             outcome = CellFolder(folder).certificate
             leases.finish(int(result.status is not CellStatus.SUCCEEDED))
             if outcome.exists():

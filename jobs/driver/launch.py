@@ -20,6 +20,7 @@ from jobs.driver.preparation import Preparation, find_preparation, prepare_data
 from jobs.driver.progress import Progress
 from jobs.driver.requests import job_request
 from jobs.tracking.runs import Tracking
+from orchestrator.attempt.gangs import Gangs
 from orchestrator.planning.plan import Cell, Plan
 from orchestrator.results import CellResult
 from orchestrator.tracking.sender import driver_of
@@ -62,9 +63,12 @@ def launch(plan: Plan, console: Console, certify: bool) -> Outcome:
                 else:
                     progress = Progress(console, [(cell, plan.cell_folder(cell)) for cell in cells])
                     jobs = CellJobs(plan, preparation, certify)
-                    runner = CellRunner(jobs, plan.job.policy, (tracking, progress), progress.say, leases)
-                    with received.answered_by(runner.stop, STOPPING), progress.running():
-                        results = runner.run(cells)
+                    with Gangs() as gangs, progress.running():
+                        runner = CellRunner(
+                            jobs, plan.job.policy, (tracking, progress), progress.say, leases, gangs.run_attempt
+                        )
+                        with received.answered_by(runner.stop, STOPPING):
+                            results = runner.run(cells)
         except BaseException:
             tracking.abort(UPLOAD_LIMIT_INTERRUPTED_S)
             raise

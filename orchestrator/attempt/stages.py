@@ -5,12 +5,14 @@ group, a device and a folder that all ranks share.
 """
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
 
 from orchestrator.cell_job import CellJob
 from orchestrator.certificate.gang import require_certificate
+from orchestrator.hardware import forget_peak_memory
 from orchestrator.parallel import Mesh
 from orchestrator.tracking.recorder import open_recorder
 from orchestrator.training import stages
@@ -58,10 +60,10 @@ def run_cell(job: CellJob, device: torch.device) -> None:
     CertificateError, before it trains, where a certificate is asked for and a proof fails; DivergedError,
     CancelledError (after a checkpoint), TimedOutError (after a checkpoint) or ShardingError.
     """
+    forget_peak_memory(device)
     mesh = Mesh.build(device, job.cell.placement.parallel)
-    recorder = open_recorder(job.spool_folder, job.attempt, mesh.is_main)
-    run = CellRun(job, mesh, recorder)
-    for stage in STAGES:
-        if stage.applies(job):
-            stage.run(run)
-    recorder.close()
+    with closing(open_recorder(job.spool_folder, job.attempt, mesh.is_main)) as recorder:
+        run = CellRun(job, mesh, recorder)
+        for stage in STAGES:
+            if stage.applies(job):
+                stage.run(run)

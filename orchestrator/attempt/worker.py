@@ -1,16 +1,20 @@
 """The Ray Train worker around the stages of a cell: the only door to Ray Train."""
 
+import gc
 import logging
 import os
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from orchestrator.attempt.failure import Failure, account_of, find_first_cause, record_failure
+from orchestrator.attempt.failure import account_of, record_failure
+from orchestrator.attempt.mailbox import Answer, Call, Mailbox
 from orchestrator.cell_job import CellJob
 from orchestrator.errors import OutOfMemoryError
 from orchestrator.layout import CellFolder
-from orchestrator.results import write_json
+from orchestrator.parallel import Mesh
+from orchestrator.results import CellStatus, write_json
 from orchestrator.spec_files.spec import Placement
 
 # Seconds between the Ray Train controller's looks at its workers: how soon it sees that they finished or died.
@@ -28,10 +32,13 @@ NODE_LABEL = "ray.io/node-id"  # Ray gives it to every node
 START_FAILURES, START_FAILURES_BOUND = 20, 1
 # A rank that lost the connection to another one waits this long before it fails: Ray then sees who really died first.
 PATIENCE_S = 3.0
+LOOK_S = 0.05  # between two looks for the next cell
+# Failures that every rank meets at the same point, after which each of them can begin another cell.
+AGREED = (CellStatus.DIVERGED, CellStatus.TIMED_OUT, CellStatus.UNCERTIFIED, CellStatus.CANCELLED)
 
 
 def load_torch() -> None:
-    """Loads torch in the main thread, before Ray: `run_attempt` is called in threads, and needs it.
+    """Loads torch in the main thread, before Ray: gangs are run in threads, which need it.
 
     Loaded by a thread, after the libraries that Ray Train and MLflow bring along, MKL's start-up ends the process with
     "Intel oneMKL FATAL ERROR: Cannot load libtorch_cpu.so" (torch 2.13.0 and ray 2.60.0, in drivers that are Ray jobs).
@@ -39,12 +46,14 @@ def load_torch() -> None:
     import torch  # noqa: F401
 
 
-def run_attempt(job: CellJob, placement: Placement, nodes: Sequence[str] | None = None) -> Failure | None:
-    """Runs one attempt on a fresh Ray Train worker group; blocks. None means it finished.
+def run_gang(folder: Path, name: str, storage: Path, placement: Placement, nodes: Sequence[str] | None = None) -> None:
+    """Runs a fresh Ray Train worker group that serves the calls of the mailbox in `folder`; blocks until it ended.
 
-    `nodes`: the Ray node id of each worker, where a lease binds them; Ray chooses otherwise.
-    Every attempt is a new Ray Train run with no retries of Ray's own and no reports: the manifest in the cell's folder
-    is the truth about checkpoints, and Ray Train's snapshot of them is never read.
+    `storage`: where Ray Train may keep what it wants. `nodes`: the Ray node id of each worker, where a lease binds
+    them; Ray chooses otherwise. Raises what Ray Train makes of an error of the workers.
+
+    Every gang is a new Ray Train run with no retries of Ray's own and no reports: the manifest in a cell's folder is
+    the truth about checkpoints, and Ray Train's snapshot of them is never read.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -55,9 +64,9 @@ def run_attempt(job: CellJob, placement: Placement, nodes: Sequence[str] | None 
     resources = {"CPU": float(placement.cpus_per_worker)}
     if placement.gpus_per_worker:
         resources["GPU"] = float(placement.gpus_per_worker)
-    trainer = TorchTrainer(
-        _train_loop,
-        train_loop_config={"job": job},
+    TorchTrainer(
+        _serve,
+        train_loop_config={"folder": folder},
         torch_config=NetworkedTorchConfig(
             backend="nccl" if placement.gpus_per_worker else "gloo", timeout_s=PROCESS_GROUP_TIMEOUT_S
         ),
@@ -69,24 +78,23 @@ def run_attempt(job: CellJob, placement: Placement, nodes: Sequence[str] | None 
             label_selector=None if nodes is None else [{NODE_LABEL: node} for node in nodes],
         ),
         run_config=RunConfig(
-            name=f"{job.name}-{job.attempt:03d}-{int(time.time())}",
-            storage_path=str(CellFolder(job.folder).ray),
+            name=f"{name}-{int(time.time())}",
+            storage_path=str(storage),
             failure_config=FailureConfig(
                 max_failures=0,
                 max_preemption_failures=0,
                 controller_failure_limit=START_FAILURES if nodes is None else START_FAILURES_BOUND,
             ),
         ),
-    )
-    try:
-        trainer.fit()
-    except Exception as error:  # Ray Train wraps what workers raise; the workers' own account is in the cell's folder
-        return find_first_cause(job.folder, job.attempt, placement.workers, error)
-    return None
+    ).fit()
 
 
-def _train_loop(config: dict[str, Any]) -> None:
-    """What every worker runs. Its failure is written to the cell's folder before Ray sees it."""
+def _serve(config: dict[str, Any]) -> None:
+    """What every worker runs: one cell after another, until it is called to an end.
+
+    A failure is written to the cell's folder before anybody else sees it. One that all ranks meet alike leaves the gang
+    as sound as before; any other ends it.
+    """
     import torch
     from ray.train import get_context
     from ray.train.torch import get_device
@@ -94,24 +102,43 @@ def _train_loop(config: dict[str, Any]) -> None:
     from backbones import registry
     from orchestrator.attempt.stages import run_cell
 
-    job, rank = config["job"], get_context().get_world_rank()
+    mailbox, rank, mesh = Mailbox(config["folder"]), get_context().get_world_rank(), Mesh.build(get_device())
     logging.getLogger("transformers").setLevel(logging.ERROR)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _write_process_id(job, rank)
-    try:
-        for module in job.plugins:
-            registry.load_plugin(module)
-        run_cell(job, get_device())
-    except torch.OutOfMemoryError as error:
-        remedy = "Lower recipe.micro_batch_size, or raise placement.workers."
-        record_failure(job, account_of(rank, OutOfMemoryError(f"{error}\n{remedy}")))
-        raise
-    except BaseException as error:
-        account = account_of(rank, error)
-        record_failure(job, account)
-        if account.is_echo:
-            time.sleep(PATIENCE_S)
-        raise
+    call = _next_call(mailbox, 1, mesh)
+    while (job := call.job) is not None:
+        failure = None
+        _write_process_id(job, rank)
+        try:
+            for module in job.plugins:
+                registry.load_plugin(module)
+            run_cell(job, mesh.device)
+        except torch.OutOfMemoryError as error:
+            remedy = "Lower recipe.micro_batch_size, or raise placement.workers."
+            record_failure(job, account_of(rank, OutOfMemoryError(f"{error}\n{remedy}")))
+            raise
+        except BaseException as error:
+            failure = account_of(rank, error)
+            record_failure(job, failure)
+            if failure.is_echo:
+                time.sleep(PATIENCE_S)
+            if failure.status not in AGREED:
+                raise
+        gc.collect()  # a model and its optimizer refer to each other
+        mesh.barrier()  # the answer speaks for all ranks
+        if mesh.is_main:
+            mailbox.answer(Answer(call.number, failure))
+        call = _next_call(mailbox, call.number + 1, mesh)
+
+
+def _next_call(mailbox: Mailbox, number: int, mesh: Mesh) -> Call:
+    """The call of that number, on every rank; the main rank looks for it."""
+    call = None
+    while mesh.is_main and (call := mailbox.find_call(number)) is None:
+        time.sleep(LOOK_S)
+    told = mesh.from_main(call)
+    assert told is not None
+    return told
 
 
 def _write_process_id(job: CellJob, rank: int) -> None:

@@ -3,7 +3,6 @@
 Collective: every rank of the process group runs the same lines.
 """
 
-import gc
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -29,7 +28,7 @@ from orchestrator.certificate.record import (
 )
 from orchestrator.certificate.subject import Subject, usable_memory
 from orchestrator.errors import CancelledError
-from orchestrator.hardware import GIB, device_name
+from orchestrator.hardware import GIB, device_name, forget_peak_memory
 from orchestrator.layout import CellFolder
 from orchestrator.parallel import Mesh, is_peer_lost
 from orchestrator.results import write_json
@@ -125,10 +124,7 @@ def _make(
         model = subject.model_name
     finally:
         subject.close()
-        gc.collect()
-        if gpus:
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(device)  # what trains next has a peak of its own
+        forget_peak_memory(device)
     return Certificate(
         backbone_id=request.backbone.backbone_id,
         keys=certificate_keys(request, kernel, mesh.device.type),

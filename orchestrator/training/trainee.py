@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
+import transformers
 from torch import nn
 
 from backbones.contract import TrainableBackbone
@@ -34,8 +35,10 @@ class Trainee:
 def build_trainee(job: CellJob, mesh: Mesh) -> Trainee:
     """Builds, adapts and shards the backbone, and opens its data. Collective."""
     assert job.prepared is not None, "a job without data has no stage that trains"
-    started = time.perf_counter()
     cell, recipe = job.cell, job.cell.recipe
+    # Imported before the clock starts: workers that trained another seed of this backbone have the module already.
+    getattr(transformers, cell.backbone.llm_cls, None)
+    started = time.perf_counter()
     backbone, layers = build_sharded(cell.backbone, recipe, mesh, seed=cell.seed)
     model_time_s = time.perf_counter() - started
     backbone.llm.train()

@@ -26,8 +26,8 @@ from torch.nn import functional
 
 from backbones.adaptation import apply_adaptation, init_adapters
 from backbones.registry import build
+from orchestrator.attempt.gangs import Gangs
 from orchestrator.attempt.stages import run_cell
-from orchestrator.attempt.worker import run_attempt
 from orchestrator.cell_job import CellJob
 from orchestrator.data.feed import Feed
 from orchestrator.data.parity import load_selection
@@ -240,7 +240,8 @@ def test_an_attempt_under_ray_train_records_the_contract_and_the_curve_of_a_plai
 ) -> None:
     job = job_of(folder / "attempt", (2, 2, 2), True, "tiny-llama2")
 
-    assert run_attempt(job, job.cell.placement) is None
+    with Gangs() as gangs:
+        assert gangs.run_attempt(job, job.cell.placement) is None
 
     assert_trained_like_the_plain_loop(job, plain(job))
     measurement = find_measurement(job.folder)
