@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from product import DETERMINISTIC, Job, histories, sqlite_uri, write_job
 
 
@@ -23,11 +24,20 @@ def new_job(tmp_path: Path) -> Iterator[Callable[..., Job]]:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
-    """Both tiny backbones, trained without a fault: what every disturbed run must agree with."""
-    job = write_job(tmp_path_factory.mktemp("undisturbed"), backbones=["tiny-llama2", "tiny-mistral"])
-    launch = job.run()
-    assert launch.process.returncode == 0, launch.output
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[Job]:
+    """Both tiny backbones, trained without a fault: what every disturbed run must agree with.
+
+    Trained once, by the first of pytest-xdist's processes that needs it; the others find it.
+    """
+    own = tmp_path_factory.getbasetemp()
+    folder = (own if worker_id == "master" else own.parent) / "undisturbed"
+    trained = folder / "trained"
+    with FileLock(folder.with_suffix(".lock")):
+        job = write_job(folder, backbones=["tiny-llama2", "tiny-mistral"])
+        if not trained.exists():
+            launch = job.run()
+            assert launch.process.returncode == 0, launch.output
+            trained.touch()
     yield job
     job.kill_leftovers()
 

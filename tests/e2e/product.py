@@ -15,7 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -159,6 +159,20 @@ class CellFolder:
             return document["pid"] if document.get("attempt") == attempt else None
 
         return wait_for(find, f"{file}")
+
+    @contextmanager
+    def held(self, attempt: int = 1) -> Iterator[None]:
+        """Training stands still meanwhile, so that it cannot end too early, however fast the machine.
+
+        Rank 1 sleeps, and the others wait for it in their next collective.
+        """
+        pid = self.worker_pid(1, attempt)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
 
 def write_job(folder: Path, **changes: Any) -> Job:
