@@ -5,7 +5,7 @@ Over 300 lines: the tables, how each version of them becomes the next, and what 
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -119,14 +119,15 @@ class Store:
         self.engine = _engine(url)
         self._is_claimed = False
         self._upserts = {table: self._upsert(table) for table in metadata.sorted_tables if table is not _events}
-        try:
+        with ExitStack() as until_it_is_open:
+            until_it_is_open.callback(self.engine.dispose)
             with self._explained():
                 self._connection = self.engine.connect()
+                # Where it cannot be used it is closed at once: until then the server keeps our lock.
+                until_it_is_open.callback(self._connection.close)
                 self._claim()
                 self._migrate()
-        except BaseException:
-            self.engine.dispose()
-            raise
+            until_it_is_open.pop_all()
 
     def close(self) -> None:
         self._connection.close()

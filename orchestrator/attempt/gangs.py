@@ -21,7 +21,7 @@ from orchestrator.results import CellStatus
 from orchestrator.spec_files.spec import Placement
 
 IDLE_S = 5.0  # how long a gang waits for its next cell: whoever was leased its nodes meanwhile waits as long
-LOOK_S = 0.05
+LOOK_S = 0.2  # between two looks for an answer, which may take hours
 END_LIMIT_S = 30.0  # workers leave within a second or two, but for those whose node was lost
 
 
