@@ -148,8 +148,10 @@ class CellFolder:
 
     @property
     def checkpoint_step(self) -> int:
-        manifests = sorted((self.path / "checkpoints").glob("*/manifest.json"))
-        return json.loads(manifests[-1].read_text())["step"] if manifests else 0
+        """Of the newest manifest that is whole: one that is being written is of no checkpoint yet."""
+        manifests = sorted((self.path / "checkpoints").glob("*/manifest.json"), reverse=True)
+        whole = (text for text in (file.read_text() for file in manifests) if text.endswith("}"))
+        return next((json.loads(text)["step"] for text in whole), 0)
 
     def worker_pid(self, rank: int, attempt: int = 1) -> int:
         file = self.path / "workers" / f"rank-{rank}.json"
