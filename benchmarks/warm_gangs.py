@@ -28,6 +28,8 @@ recipe:
   sequence_length: 64
   global_batch_size: 8
   budget: {{kind: steps, amount: 10}}
+  evaluate: {{every: 1.0}}
+  checkpoint: {{every: 1.0}}
 placement: {{workers: 2, gpus_per_worker: {gpus}}}
 """
 SIDES = ("cold", "warm")
