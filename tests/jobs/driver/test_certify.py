@@ -5,14 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from mlflow import MlflowClient
+from product import clean_environment, wait_for
 from report_documents import NAMES, comparison_document
 from safetensors.torch import load_file, save_file
 
@@ -27,7 +26,6 @@ from jobs.report.html import render_report
 from orchestrator.errors import InputError
 from orchestrator.tracking.spool import read_from
 
-OURS = ("MLFLOW_", "RAY_", "BACKBONE_", "HF_")  # what would point the product to another cluster, server or storage
 PROOFS = ["special tokens", "prompt", "architecture", "weights", "rows", "parity", "packing", "overfit"]
 
 
@@ -104,10 +102,9 @@ def test_certify_shows_keeps_and_tracks_the_proofs_and_makes_them_once(tmp_path:
 
 @pytest.mark.e2e
 def test_proofs_begin_anew_without_a_worker_and_end_on_a_signal(tmp_path: Path) -> None:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
     command = [sys.executable, "-m", "jobs.cli", "certify", "tiny-qwen"]
     certify = subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, cwd=tmp_path, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     folder = tmp_path / "runs" / "certificates"
 
@@ -117,11 +114,11 @@ def test_proofs_begin_anew_without_a_worker_and_end_on_a_signal(tmp_path: Path) 
         return sum(entry.attempt == attempt and "proof" in entry.fields for entry in entries)
 
     try:
-        wait_until(lambda: list(folder.glob(".tiny-qwen-*/spool")), certify)
-        wait_until(lambda: proofs(1), certify)
+        wait_for(lambda: list(folder.glob(".tiny-qwen-*/spool")), "a spool", alive=certify)
+        wait_for(lambda: proofs(1), "a proof", alive=certify)
         (worker,) = folder.glob(".tiny-qwen-*/workers/rank-1.json")
         os.kill(json.loads(worker.read_text())["pid"], signal.SIGKILL)
-        wait_until(lambda: proofs(2), certify)
+        wait_for(lambda: proofs(2), "a proof of the second attempt", alive=certify)
         certify.send_signal(signal.SIGINT)
         said, _ = certify.communicate(timeout=60)
     finally:
@@ -132,14 +129,6 @@ def test_proofs_begin_anew_without_a_worker_and_end_on_a_signal(tmp_path: Path) 
     assert certify.returncode == 128 + signal.SIGINT
     assert list(folder.glob(".tiny-qwen-*")) == [], "what is left is certificates"
     assert list(folder.glob("*.json")) == []
-
-
-def wait_until(holds: Callable[[], object], process: subprocess.Popen[str]) -> None:
-    limit = time.monotonic() + 120
-    while not holds():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < limit
-        time.sleep(0.02)
 
 
 @pytest.mark.e2e
