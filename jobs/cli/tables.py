@@ -113,7 +113,7 @@ def print_plan(planned: "Plan") -> None:
         table.add_row(
             cell.cell_id,
             _count(cell.backbone.parameters),
-            f"{cell.micro_batch_size} x {cell.accumulation_steps} x {placement.workers}",
+            f"{cell.micro_batch_size} x {cell.accumulation_steps} x {cell.placement.most}",
             f"{facts['predicted_memory_gib']:.2f}" + (f" of {limit:.0f}" if limit else ""),
             f"{facts['flops_per_token'] / 1e9:.3g}",
         )
@@ -123,7 +123,7 @@ def print_plan(planned: "Plan") -> None:
         "data": f"{len(planned.train.examples):,} training examples ({planned.train.learnable_bytes:,} learnable "
         f"bytes), {len(planned.validation.examples):,} held out ({planned.validation.learnable_bytes:,} bytes)",
         "budget": f"{recipe.budget.amount:,.0f} {recipe.budget.kind} per cell, {recipe.precision}",
-        "placement": f"{placement.workers} workers x {placement.gpus_per_worker} GPU, {placement.cpus_per_worker} CPU",
+        "placement": f"{placement.number} workers x {placement.gpus_per_worker} GPU, {placement.cpus_per_worker} CPU",
         "storage": str(planned.storage),
         "tracking": without_password(planned.tracking_uri),
     }

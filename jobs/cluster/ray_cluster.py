@@ -40,11 +40,11 @@ def find_missing_hardware(placement: Placement) -> str | None:
     """What this machine lacks for one cell when no cluster is given, found without Ray; None when it can run."""
     if is_remote() or not placement.gpus_per_worker:
         return None
-    needed, present = placement.workers * placement.gpus_per_worker, _count_gpus()
+    needed, present = placement.fewest * placement.gpus_per_worker, _count_gpus()
     if needed <= present:
         return None
     return (
-        f"'placement' asks for {placement.workers} x {placement.gpus_per_worker} NVIDIA GPU, but this machine has "
+        f"'placement' asks for {placement.fewest} x {placement.gpus_per_worker} NVIDIA GPU, but this machine has "
         f"{present} and no cluster is given; set RAY_ADDRESS, submit with `backbone submit`, or lower "
         "placement.workers or placement.gpus_per_worker"
     )
@@ -58,7 +58,7 @@ def connect(placement: Placement) -> None:
         address = "auto" if IN_RAY_JOB in os.environ else None
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
         return
-    needed = placement.workers * placement.cpus_per_worker
+    needed = placement.fewest * placement.cpus_per_worker
     ray.init(
         address="local",
         num_cpus=max(os.cpu_count() or 1, needed),  # logical: a laptop may run more workers than it has cores
@@ -68,10 +68,14 @@ def connect(placement: Placement) -> None:
     )
 
 
-def demand_of(placement: Placement) -> Demand:
-    """The gang that one cell asks for."""
+def demand_of(placement: Placement, worlds: tuple[int, ...] = ()) -> Demand:
+    """The gang that one cell asks for; `worlds`: how many workers an elastic one may have, the most first."""
     return Demand(
-        placement.workers, placement.gpus_per_worker, placement.cpus_per_worker, accelerator=placement.accelerator
+        placement.most,
+        placement.gpus_per_worker,
+        placement.cpus_per_worker,
+        accelerator=placement.accelerator,
+        worlds=worlds,
     )
 
 

@@ -90,6 +90,7 @@ class CellFacts(TypedDict):
     likeness: str
     trained_s: float
     note: str
+    worlds: list[int]  # of an elastic cell: what `workers` may be
 
 
 class EventFacts(TypedDict):

@@ -14,12 +14,12 @@ def check_demand(spec: Path, nodes: Sequence[Node], autoscaling_config: Path) ->
     """Raises SpecError for a spec that cannot be planned."""
     from orchestrator.planning.plan import load_plan
 
-    planned = load_plan(spec)
-    demand = demand_of(planned.job.placement)
+    cell = load_plan(spec).cells[0]
     largest = largest_cluster(autoscaling_config) if autoscaling_config.expanduser().is_file() else []
     if not any(node.gpus or node.cpus for node in largest):
         largest = []  # machines of one's own: the launcher's file does not say what they have
-    return judge_demand(demand, nodes, largest)
+    demand = demand_of(cell.placement, cell.worlds)
+    return judge_demand(demand.fitted(largest or nodes), nodes, largest)
 
 
 def judge_demand(demand: Demand, nodes: Sequence[Node], largest: Sequence[Node]) -> Finding:

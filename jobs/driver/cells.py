@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -198,10 +198,10 @@ class CellRunner:
                 if needless is not None:
                     outcome: CellResult | Requeue = needless
                 else:
-                    job = self._begin(running)
+                    job = self._begin(running, lease)
                     began = time.monotonic()
                     try:
-                        failure = self.run_attempt(job, cell.placement, nodes)
+                        failure = self.run_attempt(job, job.cell.placement, nodes)
                     finally:
                         del self._attempts[cell.cell_id]
                     self._tries_of(cell).trained_s += time.monotonic() - began
@@ -221,12 +221,16 @@ class CellRunner:
             return self._told(cell, self._tries_of(cell).end(CellStatus.CANCELLED, "stopped before it was started"))
         return None
 
-    def _begin(self, running: _Running) -> CellJob:
+    def _begin(self, running: _Running, lease: LeaseRow) -> CellJob:
         """Counts the attempt, tells of it, and makes its job."""
         cell, tries = running.cell, self._tries_of(running.cell)
         attempt = tries.history.begin()
         self._report(cell, CellStatus.RUNNING)
         job = self.jobs.make(cell, attempt, tries.left_s)
+        if cell.worlds:
+            workers = sum(number for _, number in lease.placement)
+            job = replace(job, cell=cell.on(workers))
+            self.notice(f"{cell.cell_id}: on {workers} of at most {cell.worlds[0]} workers")
         job.stop_file.unlink(missing_ok=True)
         self._attempts[cell.cell_id] = job
         # Whoever asked it to stop before there was a job to find could not touch its file.

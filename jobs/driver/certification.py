@@ -123,7 +123,7 @@ def certify(plan: Certification, console: Console) -> Certificate:
 
     Whether it passed is for the caller to ask. Raises CertificateError when the proofs could not be made.
     """
-    request, workers = plan.request, plan.cell.placement.workers
+    request, workers = plan.request, plan.cell.placement.most
     noun = "1 worker" if workers == 1 else f"{workers} workers"
     console.print(f"certifying {request.backbone.backbone_id} on {noun}", highlight=False, soft_wrap=True)
     certificate, shown = _run(plan, console)

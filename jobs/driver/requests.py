@@ -30,4 +30,4 @@ def _cell_request(cell: Cell, limit_s: float) -> CellRequest:
     recipe = cell.recipe.model_dump(mode="json")
     placement = cell.placement.model_dump(mode="json")
     likeness = content_hash([backbone_identity(cell.backbone), recipe, placement, cell.train_digest])
-    return CellRequest(cell.cell_id, demand_of(cell.placement), limit_s, likeness)
+    return CellRequest(cell.cell_id, demand_of(cell.placement, cell.worlds), limit_s, likeness)

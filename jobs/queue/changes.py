@@ -1,9 +1,10 @@
 """What happens to cells and leases: opened, granted, asked to stop, given back, closed; each with a line in the log."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from jobs.queue.model import Grant, StopKind
+from jobs.queue.gangs import Node
+from jobs.queue.model import Grant, Settings, StopKind
 from jobs.queue.rows import WAITING, CellRequest, CellRow, JobRow, LeaseRow, Release
 from jobs.queue.state import QueueState
 from orchestrator.results import CellStatus
@@ -29,12 +30,28 @@ class CellChanges:
             gpus_per_worker=cell.demand.gpus_per_worker,
             cpus_per_worker=cell.demand.cpus_per_worker,
             accelerator=cell.demand.accelerator,
+            worlds=cell.demand.worlds,
             predicted_s=predicted_s,
             queued_s=job.submitted_s,
             likeness=cell.likeness,
         )
         self._state.put_cell(row)
         self._state.enqueue(row)
+
+    def fit(self, nodes: Sequence[Node], settings: Settings) -> None:
+        """Elastic cells that wait ask for as many workers as the nodes that are alive can hold."""
+        elastic = [cell for cell in self._state.line.cells() if cell.demand.worlds]
+        kinds = {(cell.demand, settings.rules(cell.owner).gpu_quota) for cell in elastic}
+        fits = {(demand, quota): demand.fitted(nodes, quota) for demand, quota in kinds}
+        for queued in elastic:
+            if (fitted := fits[queued.demand, settings.rules(queued.owner).gpu_quota]) != queued.demand:
+                job_id, _, cell_id = queued.cell_id.partition("/")
+                row = replace(self._state.cells[job_id][cell_id], workers=fitted.workers)
+                self._state.leave(row)
+                self._state.put_cell(row)
+                self._state.enqueue(row)
+                many = f"asks for {fitted.workers} of at most {fitted.worlds[0]} workers"
+                self.log("resized", self._state.jobs[job_id], cell_id, f"{many}: what the nodes can hold")
 
     def close(self, row: CellRow, status: CellStatus, note: str) -> None:
         """A cell is over."""

@@ -1,7 +1,7 @@
 """Which nodes a gang goes to: pure bin-packing, node by node, a whole gang at once or not at all."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 Placement = tuple[tuple[str, int], ...]  # (node id, workers there), in the order of the nodes
@@ -9,13 +9,17 @@ Placement = tuple[tuple[str, int], ...]  # (node id, workers there), in the orde
 
 @dataclass(frozen=True)
 class Demand:
-    """A gang of identical bundles, one per worker; a bundle never spans two nodes. Memory is in whole GiB."""
+    """A gang of identical bundles, one per worker; a bundle never spans two nodes. Memory is in whole GiB.
+
+    `worlds`: of an elastic gang, every number of workers that would do, the largest first.
+    """
 
     workers: int
     gpus_per_worker: int = 1
     cpus_per_worker: int = 0
     memory_gib_per_worker: int = 0
     accelerator: str | None = None
+    worlds: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.workers < 1 or min(self.bundle) < 0 or not any(self.bundle):
@@ -29,6 +33,14 @@ class Demand:
     @cached_property
     def gpus(self) -> int:
         return self.workers * self.gpus_per_worker
+
+    def fitted(self, nodes: "Sequence[Node]", gpu_quota: int | None = None) -> "Demand":
+        """With as many workers as these nodes could hold if they were empty, within a quota; else the fewest."""
+        if not self.worlds:
+            return self
+        room, sizes = Room(nodes), [replace(self, workers=workers) for workers in self.worlds]
+        allowed = (one for one in sizes if gpu_quota is None or one.gpus <= gpu_quota)
+        return next((one for one in allowed if room.place(one) is not None), sizes[-1])
 
     @cached_property
     def wants_only_gpus(self) -> bool:

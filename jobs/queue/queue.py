@@ -185,6 +185,7 @@ class Queue:
             if now_s > self._state.alive_s + SIGN_OF_LIFE_S:
                 self._state.alive_s = now_s
             self._stop_jobs_without_budget(now_s)
+            self._changes.fit(self._nodes, self._settings)
             while not self._obey_policy(now_s):
                 pass
 
@@ -269,9 +270,10 @@ class Queue:
             return list(self._state.held.values())
 
     def demands(self) -> list[Demand]:
-        """Of every cell that trains or waits."""
+        """Of every cell that trains or waits; where it is elastic, with the most workers that the cluster can have."""
         with self._lock:
-            waiting = [cell.demand for cell in self._state.line.cells()]
+            most = self._nodes if self._limit is None else self._limit
+            waiting = [cell.demand.fitted(most) for cell in self._state.line.cells()]
             held = [self._state.cells[lease.job_id][lease.cell_id].demand for lease in self._state.held.values()]
             return held + waiting
 
@@ -301,7 +303,7 @@ class Queue:
     def _impossible(self, owner: str, demands: Iterable[Demand]) -> str:
         """Why such gangs can never start, or an empty string, also where nobody knows how far the cluster can grow."""
         quota = self._settings.rules(owner).gpu_quota
-        for demand in demands:
+        for demand in (replace(one, workers=min(one.worlds, default=one.workers)) for one in demands):
             if quota is not None and demand.gpus > quota:
                 return f"a cell needs {demand.gpus} GPUs, and the quota of {owner} is {quota}; lower placement.workers"
             if self._limit is not None and Room(self._limit).place(demand) is None:

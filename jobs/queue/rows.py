@@ -101,6 +101,7 @@ class CellRow:
     likeness: str
     trained_s: float = 0.0
     note: str = ""
+    worlds: tuple[int, ...] = ()  # where it is elastic: what `workers` may be
 
     @property
     def key(self) -> str:
@@ -109,7 +110,9 @@ class CellRow:
 
     @property
     def demand(self) -> Demand:
-        return Demand(self.workers, self.gpus_per_worker, self.cpus_per_worker, accelerator=self.accelerator)
+        return Demand(
+            self.workers, self.gpus_per_worker, self.cpus_per_worker, accelerator=self.accelerator, worlds=self.worlds
+        )
 
     def as_queued(self, job: JobRow) -> QueuedCell:
         """As the policy sees it. Cells of one job that are alike keep the plan's order."""

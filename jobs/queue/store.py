@@ -70,6 +70,7 @@ _cells = Table(
     *(Column(name, Integer, nullable=False) for name in ("position", "workers", "gpus_per_worker", "cpus_per_worker")),
     *(Column(name, Text, nullable=False) for name in ("state", "likeness", "note")),
     Column("accelerator", Text),
+    Column("worlds", JSON),
     *(Column(name, Float, nullable=False) for name in ("predicted_s", "queued_s", "trained_s")),
 )
 _leases = Table(
@@ -106,9 +107,15 @@ def _add_hours(connection: Connection) -> None:
         connection.exec_driver_sql("ALTER TABLE jobs ADD COLUMN hours FLOAT")
 
 
+def _add_worlds(connection: Connection) -> None:
+    """Version 3: cells may be elastic."""
+    if "worlds" not in {column["name"] for column in inspect(connection).get_columns(_cells.name)}:
+        connection.exec_driver_sql("ALTER TABLE cells ADD COLUMN worlds JSON")
+
+
 # Version n is reached from n - 1 by the n-th function. They are never edited once released, only added to: whoever
 # changes the tables above writes a step here; a new store passes through all of them, with the tables as they are now.
-MIGRATIONS = (_first_schema, _add_hours)
+MIGRATIONS = (_first_schema, _add_hours, _add_worlds)
 
 
 class Store:
@@ -154,7 +161,9 @@ class Store:
 
     def cells(self) -> list[CellRow]:
         rows = self._select(select(_cells).order_by(_cells.c.job_id, _cells.c.position))
-        return [CellRow(**{**one, "state": CellStatus(one["state"])}) for one in rows]
+        return [
+            CellRow(**{**one, "state": CellStatus(one["state"]), "worlds": tuple(one["worlds"] or ())}) for one in rows
+        ]
 
     def leases(self) -> list[LeaseRow]:
         """All there ever were, oldest first."""

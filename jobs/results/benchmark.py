@@ -47,7 +47,7 @@ def benchmark_document(plan: Plan, results: Sequence[CellResult], command: str) 
             "occurrence": job.occurrence,
             "warm_up_steps": job.warm_up,
             "measured_steps": job.measured,
-            "workers": job.placement.workers,
+            "workers": job.placement.most,
             "global_batch_size": job.recipe.global_batch_size,
             "sequence_length": job.recipe.sequence_length,
             "training_examples": len(plan.train.examples),
@@ -98,7 +98,7 @@ def _cell_facts(cell: Cell, forecast: CellForecast, result: CellResult, job: Ben
     measurement = result.measurement
     if measurement is None:
         return facts
-    found = figures(list(read_spool(CellFolder(Path(result.folder)).spool)), job.warm_up, cell.placement.workers)
+    found = figures(list(read_spool(CellFolder(Path(result.folder)).spool)), job.warm_up, cell.placement.most)
     facts["figures"] = _figures(cell, forecast, measurement, to_jsonable_python(found), found.stall_s)
     facts["faults"] = find_faults(found, job.measured, result.attempts)
     facts["contract"] = measurement.contract
@@ -109,7 +109,7 @@ def _figures(
     cell: Cell, forecast: CellForecast, measurement: Measurement, found: SpoolFigures, stall_s: float | None
 ) -> CellFigures:
     """Adds what the spool does not know: the share of each device, MFU, memory."""
-    workers, on_gpu = cell.placement.workers, cell.placement.gpus_per_worker > 0
+    workers, on_gpu = cell.placement.most, cell.placement.gpus_per_worker > 0
     tokens_each = _scaled(found["tokens_per_second"], 1 / workers)
     tokens = find_median(tokens_each)
     knows_peak = on_gpu and cell.recipe.precision == "bf16" and tokens is not None  # the table of peaks is of bf16

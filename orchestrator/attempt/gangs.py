@@ -69,7 +69,7 @@ class Gang:
                 return answer.failure
             if is_over:
                 error = self._error if isinstance(self._error, Exception) else RuntimeError(f"{WORKER_DIED}: no answer")
-                return find_first_cause(job.folder, job.attempt, self.shape.placement.workers, error)
+                return find_first_cause(job.folder, job.attempt, self.shape.placement.most, error)
             self._thread.join(LOOK_S)
 
     def end(self) -> None:

@@ -71,7 +71,7 @@ def run_gang(folder: Path, name: str, storage: Path, placement: Placement, nodes
             backend="nccl" if placement.gpus_per_worker else "gloo", timeout_s=PROCESS_GROUP_TIMEOUT_S
         ),
         scaling_config=ScalingConfig(
-            num_workers=placement.workers,
+            num_workers=placement.most,
             use_gpu=bool(placement.gpus_per_worker),
             resources_per_worker=resources,
             accelerator_type=placement.accelerator,

@@ -98,7 +98,7 @@ def _changes_that_fit(spec: BackboneSpec, recipe: Recipe, placement: Placement) 
             placement,
         ),
     }
-    more = range(placement.workers + 1, recipe.global_batch_size + 1)
+    more = range(placement.most + 1, recipe.global_batch_size + 1)
     for workers in (n for n in more if recipe.global_batch_size % n == 0 and n % placement.replicas == 0):
         enough = placement.model_copy(update={"workers": workers})
         changes[f"raise placement.workers to {workers}"] = (recipe, enough)

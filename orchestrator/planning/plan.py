@@ -1,6 +1,6 @@
 """From a spec file to fully resolved cells: pure, instant, no torch, ray or mlflow."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from backbones.registry import BackboneSpec
@@ -47,6 +47,14 @@ class Cell:
     train_digest: str
     validation_digest: str
     occurrence: str | None = None
+    worlds: tuple[int, ...] = ()  # where it is elastic: how many workers it may have, the most first
+
+    def on(self, workers: int) -> "Cell":
+        """As an attempt with that many workers runs it: the same global batch, in micro-batches at most as large."""
+        placement = self.placement.on(workers)
+        share = placement.parallel.rows_of_a_rank(self.recipe.global_batch_size)
+        rows = next(size for size in range(min(self.micro_batch_size, share), 0, -1) if share % size == 0)
+        return replace(self, placement=placement, micro_batch_size=rows)
 
     @property
     def accumulation_steps(self) -> int:
@@ -192,7 +200,7 @@ def _plan(source: SpecSource, model: type[Comparison] | type[Finetune], occurren
 
 
 def _forecast(source: SpecSource, job: Job, spec: BackboneSpec) -> CellForecast:
-    recipe, placement = job.recipe, job.placement
+    recipe, placement = job.recipe, placed(job)
     memory = predict_memory(spec, recipe, placement, choose_micro_batch_size(spec, recipe, placement))
     flops = training_flops_per_token(spec, recipe.sequence_length, recipe.adaptation.kind)
     problem = None
@@ -205,6 +213,12 @@ def _forecast(source: SpecSource, job: Job, spec: BackboneSpec) -> CellForecast:
     elif shortage := find_shortage(spec, recipe, placement):
         problem = source.problem("placement", shortage)
     return CellForecast(memory, find_device_gib(placement), flops, problem)
+
+
+def placed(job: Job) -> Placement:
+    """The placement of a job's cells, with the most workers where it is elastic."""
+    worlds = job.placement.worlds(job.recipe.global_batch_size)
+    return job.placement.on(worlds[0]) if job.placement.is_elastic else job.placement
 
 
 def ids_without_occurrence(plan: Plan) -> dict[str, str]:
@@ -237,11 +251,23 @@ def _cell(
     shared_fate: list[str],
     occurrence: str | None,
 ) -> Cell:
-    recipe, placement = job.recipe, job.placement
+    recipe, placement = job.recipe, placed(job)
     rows = choose_micro_batch_size(spec, recipe, placement)
     recipe_facts = recipe.model_dump(mode="json", exclude={"data": {"train", "validation"}, "checkpoint": True})
     digests = [train.digest, validation.digest]
-    placed = placement.model_dump(mode="json")
-    facts = [backbone_identity(spec), seed, recipe_facts, placed, rows, digests, shared_fate, occurrence]
+    written = job.placement.model_dump(mode="json")
+    facts = [backbone_identity(spec), seed, recipe_facts, written, rows, digests, shared_fate, occurrence]
     cell_id = f"{backbone_slug(spec)}-s{seed}-{content_hash(facts)[:10]}"
-    return Cell(cell_id, spec, seed, recipe, placement, rows, train.digest, validation.digest, occurrence)
+    cell = Cell(cell_id, spec, seed, recipe, placement, rows, train.digest, validation.digest, occurrence)
+    return replace(cell, worlds=_worlds(job, cell))
+
+
+def _worlds(job: Job, cell: Cell) -> tuple[int, ...]:
+    """How many workers an elastic cell may have: those whose shards fit the device."""
+    if not job.placement.is_elastic:
+        return ()
+    usable = find_device_gib(cell.placement)
+    smaller = [cell.on(workers) for workers in job.placement.worlds(cell.recipe.global_batch_size)[1:]]
+    needed = [predict_memory(one.backbone, one.recipe, one.placement, one.micro_batch_size).total for one in smaller]
+    fitting = [one for one, total in zip(smaller, needed, strict=True) if usable is None or total <= usable]
+    return (cell.placement.most, *(one.placement.most for one in fitting))

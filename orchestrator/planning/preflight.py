@@ -25,7 +25,19 @@ Problems = list[SpecProblem]
 
 def check_batch(source: SpecSource, job: Job, problems: Problems) -> None:
     """The global batch must be whole micro-batches on every worker."""
-    recipe, workers = job.recipe, job.placement.parallel.data
+    recipe, placement = job.recipe, job.placement
+    if placement.is_elastic:
+        if not placement.worlds(recipe.global_batch_size):
+            message = (
+                f"'placement.workers' is {placement.fewest} to {placement.most}, and no number of them shares "
+                f"'recipe.global_batch_size', {recipe.global_batch_size}, equally"
+                + (f" in groups of {placement.replicas}" if placement.replicas > 1 else "")
+                + "; widen the bounds, or change the batch"
+            )
+            problems.append(source.problem("placement.workers", message))
+            return
+        placement = placement.on(placement.worlds(recipe.global_batch_size)[0])
+    workers = placement.parallel.data
     share, rest = divmod(recipe.global_batch_size, workers)
     if rest:
         near = " or ".join(str(size) for size in (share * workers, (share + 1) * workers) if size)

@@ -172,6 +172,20 @@ class Recipe(Strict):
     checkpoint: Checkpointing = Checkpointing()
 
 
+class Elastic(Strict):
+    """As many workers as the cluster's nodes can hold, within bounds; the global batch stays as it is."""
+
+    min: Count
+    max: Count
+
+    @field_validator("max")
+    @classmethod
+    def _check_max(cls, largest: int, info: ValidationInfo) -> int:
+        if largest < info.data.get("min", largest):
+            raise ValueError(f"it must be at least placement.workers.min, which is {info.data['min']}")
+        return largest
+
+
 class Placement(Strict):
     """Where a cell runs: Ray Train workers and what each of them holds."""
 
@@ -182,7 +196,7 @@ class Placement(Strict):
         for name in ("tensor", "context")
     }
 
-    workers: Count = 1
+    workers: Count | Elastic = 1
     gpus_per_worker: Annotated[int, Field(ge=0, le=1)] = 0
     cpus_per_worker: Count = 1
     accelerator: str | None = None
@@ -199,7 +213,10 @@ class Placement(Strict):
     @classmethod
     def _check_replicas(cls, replicas: int, info: ValidationInfo) -> int:
         workers = info.data.get("workers", replicas)
-        if workers % replicas:
+        if isinstance(workers, Elastic):
+            if workers.max < replicas:
+                raise ValueError(f"at most {workers.max} workers cannot form so many groups; lower it")
+        elif workers % replicas:
             raise ValueError(
                 f"{workers} workers cannot form that many equal groups; use a divisor of placement.workers"
             )
@@ -207,8 +224,38 @@ class Placement(Strict):
 
     @property
     def parallel(self) -> ParallelDims:
-        """How the workers share a cell: replicas of shards."""
+        """How the workers share a cell: replicas of shards. Of an elastic placement only once it is `on` a number."""
+        assert not isinstance(self.workers, Elastic), "an elastic placement has as many workers as an attempt gets"
         return ParallelDims(replicate=self.replicas, shard=self.workers // self.replicas)
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the number of workers is decided when an attempt begins."""
+        return isinstance(self.workers, Elastic)
+
+    @property
+    def most(self) -> int:
+        """The most workers that it may have."""
+        return self.workers.max if isinstance(self.workers, Elastic) else self.workers
+
+    @property
+    def fewest(self) -> int:
+        """The fewest that it may have."""
+        return self.workers.min if isinstance(self.workers, Elastic) else self.workers
+
+    @property
+    def number(self) -> str:
+        """Of workers, in words."""
+        return f"{self.fewest} to {self.most}" if self.is_elastic else f"{self.most}"
+
+    def worlds(self, global_batch_size: int) -> tuple[int, ...]:
+        """How many workers it may have, the most first: equal groups that share the global batch equally."""
+        numbers = range(self.most, self.fewest - 1, -1)
+        return tuple(n for n in numbers if global_batch_size % n == 0 and n % self.replicas == 0)
+
+    def on(self, workers: int) -> "Placement":
+        """The same with that many workers."""
+        return self.model_copy(update={"workers": workers})
 
 
 class Tracking(Strict):

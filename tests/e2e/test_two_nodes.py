@@ -1,5 +1,6 @@
 """Two nodes, several users, one queue: preemption across nodes, and whatever is killed, everything ends once."""
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
@@ -152,3 +153,23 @@ def test_the_same_submission_twice_is_one_job(cluster: TwoNodes) -> None:
     again = submit(cluster, survivor(cluster))
     assert again["state"] == "SUCCEEDED"
     assert len([one for one in cluster.ask("queue")["jobs"] if one["job_id"] == again["job_id"]]) == 1
+
+
+def test_an_elastic_cell_goes_on_with_fewer_workers_once_a_node_is_lost(cluster: TwoNodes) -> None:
+    steps = 30
+    workers = {"min": 1, "max": 4}
+    job = new_job(cluster, "elastic", steps, placement__workers=workers, recipe__micro_batch_size=1)
+    submitted = submit(cluster, job, "--no-certificate")
+    cell = cell_of(cluster, submitted["cells"][0]["cell_id"])
+    with held_from_step(2, [cell]):
+        assert len(list((cell.path / "workers").glob("*.json"))) == 4
+        cluster.kill_node("worker")
+
+    jobs = wait_until_over(cluster, submitted["job_id"])
+    assert jobs[submitted["job_id"]]["state"] == "SUCCEEDED", jobs[submitted["job_id"]]
+    contract = json.loads((cell.path / "measurement.json").read_text())["contract"]
+    assert (contract["workers"], contract["global_batch_size"], contract["accumulation_steps"]) == (2, 4, 2)
+    told = cluster.ask("status", submitted["job_id"])["events"]
+    assert "asks for 2 of at most 4 workers: what the nodes can hold" in [event["text"] for event in told]
+    assert_every_step_once(f"sqlite:///{cluster.storage / 'mlflow.db'}", cell.path.name, steps)
+    assert_nothing_leaks(cluster)

@@ -846,3 +846,66 @@ def test_200_random_traces_start_in_the_simulators_order() -> None:
         preempted += sum(segment.ended == "preempted" for segment in simulated.segments)
         assert sorted(starts_of_the_queue(trace, queue, clock)) == expected, f"trace {seed}"
     assert preempted > 50
+
+
+# --- elastic cells ---
+
+
+def elastic(job_id: str, *worlds: int) -> JobRequest:
+    cell = CellRequest(f"{job_id}-0", Demand(worlds[0], worlds=worlds), 100.0, job_id)
+    return replace(request(job_id), cells=(cell,))
+
+
+def test_an_elastic_cell_gets_the_most_workers_that_the_nodes_can_hold(open_queue: Callable[..., Queue]) -> None:
+    queue = open_queue()
+    start(queue, elastic("a", 16, 8, 4, 2))
+    assert sum(workers for _, workers in leased(queue)["a-0"].placement) == 8
+    assert leased(queue)["a-0"].gpus == 8
+    assert only_cell(queue, "a").workers == 8
+
+
+def test_an_elastic_cell_waits_for_busy_nodes_rather_than_train_on_few(open_queue: Callable[..., Queue]) -> None:
+    queue = open_queue()
+    start(queue, request("a", 4))
+    queue.submit(elastic("b", 8, 4, 2))
+    queue.decide()
+    assert "b-0" not in leased(queue), "what the nodes can hold counts, not what happens to be free"
+
+
+def test_after_a_node_is_lost_an_elastic_cell_goes_on_with_fewer_and_then_with_more(
+    open_queue: Callable[..., Queue],
+) -> None:
+    queue = open_queue()
+    driver = start(queue, elastic("a", 8, 4, 2))
+    queue.see_nodes(NODES[:1], NODES)
+    lost = Release(leased(queue)["a-0"].lease_id, CellStatus.QUEUED, "node lost")
+    assert queue.heartbeat_and_decide("a", driver, [lost]) is not None
+    assert leased(queue)["a-0"].placement == (("n0", 4),)
+    assert queue.events("a")[-2].text == "asks for 4 of at most 8 workers: what the nodes can hold"
+
+    queue = open_queue()
+    assert only_cell(queue, "a").worlds == (8, 4, 2), "the store knows that it is elastic"
+    back = Release(leased(queue)["a-0"].lease_id, CellStatus.QUEUED, "worker died")
+    queue.heartbeat_and_decide("a", driver, [back])
+    assert leased(queue)["a-0"].placement == (("n0", 4), ("n1", 4))
+
+
+def test_an_elastic_cell_is_refused_only_where_its_fewest_workers_never_fit(open_queue: Callable[..., Queue]) -> None:
+    queue = open_queue()
+    queue.submit(elastic("a", 64, 8))
+    with pytest.raises(InputError, match="never fits"):
+        queue.submit(elastic("b", 64, 32))
+
+
+def test_nodes_are_asked_for_the_most_workers_that_the_cluster_may_grow_to(open_queue: Callable[..., Queue]) -> None:
+    queue = open_queue()
+    queue.see_nodes((), NODES)
+    queue.submit(elastic("a", 16, 8, 4))
+    queue.decide()
+    assert [demand.workers for demand in queue.demands()] == [8]
+
+
+def test_an_elastic_cell_stays_within_its_owners_quota(open_queue: Callable[..., Queue]) -> None:
+    queue = open_queue(replace(RULES, owners={"ada": OwnerRules(gpu_quota=5)}))
+    start(queue, elastic("a", 8, 4, 2))
+    assert leased(queue)["a-0"].gpus == 4

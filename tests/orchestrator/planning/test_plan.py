@@ -11,14 +11,16 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from backbones.registry import get_spec
 from backbones.spec import Architecture, BackboneSpec
 from orchestrator.errors import InputError, SpecError
 from orchestrator.planning.flops import find_mfu, find_peak_flops, training_flops_per_token
 from orchestrator.planning.memory import choose_micro_batch_size, find_device_gib, find_shortage, predict_memory
-from orchestrator.planning.plan import Plan, ids_without_occurrence, load_comparison, load_finetune, load_plan
-from orchestrator.spec_files.spec import Placement, Recipe
+from orchestrator.planning.plan import Cell, Plan, ids_without_occurrence, load_comparison, load_finetune, load_plan
+from orchestrator.spec_files.spec import Elastic, Placement, Recipe
 
 TINY_TOKENIZER = Path(get_spec("tiny-llama2").source)
 
@@ -353,3 +355,56 @@ def test_a_finetune_has_its_firing_too(tmp_path: Path) -> None:
 def test_an_occurrence_that_could_name_another_folder_is_refused(tmp_path: Path, occurrence: str) -> None:
     with pytest.raises(InputError, match=r"is no (occurrence of|name for) a schedule"):
         load_plan(write_job(tmp_path), occurrence)
+
+
+# --- elastic placements ---
+
+
+def test_an_elastic_cell_may_have_every_number_of_workers_that_shares_the_batch(tmp_path: Path) -> None:
+    facts = recipe_facts(global_batch_size=12, micro_batch_size="auto")
+    plan = load_plan(write_job(tmp_path, facts, placement={"workers": {"min": 1, "max": 5}}))
+    cell = plan.cells[0]
+    assert cell.worlds == (4, 3, 2, 1)
+    assert cell.placement.workers == 4 and cell.micro_batch_size == 3
+
+
+@given(st.integers(1, 48), st.integers(1, 12), st.integers(1, 12), st.integers(1, 4))
+def test_every_world_of_an_elastic_cell_computes_the_same_global_batch(
+    batch: int, fewest: int, more: int, replicas: int
+) -> None:
+    placement = Placement(workers=Elastic(min=fewest, max=fewest + more), replicas=min(replicas, fewest + more))
+    worlds = placement.worlds(batch)
+    assert worlds == tuple(sorted(worlds, reverse=True))
+    for workers in worlds:
+        cell = elastic_cell(placement.on(worlds[0]), batch).on(workers)
+        rows = cell.placement.parallel.data * cell.micro_batch_size * cell.accumulation_steps
+        assert rows == batch and cell.micro_batch_size <= elastic_cell(placement.on(worlds[0]), batch).micro_batch_size
+
+
+def elastic_cell(placement: Placement, batch: int) -> Cell:
+    chosen = recipe(global_batch_size=batch, micro_batch_size="auto")
+    spec = get_spec("tiny-llama2")
+    return Cell("cell", spec, 0, chosen, placement, choose_micro_batch_size(spec, chosen, placement), "", "")
+
+
+@pytest.mark.parametrize(
+    ("workers", "complaint"),
+    [
+        ({"min": 4, "max": 2}, "'placement.workers.max' is 2; it must be at least placement.workers.min, which is 4"),
+        ({"min": 0, "max": 2}, "'placement.workers.min' is 0; it must be above 0"),
+        ({"max": 2}, "'placement.workers.min' is missing"),
+        ({"min": 5, "max": 7}, "'placement.workers' is 5 to 7, and no number of them shares"),
+    ],
+)
+def test_bounds_that_no_world_meets_are_refused(tmp_path: Path, workers: dict[str, int], complaint: str) -> None:
+    with pytest.raises(SpecError) as error:
+        load_plan(write_job(tmp_path, placement={"workers": workers}))
+    assert complaint in str(error.value)
+
+
+def test_a_fixed_number_of_workers_keeps_its_cell_id(tmp_path: Path) -> None:
+    fixed, elastic = (
+        load_plan(write_job(tmp_path, placement={"workers": workers})) for workers in (2, {"min": 1, "max": 2})
+    )
+    assert {cell.cell_id for cell in fixed.cells}.isdisjoint(cell.cell_id for cell in elastic.cells)
+    assert [cell.worlds for cell in fixed.cells] == [()] * 4
