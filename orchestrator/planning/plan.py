@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from backbones.registry import BackboneSpec
+from orchestrator.data.order import PACKED_ORDER
 from orchestrator.data.sources import Dataset
 from orchestrator.errors import SpecError, SpecProblem
 from orchestrator.identity import backbone_identity, backbone_slug, content_hash
@@ -257,6 +258,7 @@ def _cell(
     digests = [train.digest, validation.digest]
     written = job.placement.model_dump(mode="json")
     facts = [backbone_identity(spec), seed, recipe_facts, written, rows, digests, shared_fate, occurrence]
+    facts += [PACKED_ORDER] if recipe.packing else []
     cell_id = f"{backbone_slug(spec)}-s{seed}-{content_hash(facts)[:10]}"
     cell = Cell(cell_id, spec, seed, recipe, placement, rows, train.digest, validation.digest, occurrence)
     return replace(cell, worlds=_worlds(job, cell))

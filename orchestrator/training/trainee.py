@@ -51,6 +51,7 @@ def build_trainee(job: CellJob, mesh: Mesh) -> Trainee:
         global_batch_size=recipe.global_batch_size,
         sequence_length=recipe.sequence_length,
         packing=recipe.packing,
+        ranks=mesh.dp_size,
     )
     return Trainee(
         backbone=backbone,

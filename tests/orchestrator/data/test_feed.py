@@ -2,20 +2,20 @@
 
 import dataclasses
 from functools import cache
-from itertools import islice, pairwise
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from backbones.hf_causal import HFCausalLLMBackbone
 from backbones.inputs import IGNORED, Inputs, make_inputs
 from backbones.registry import build, get_spec, load_codec
 from orchestrator.data.examples import Example, Turn
-from orchestrator.data.feed import OPEN_ROWS, Feed, StepWork, pack
+from orchestrator.data.feed import Feed, StepWork
 from orchestrator.data.prepare import TokenizedDataset, tokenize
 from orchestrator.training.loss import token_nats
 
@@ -23,42 +23,8 @@ TINY = ("tiny-llama2", "tiny-mistral", "tiny-qwen")
 PAD = 999
 CPU = torch.device("cpu")
 
-LENGTHS = st.lists(st.integers(2, 60), min_size=1, max_size=400)
 MASKED_IDS = st.lists(st.tuples(st.integers(0, 500), st.booleans()), min_size=2, max_size=12)
 ROWS = st.lists(st.lists(MASKED_IDS, min_size=1, max_size=4), min_size=1, max_size=5)
-
-
-# --- Packing ----------------------------------------------------------------------------------------------------------
-
-
-@given(lengths=LENGTHS, shuffle=st.randoms(use_true_random=False))
-def test_packing_places_each_example_once_and_overfills_no_row(lengths: list[int], shuffle: Any) -> None:
-    order = list(range(len(lengths)))
-    shuffle.shuffle(order)
-
-    rows = list(pack(np.array(order), np.array(lengths), capacity=64))
-
-    assert sorted(index for row in rows for index in row) == sorted(order)
-    assert all(sum(lengths[index] for index in row) <= 64 for row in rows)
-    assert rows == list(pack(np.array(order), np.array(lengths), capacity=64))
-
-
-@given(seed=st.integers(0, 2**32))
-def test_packing_moves_an_example_by_no_more_than_the_window(seed: int) -> None:
-    lengths = np.random.default_rng(seed).integers(2, 64, 500)
-    rows = list(pack(np.arange(500), lengths, capacity=64))
-    assert len(rows) > 2 * OPEN_ROWS
-
-    opened = [row[0] for row in rows]
-    assert opened == sorted(opened)
-    for row, closed_by in zip(rows, opened[OPEN_ROWS:], strict=False):
-        assert max(row) < closed_by
-    assert all(first < second for row in rows for first, second in pairwise(row))
-
-
-def test_packing_fills_the_fullest_row_with_room() -> None:
-    lengths = np.array([40, 50, 20, 10, 60])
-    assert list(pack(np.arange(5), lengths, capacity=64)) == [(0, 2), (1, 3), (4,)]
 
 
 # --- The order of a run -----------------------------------------------------------------------------------------------
@@ -115,6 +81,93 @@ def test_the_order_depends_on_data_seed_and_epoch_and_on_nothing_else() -> None:
     second_epoch = order(feed(lengths), 20)[40:]
     assert len({tuple(o) for o in (one, second_epoch, *others)}) == 4
     assert all(sorted(o) == list(range(40)) for o in (one, second_epoch, *others))
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block holds 16 examples, so that a small epoch has many."""
+    monkeypatch.setattr("orchestrator.data.feed.examples_of_a_block", lambda sequence_length: 16)
+
+
+SMALL_BLOCKS = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@SMALL_BLOCKS
+@given(lengths=st.lists(st.integers(2, 90), min_size=1, max_size=100), seed=st.integers(0, 5), size=st.integers(1, 5))
+def test_every_example_is_in_one_row_of_an_epoch_and_no_row_is_overfull(
+    small_blocks: None, lengths: list[int], seed: int, size: int
+) -> None:
+    stream = feed(lengths, packing=True, seed=seed, global_batch_size=size)
+    rows = [row for work in islice(stream.steps(), 60) for row in work.rows]
+
+    seen: list[int] = []
+    for row in rows:
+        assert sum(min(lengths[index], 64) for index in row) <= 64
+        seen += row
+    epochs = [seen[start : start + len(lengths)] for start in range(0, len(seen), len(lengths))]
+    assert all(sorted(epoch) == list(range(len(lengths))) for epoch in epochs[:-1])
+    assert len(set(epochs[-1])) == len(epochs[-1])
+
+
+@SMALL_BLOCKS
+@given(
+    lengths=st.lists(st.integers(2, 60), min_size=3, max_size=80),
+    packing=st.booleans(),
+    start=st.integers(0, 60),
+    size=st.integers(1, 4),
+)
+def test_a_feed_that_starts_later_goes_on_like_one_that_was_read_up_to_there(
+    small_blocks: None, lengths: list[int], packing: bool, start: int, size: int
+) -> None:
+    stream = feed(lengths, packing=packing, global_batch_size=2 * size, ranks=2)
+    assert list(islice(stream.steps(start), 5)) == list(islice(stream.steps(), start, start + 5))
+
+
+@SMALL_BLOCKS
+@given(
+    pairs=st.lists(st.tuples(st.integers(2, 60), st.integers(2, 60)), min_size=40, max_size=80),
+    dropped=st.sets(st.integers(0, 39), max_size=30),
+)
+def test_whatever_the_tokenizer_and_what_it_drops_a_block_holds_the_same_examples(
+    small_blocks: None, pairs: list[tuple[int, int]], dropped: set[int]
+) -> None:
+    kept = np.array([index for index in range(len(pairs)) if index not in dropped])
+    ours = feed([ours for ours, _ in pairs], packing=True, global_batch_size=1)
+    theirs = feed([theirs for _, theirs in pairs], packing=True, global_batch_size=1, kept=kept)
+    whole, rest = (order(stream, 120) for stream in (ours, theirs))
+
+    read = 0
+    for start in range(0, len(pairs), 16):
+        block = whole[start : min(start + 16, len(pairs))]
+        left = [index for index in block if index not in dropped]
+        assert sorted(rest[read : read + len(left)]) == sorted(left)
+        read += len(left)
+
+
+def test_rows_leave_a_block_in_an_order_that_knows_no_length() -> None:
+    drawn = np.random.default_rng(0).lognormal(4, 1, 12_000)
+    lengths = np.clip(drawn.astype(np.int64), 2, 512).tolist()
+    stream = feed(lengths, packing=True, global_batch_size=1, sequence_length=512)
+
+    rows = [work.rows[0] for work in islice(stream.steps(), 2000)]
+
+    turns = np.arange(len(rows))
+    longest = [max(lengths[index] for index in row) for row in rows]
+    for property_of_a_row in (longest, [len(row) for row in rows]):
+        assert abs(np.corrcoef(turns, property_of_a_row)[0, 1]) < 0.08  # 3.6 standard deviations of no correlation
+
+
+@given(lengths=st.lists(st.integers(2, 60), min_size=30, max_size=80), ranks=st.sampled_from([2, 3, 4, 6]))
+def test_dealing_rows_to_ranks_changes_neither_a_steps_rows_nor_what_they_hold(lengths: list[int], ranks: int) -> None:
+    plain, dealt = (feed(lengths, packing=True, global_batch_size=12, ranks=count) for count in (1, ranks))
+    for one, other in zip(islice(plain.steps(), 4), islice(dealt.steps(), 4), strict=True):
+        assert sorted(one.rows) == sorted(other.rows)
+        assert dataclasses.replace(one, rows=()) == dataclasses.replace(other, rows=())
+
+
+def test_rows_without_packing_keep_the_order_of_the_stream_on_any_number_of_ranks() -> None:
+    lengths = [int(n) for n in np.random.default_rng(1).integers(2, 60, 100)]
+    assert order(feed(lengths, ranks=4), 20) == order(feed(lengths), 20)
 
 
 @given(st.sets(st.integers(0, 39), min_size=1, max_size=39))

@@ -315,14 +315,36 @@ def test_a_peak_is_found_by_the_name_that_the_device_reports(name: str, peak: fl
 NIGHT = "nightly/2026-11-22T02:00Z"
 
 
-def test_a_plan_that_no_clock_fired_has_the_ids_it_always_had(tmp_path: Path) -> None:
-    plan = load_comparison(write_job(tmp_path))
+ALWAYS = {
+    False: (
+        "pair-d9ab25ac38",
+        *("tiny-llama2-s0-854000ebc7", "tiny-mistral-s0-ed628dda96"),
+        *("tiny-llama2-s1-e687188b62", "tiny-mistral-s1-dbbee8dbb8"),
+    ),
+    True: (  # since PACKED_ORDER is 2
+        "pair-2a964648c9",
+        *("tiny-llama2-s0-83c42a867a", "tiny-mistral-s0-b630a1b97e"),
+        *("tiny-llama2-s1-f222f91489", "tiny-mistral-s1-28487ab2bc"),
+    ),
+}
+
+
+@pytest.mark.parametrize("packing", ALWAYS)
+def test_a_plan_that_no_clock_fired_has_the_ids_it_always_had(packing: bool, tmp_path: Path) -> None:
+    plan = load_comparison(write_job(tmp_path, recipe=recipe_facts(packing=packing)))
     assert plan.occurrence is None
-    assert plan.job_id == "pair-e15fdcefb3"
-    assert ids(plan) == [
-        "tiny-llama2-s0-4246a492f0", "tiny-mistral-s0-c979e989f5",
-        "tiny-llama2-s1-e67f243377", "tiny-mistral-s1-8504c385cc",
-    ]  # fmt: skip
+    assert (plan.job_id, *ids(plan)) == ALWAYS[packing]
+
+
+def test_another_packed_order_is_a_new_cell_where_the_recipe_packs_and_only_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    specs = [write_job(tmp_path / str(packing), recipe=recipe_facts(packing=packing)) for packing in (True, False)]
+    packed, plain = (ids(load_comparison(spec)) for spec in specs)
+    monkeypatch.setattr("orchestrator.planning.plan.PACKED_ORDER", 3)
+    packed_anew, plain_anew = (ids(load_comparison(spec)) for spec in specs)
+    assert not set(packed) & set(packed_anew)
+    assert plain_anew == plain
 
 
 def test_each_firing_measures_anew_and_the_same_firing_does_not(tmp_path: Path) -> None:
