@@ -111,6 +111,10 @@ class CheckpointError(OrchestratorError):
     retriable = True
 
 
+class ResumeError(OrchestratorError):
+    """A resumed run reads other rows, or computes another loss, than an earlier attempt did; retrying repeats it."""
+
+
 class StoreError(OrchestratorError):
     """The queue's database cannot be opened or is not ours alone."""
 

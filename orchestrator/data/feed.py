@@ -83,7 +83,7 @@ class Feed:
     @cached_property
     def _lengths(self) -> np.ndarray:
         """(examples,) int64 tokens of each example, as they are before any is cut."""
-        return self.data.lengths
+        return np.asarray(self.data.lengths)
 
     def _read(self, examples: np.ndarray) -> np.ndarray:
         """(examples,) int64 tokens that are read of some examples."""
@@ -165,9 +165,9 @@ class Feed:
     def _lost(self, index: int) -> tuple[int, int]:
         """Target tokens and learnable bytes behind the cut; the bytes in proportion to the text tokens there."""
         _, is_target, is_scored = self.data.example(index)
-        behind = np.count_nonzero(is_scored[self.sequence_length :]) / max(np.count_nonzero(is_scored), 1)
-        lost_targets = np.count_nonzero(is_target[self.sequence_length :])
-        return lost_targets, round(float(self.data.learnable_bytes[index] * behind))
+        scored, behind = (int(np.count_nonzero(part)) for part in (is_scored, is_scored[self.sequence_length :]))
+        lost_targets = int(np.count_nonzero(is_target[self.sequence_length :]))
+        return lost_targets, round(float(self.data.learnable_bytes[index] * (behind / max(scored, 1))))
 
     def _cut(self, index: int) -> Example:
         input_ids, is_target, _ = self.data.example(index)

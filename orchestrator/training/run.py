@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,7 @@ from orchestrator.parallel import Mesh
 from orchestrator.tracking.recorder import Recorder
 from orchestrator.training.measurement import ItemScores
 from orchestrator.training.rate import Seen, progress
+from orchestrator.training.resumption import Remade
 from orchestrator.training.step import CONTINUE, STOP, TIMED_OUT
 from orchestrator.training.trainee import Trainee
 
@@ -22,6 +24,7 @@ class Position:
     train_time_s: float = 0.0  # in steps alone
     checkpoint_stall_s: float = 0.0
     checkpoints: int = 0
+    order: Sequence[str] = ()  # digests of the steps made last and of the next one: see resumption
 
 
 @dataclass
@@ -36,6 +39,8 @@ class CellRun:
     contract: dict[str, Any] | None = None  # as found after this attempt's first step
     peaks_gib: tuple[float, float] = (0.0, 0.0)  # of device and host, the largest of all ranks
     metrics: dict[str, float] = field(default_factory=dict)  # what stages add to the measurement, by name
+    conditions: dict[str, Any] = field(default_factory=dict)  # what decides how floats are added up
+    remade: Remade = field(default_factory=Remade)
     _trainee: Trainee | None = None
 
     @property

@@ -22,37 +22,48 @@ from orchestrator.training.export import export_model
 from orchestrator.training.loss import token_nats
 from orchestrator.training.measurement import ItemScores, bits_per_byte, measure, save_item_scores, write_measurement
 from orchestrator.training.rate import Seen, learning_rate, passed_a_mark
+from orchestrator.training.resumption import Remade, find_conditions, find_remade, order_after, prove_order
 from orchestrator.training.run import CellRun, Position
 from orchestrator.training.step import CONTINUE, TIMED_OUT, StepOutcome, train_step
 from orchestrator.training.trainee import build_trainee
 
 
 def load(run: CellRun) -> None:
-    """Builds the trainee, and fills it from the newest checkpoint that is valid."""
+    """Builds the trainee, and fills it from the newest checkpoint that is valid.
+
+    Raises ResumeError when that one was on its way through other rows.
+    """
     run.recorder.phase("loading", load_average=os.getloadavg()[0], cores=os.cpu_count())
     run.trainee = trainee = build_trainee(run.job, run.mesh)
     checkpoint = _find_checkpoint(run)
     if checkpoint is not None:
         load_checkpoint(checkpoint, trainee.backbone, trainee.optimizers)
-        run.recorder.phase("resumed", step=checkpoint.step)
         run.position = Position(**{**checkpoint.trainer, "seen": Seen(**checkpoint.trainer["seen"])})
+        compared = prove_order(trainee.feed, run.position.order, checkpoint.step, checkpoint.folder)
+        run.recorder.phase("resumed", step=checkpoint.step, compared=compared)
+    run.conditions = find_conditions(run.mesh)
+    made = (run.job.spool_folder, run.position.seen.steps, run.conditions, run.job.cell.recipe.precision)
+    run.remade = run.mesh.from_main(find_remade(*made) if run.mesh.is_main else Remade())
 
 
 def train(run: CellRun) -> None:
     """Trains to the end of the budget, with evaluations and checkpoints on the way.
 
-    Raises DivergedError, CancelledError (after a checkpoint) and TimedOutError (after a checkpoint).
+    Raises DivergedError, CancelledError (after a checkpoint), TimedOutError (after a checkpoint), and ResumeError when
+    a step that is made again differs from what was recorded of it.
     """
     job, trainee, cell = run.job, run.trainee, run.job.cell
     data_time_s = trainee.load_time_s - trainee.model_time_s
-    run.recorder.phase("training", step=run.position.seen.steps, model_s=trainee.model_time_s, data_s=data_time_s)
+    times = {"model_s": trainee.model_time_s, "data_s": data_time_s}
+    run.recorder.phase("training", step=run.position.seen.steps, conditions=run.conditions, **times)
     if run.position.seen.steps == 0:
         score(run)
-    for work in itertools.islice(trainee.feed.steps(), run.position.seen.steps, None):
+    for work, following in itertools.pairwise(trainee.feed.steps(run.position.seen.steps)):
         before = run.share_of(run.position)
         if before >= 1:
             break
-        after = replace(run.position, seen=run.position.seen.plus(work))
+        order = order_after(run.position.order, work, following)
+        after = replace(run.position, seen=run.position.seen.plus(work), order=order)
         # A step asks with the middle of its own progress, so that neither the first nor the last has rate 0.
         rate = learning_rate(cell.recipe.optimizer, (before + run.share_of(after)) / 2)
         started = time.perf_counter()
@@ -153,22 +164,22 @@ def _record_step(
 ) -> None:
     """The step is recorded before a divergence is raised, with its real values."""
     seen = after.seen
-    run.recorder.step(
-        StepMetrics(
-            step=seen.steps,
-            loss=outcome.loss,
-            grad_norm=outcome.grad_norm,
-            learning_rate=rate,
-            train_bits_per_byte=bits_per_byte(outcome.loss * work.targets, work.learnable_bytes),
-            examples_seen=seen.examples,
-            tokens_seen=seen.tokens,
-            bytes_seen=seen.bytes,
-            progress=run.share_of(after),
-            step_time_s=elapsed,
-            tokens_per_second_per_device=work.tokens / elapsed / run.mesh.dims.world,
-            peak_memory_gib=peak_memory_gib(run.mesh.device),
-        )
+    metrics = StepMetrics(
+        step=seen.steps,
+        loss=outcome.loss,
+        grad_norm=outcome.grad_norm,
+        learning_rate=rate,
+        train_bits_per_byte=bits_per_byte(outcome.loss * work.targets, work.learnable_bytes),
+        examples_seen=seen.examples,
+        tokens_seen=seen.tokens,
+        bytes_seen=seen.bytes,
+        progress=run.share_of(after),
+        step_time_s=elapsed,
+        tokens_per_second_per_device=work.tokens / elapsed / run.mesh.dims.world,
+        peak_memory_gib=peak_memory_gib(run.mesh.device),
     )
+    run.remade.prove(metrics, run.job.folder)
+    run.recorder.step(metrics)
     if not outcome.is_finite:
         run.mesh.barrier()  # the main rank has recorded it: the first rank to fail has the others killed
         raise DivergedError(
