@@ -5,11 +5,9 @@ parses, holds its own digest, says COMMITTED, and every file has the size and di
 over.
 """
 
-import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,17 +15,19 @@ from typing import Any
 import torch.distributed.checkpoint as dcp
 import xxhash
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.tensor import DTensor
 
 from backbones.contract import TrainableBackbone
-from orchestrator.errors import CheckpointError
-from orchestrator.hardware import GIB
-from orchestrator.layout import MANIFEST, checkpoint_folder, checkpoint_folders
-from orchestrator.parallel import Mesh
+from orchestrator.layout import MANIFEST, checkpoint_folders
 from orchestrator.training.optimizer import Optimizers
 
 # What does not learn comes from where the backbone came from; storing it again would make an adapter's checkpoint huge.
 LEARNED = StateDictOptions(ignore_frozen_params=True, strict=False)
 FORMAT = 1
+SCORE = "val_bits_per_byte"  # of the trainer state in a manifest, where the held-out items were scored at that step
+ROUNDING = 1024  # bytes: scalars beside a parameter, and where each of its tensors may begin
+
+Digest = tuple[int, str]  # size and xxh3-128 of a file
 
 
 @dataclass(frozen=True)
@@ -39,32 +39,23 @@ class Checkpoint:
     trainer: dict[str, Any]
 
 
-def save_checkpoint(
-    root: Path,
-    attempt: int,
-    step: int,
-    backbone: TrainableBackbone,
-    optimizers: Optimizers,
-    trainer: dict[str, Any],
-    mesh: Mesh,
-) -> Path:
-    """Writes and commits a checkpoint; collective. Each rank digests the files it wrote itself.
+def learned_state(backbone: TrainableBackbone, optimizers: Optimizers) -> dict[str, Any]:
+    """What a checkpoint holds of the model and its optimizers: the tensors themselves, sharded; collective."""
+    model_state, optimizer_state = get_state_dict(backbone.llm, optimizers.torch_optimizers, options=LEARNED)
+    return {"model": model_state, "optimizer": optimizer_state}
 
-    Raises CheckpointError on every rank when any rank could not write; earlier checkpoints stay untouched.
+
+def state_bytes(backbone: TrainableBackbone, moments_bytes: float) -> tuple[int, int]:
+    """How much a checkpoint will hold over all ranks, and this rank's copy of its share, at most.
+
+    `moments_bytes`: what the optimizer keeps of each learning parameter.
     """
-    folder = checkpoint_folder(root, step, attempt)
-    with _named_remedy(folder):
-        model_state, optimizer_state = get_state_dict(backbone.llm, optimizers.torch_optimizers, options=LEARNED)
-        state = {"model": model_state, "optimizer": optimizer_state}
-        dcp.state_dict_saver.save(state, checkpoint_id=folder)
-        mine = sorted(folder.glob(f"__{mesh.rank}_*")) + ([folder / ".metadata"] if mesh.is_main else [])
-        digests = mesh.gathered({file.name: _digest(file) for file in mine})
-        if mesh.is_main:
-            files = {name: digest for part in digests for name, digest in part.items()}
-            manifest = {"format": FORMAT, "state": "COMMITTED", "step": step, "trainer": trainer, "files": files}
-            _write_durably(folder / MANIFEST, json.dumps({**manifest, "digest": _own_digest(manifest)}))
-        mesh.barrier()
-    return folder
+    learning = [parameter for parameter in backbone.llm.parameters() if parameter.requires_grad]
+    local = [one.to_local() if isinstance(one, DTensor) else one for one in learning]
+    whole, share = (
+        sum(int(one.numel() * (one.element_size() + moments_bytes)) for one in ones) for ones in (learning, local)
+    )
+    return whole, share + ROUNDING * len(learning)
 
 
 def load_checkpoint(checkpoint: Checkpoint, backbone: TrainableBackbone, optimizers: Optimizers) -> None:
@@ -72,8 +63,7 @@ def load_checkpoint(checkpoint: Checkpoint, backbone: TrainableBackbone, optimiz
 
     DCP's `.metadata` is a pickle: it is read only after `find_latest` has matched its digest with our manifest.
     """
-    model_state, optimizer_state = get_state_dict(backbone.llm, optimizers.torch_optimizers, options=LEARNED)
-    state: dict[str, Any] = {"model": model_state, "optimizer": optimizer_state}
+    state = learned_state(backbone, optimizers)
     dcp.state_dict_loader.load(state, checkpoint_id=checkpoint.folder)
     set_state_dict(
         backbone.llm,
@@ -97,14 +87,28 @@ def find_latest(root: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def prune(root: Path, keep: int) -> None:
-    """Deletes committed checkpoints beyond the newest `keep`, and unfinished ones older than the newest committed."""
-    committed = 0
-    for folder in checkpoint_folders(root):
-        committed += _manifest(folder) is not None
-        if committed > keep or (committed and _manifest(folder) is None):
+    """Deletes committed checkpoints but the newest `keep` and the best, and unfinished ones older than the newest."""
+    manifests = {folder: _manifest(folder) for folder in checkpoint_folders(root)}
+    committed = [folder for folder, manifest in manifests.items() if manifest is not None]
+    scores = {folder: manifests[folder]["trainer"].get(SCORE) for folder in committed}
+    scored = [folder for folder in committed if scores[folder] is not None]
+    kept = {*committed[:keep], *sorted(scored, key=lambda folder: scores[folder])[:1]}
+    newer = True
+    for folder in manifests:
+        newer = newer and folder not in committed
+        if folder not in kept and not newer:
             # The manifest goes first: a half-deleted directory must not look committed.
             (folder / MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_manifest(folder: Path, step: int, trainer: dict[str, Any], files: dict[str, Digest]) -> None:
+    """Commits a checkpoint whose files are all written."""
+    manifest = {"format": FORMAT, "state": "COMMITTED", "step": step, "trainer": trainer, "files": files}
+    with open(folder / MANIFEST, "w", encoding="utf-8") as stream:
+        stream.write(json.dumps({**manifest, "digest": _own_digest(manifest)}))
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def _manifest(folder: Path) -> Any:
@@ -129,35 +133,14 @@ def _find_fault(folder: Path) -> str | None:
         file = folder / name
         if not file.is_file():
             return f"{name} is missing"
-        if _digest(file) != expected:
+        if _digest(file) != tuple(expected):
             return f"{name} is damaged"
     return None
 
 
-def _digest(file: Path) -> list[int | str]:
-    """Size and xxh3-128 of a file."""
+def _digest(file: Path) -> Digest:
     hasher = xxhash.xxh3_128()
     with open(file, "rb") as stream:
         while block := stream.read(1 << 22):
             hasher.update(block)
-    return [file.stat().st_size, hasher.hexdigest()]
-
-
-def _write_durably(file: Path, text: str) -> None:
-    with open(file, "w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-@contextlib.contextmanager
-def _named_remedy(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, dcp.api.CheckpointException) as error:
-        existing = next(parent for parent in folder.parents if parent.is_dir())
-        free = shutil.disk_usage(existing).free / GIB
-        raise CheckpointError(
-            f"cannot write the checkpoint {folder}: {error}. {free:.1f} GiB are free there; free some space or set "
-            "storage to another folder. Earlier checkpoints are untouched; running the same command resumes."
-        ) from error
+    return file.stat().st_size, hasher.hexdigest()

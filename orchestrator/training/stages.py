@@ -4,6 +4,7 @@ import itertools
 import math
 import os
 import time
+from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial
 
@@ -15,7 +16,7 @@ from orchestrator.errors import CancelledError, DivergedError, TimedOutError
 from orchestrator.hardware import device_name, peak_memory_gib
 from orchestrator.layout import CellFolder
 from orchestrator.results import EvaluationPoint, StepMetrics, read_json, write_json
-from orchestrator.training.checkpoint import Checkpoint, find_latest, load_checkpoint, prune, save_checkpoint
+from orchestrator.training.checkpoint import SCORE, Checkpoint, find_latest, load_checkpoint, state_bytes
 from orchestrator.training.contract import find_contract
 from orchestrator.training.evaluation import evaluate
 from orchestrator.training.export import export_model
@@ -24,6 +25,7 @@ from orchestrator.training.measurement import ItemScores, bits_per_byte, measure
 from orchestrator.training.rate import Seen, learning_rate, passed_a_mark
 from orchestrator.training.resumption import Remade, find_conditions, find_remade, order_after, prove_order
 from orchestrator.training.run import CellRun, Position
+from orchestrator.training.saver import CheckpointSaver, require_room
 from orchestrator.training.step import CONTINUE, TIMED_OUT, StepOutcome, train_step
 from orchestrator.training.trainee import build_trainee
 
@@ -38,7 +40,8 @@ def load(run: CellRun) -> None:
     checkpoint = _find_checkpoint(run)
     if checkpoint is not None:
         load_checkpoint(checkpoint, trainee.backbone, trainee.optimizers)
-        run.position = Position(**{**checkpoint.trainer, "seen": Seen(**checkpoint.trainer["seen"])})
+        trainer = {key: value for key, value in checkpoint.trainer.items() if key != SCORE}
+        run.position = Position(**{**trainer, "seen": Seen(**trainer["seen"])})
         compared = prove_order(trainee.feed, run.position.order, checkpoint.step, checkpoint.folder)
         run.recorder.phase("resumed", step=checkpoint.step, compared=compared)
     run.conditions = find_conditions(run.mesh)
@@ -49,13 +52,20 @@ def load(run: CellRun) -> None:
 def train(run: CellRun) -> None:
     """Trains to the end of the budget, with evaluations and checkpoints on the way.
 
-    Raises DivergedError, CancelledError (after a checkpoint), TimedOutError (after a checkpoint), and ResumeError when
-    a step that is made again differs from what was recorded of it.
+    Raises DivergedError, CancelledError (after a checkpoint), TimedOutError (after a checkpoint), ResumeError when a
+    step that is made again differs from what was recorded of it, and CheckpointError, before the first step where
+    checkpoints would have no room.
     """
-    job, trainee, cell = run.job, run.trainee, run.job.cell
+    trainee = run.trainee
     data_time_s = trainee.load_time_s - trainee.model_time_s
     times = {"model_s": trainee.model_time_s, "data_s": data_time_s}
     run.recorder.phase("training", step=run.position.seen.steps, conditions=run.conditions, **times)
+    with closing(_open_saver(run)) as saver:
+        _train(run, saver)
+
+
+def _train(run: CellRun, saver: CheckpointSaver) -> None:
+    job, trainee, cell = run.job, run.trainee, run.job.cell
     if run.position.seen.steps == 0:
         score(run)
     for work, following in itertools.pairwise(trainee.feed.steps(run.position.seen.steps)):
@@ -78,10 +88,12 @@ def train(run: CellRun) -> None:
                 write_json(CellFolder(job.folder).contract, run.contract)
         trainee.optimizers.zero_grad()
         share, stopping = run.share_of(run.position), outcome.order != CONTINUE
-        if passed_a_mark(before, share, cell.recipe.evaluate.every) or share >= 1:
+        scored = passed_a_mark(before, share, cell.recipe.evaluate.every) or share >= 1
+        if scored:
             score(run)
+        _tell_committed(run, saver)
         if passed_a_mark(before, share, cell.recipe.checkpoint.every) or share >= 1 or stopping:
-            _checkpoint(run)
+            _checkpoint(run, saver, scored, is_last=share >= 1 or stopping)
         if stopping and share < 1:
             _stop(outcome.order, run.position)
 
@@ -188,20 +200,30 @@ def _record_step(
         )
 
 
-def _checkpoint(run: CellRun) -> None:
-    position, trainee, job = run.position, run.trainee, run.job
-    step, root = position.seen.steps, job.checkpoint_root
+def _open_saver(run: CellRun) -> CheckpointSaver:
+    """Raises CheckpointError where the cell's checkpoints would have no room."""
+    recipe, root = run.job.cell.recipe, run.job.checkpoint_root
+    whole, share = state_bytes(run.trainee.backbone, recipe.optimizer.state_bytes)
+    if run.share_of(run.position) < 1:
+        most = recipe.checkpoint.keep + 2  # the newest, the best, and the one that is being written
+        require_room(root, whole, min(most, math.ceil(1 / recipe.checkpoint.every)), run.mesh)
+    return CheckpointSaver(root, run.job.attempt, recipe.checkpoint.keep, run.mesh, share)
+
+
+def _checkpoint(run: CellRun, saver: CheckpointSaver, scored: bool, is_last: bool) -> None:
+    position, trainee, step = run.position, run.trainee, run.position.seen.steps
     run.recorder.phase("checkpointing", step=step)
-    started = time.perf_counter()
-    folder = save_checkpoint(root, job.attempt, step, trainee.backbone, trainee.optimizers, asdict(position), run.mesh)
-    if run.mesh.is_main:
-        prune(root, job.cell.recipe.checkpoint.keep)
-    stall = time.perf_counter() - started
-    if run.mesh.is_main:
-        size = sum(file.stat().st_size for file in folder.iterdir())
-        run.recorder.phase("training", step=step, stall_s=stall, checkpoint_bytes=size)
-    total_s = position.checkpoint_stall_s + stall
+    trainer = asdict(position) | ({SCORE: run.scores.bits_per_byte} if scored and run.scores is not None else {})
+    stall_s = saver.save(step, trainee.backbone, trainee.optimizers, trainer, is_last)
+    run.recorder.phase("training", step=step)
+    _tell_committed(run, saver)
+    total_s = position.checkpoint_stall_s + stall_s
     run.position = replace(position, checkpoints=position.checkpoints + 1, checkpoint_stall_s=total_s)
+
+
+def _tell_committed(run: CellRun, saver: CheckpointSaver) -> None:
+    for one in saver.committed():
+        run.recorder.phase("training", **asdict(one))
 
 
 def _find_checkpoint(run: CellRun) -> Checkpoint | None:

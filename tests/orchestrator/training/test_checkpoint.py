@@ -3,21 +3,24 @@
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 import torch
 from gang import RankError, run_ranks
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from small_jobs import curve, entries, make_job
 
 from orchestrator.attempt.stages import run_cell
 from orchestrator.cell_job import CellJob
+from orchestrator.layout import checkpoint_folder
 from orchestrator.parallel import Mesh
-from orchestrator.training.checkpoint import MANIFEST, find_latest, prune
+from orchestrator.training.checkpoint import MANIFEST, SCORE, find_latest, prune, write_manifest
 from orchestrator.training.trainee import build_trainee
 
 HALF = "step-00000006-attempt-001"
@@ -187,14 +190,33 @@ def copies(checkpoints: Path, *names: str) -> None:
         shutil.copytree(checkpoints / HALF, checkpoints / name)
 
 
-@pytest.mark.parametrize("keep", [1, 2, 3])
-def test_pruning_keeps_the_newest(keep: int, checkpoints: Path) -> None:
-    copies(checkpoints, "step-00000008-attempt-001", "step-00000100-attempt-001")
+def commit(root: Path, step: int, score: float | None) -> str:
+    folder = checkpoint_folder(root, step, attempt=1)
+    folder.mkdir(parents=True)
+    write_manifest(folder, step, {} if score is None else {SCORE: score}, {})
+    return folder.name
 
-    prune(checkpoints, keep)
 
-    order = [HALF, "step-00000008-attempt-001", WHOLE, "step-00000100-attempt-001"]
-    assert sorted(folder.name for folder in checkpoints.iterdir()) == order[-keep:]
+SCORES = st.lists(st.none() | st.sampled_from([0.5, 1.0, 1.5]), min_size=1, max_size=6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(scores=SCORES, keep=st.integers(1, 4))
+@example(scores=[None, None, None], keep=1)  # of cells that are scored at other steps, and of earlier versions
+@example(scores=[0.5, 1.0, 1.5], keep=1)
+def test_pruning_keeps_the_newest_and_the_best(scores: list[float | None], keep: int) -> None:
+    with TemporaryDirectory() as folder:
+        root = Path(folder)
+        names = [commit(root, step, score) for step, score in enumerate(scores)]
+
+        prune(root, keep)
+
+        known = [score for score in scores if score is not None]
+        best = {names[step] for step, score in enumerate(scores) if known and score == min(known)}
+        kept = {path.name for path in root.iterdir()}
+        assert kept >= set(names[-keep:])
+        assert len(kept - set(names[-keep:])) == (bool(best) and not best & set(names[-keep:]))
+        assert kept <= {*names[-keep:], *best}
 
 
 def test_pruning_removes_what_was_never_committed_once_something_newer_was(checkpoints: Path) -> None:
@@ -230,11 +252,12 @@ def test_a_checkpoint_that_cannot_be_written_is_an_error_on_every_rank_that_name
 
 def checkpoint_error(job: CellJob) -> str:
     from orchestrator.errors import CheckpointError
-    from orchestrator.training.checkpoint import save_checkpoint
+    from orchestrator.training.saver import CheckpointSaver
 
     trainee = build_trainee(job, Mesh.build(torch.device("cpu"), job.cell.placement.parallel))
-    with pytest.raises(CheckpointError) as raised:
-        save_checkpoint(job.checkpoint_root, 1, 1, trainee.backbone, trainee.optimizers, {}, trainee.mesh)
+    saver = CheckpointSaver(job.checkpoint_root, 1, 1, trainee.mesh)
+    with closing(saver), pytest.raises(CheckpointError) as raised:
+        saver.save(1, trainee.backbone, trainee.optimizers, {}, is_last=True)
     return str(raised.value)
 
 

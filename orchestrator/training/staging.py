@@ -1,0 +1,102 @@
+"""A copy of this rank's state in CPU memory that is allocated once: all that a checkpoint costs the training path."""
+
+import mmap
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor
+
+ALIGNMENT = 64  # bytes: where a tensor may begin
+PORTABLE = 1  # cudaHostRegisterPortable: page-locked for every thread and device of the process
+
+
+class Staging:
+    """CPU memory for one copy of a state; page-locked where the device is CUDA, so that it is filled at bus speed.
+
+    The memory is a mapping of its own: closed, it goes back to the system and not to an allocator that keeps it.
+    """
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._memory: mmap.mmap | None = None
+        self._address = 0
+
+    def reserve(self, size: int) -> None:
+        """Allocates that many bytes and touches every page: otherwise the first copy would pay for it."""
+        self.close()
+        self._memory = mmap.mmap(-1, max(size, mmap.PAGESIZE))
+        whole = torch.frombuffer(self._memory, dtype=torch.uint8)
+        self._address = whole.data_ptr()
+        if self._device.type == "cuda":
+            with torch.cuda.device(self._device):
+                torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(self._address, whole.numel(), PORTABLE))
+        else:
+            whole.zero_()
+
+    def copy(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The state with every tensor replaced by its copy in this memory; valid until the next call.
+
+        Returns when all is copied. Allocates where nothing was reserved, or less than the state needs.
+        """
+        size = sum(_aligned(tensor.nbytes) for tensor in map(_local, tensors(state)))
+        if self._memory is None or len(self._memory) < size:
+            self.reserve(size)
+        offset = 0
+
+        def copied(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal offset
+            local = _local(tensor)
+            place = self._tensor_at(offset, local)
+            offset += _aligned(local.nbytes)
+            place.copy_(local, non_blocking=True)
+            # The class itself, since `from_local` would move the copy back to the mesh's device.
+            return DTensor(place, tensor._spec, requires_grad=False) if isinstance(tensor, DTensor) else place
+
+        staged: dict[str, Any] = _mapped(state, copied)
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return staged
+
+    def close(self) -> None:
+        """Gives the memory back, once no copy in it is held any more."""
+        if self._memory is not None and self._device.type == "cuda":
+            torch.cuda.check_error(torch.cuda.cudart().cudaHostUnregister(self._address))
+        self._memory = None
+
+    def _tensor_at(self, offset: int, like: torch.Tensor) -> torch.Tensor:
+        """Over a storage of just its bytes: DCP would copy a part of a larger one before it writes it."""
+        if like.numel() == 0:  # of a rank that has no row of a short tensor
+            return torch.empty(like.shape, dtype=like.dtype)
+        assert self._memory is not None
+        return torch.frombuffer(self._memory, dtype=like.dtype, count=like.numel(), offset=offset).view(like.shape)
+
+
+def tensors(state: Any) -> Iterator[torch.Tensor]:
+    """Every tensor of nested dictionaries and lists."""
+    found: list[torch.Tensor] = []
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        found.append(tensor)
+        return tensor
+
+    _mapped(state, note)
+    return iter(found)
+
+
+def _mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: _mapped(one, change) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_mapped(one, change) for one in value)
+    return value
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
