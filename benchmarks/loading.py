@@ -48,7 +48,7 @@ def main() -> None:
     results = []
     with tempfile.TemporaryDirectory() as scratch:
         for shape in options.shapes:
-            in_a_process(make_checkpoint, Path(scratch) / shape, shape)
+            in_a_process(make_checkpoint, Path(scratch) / shape, SHAPES[shape])
         for number in range(options.rounds):
             for shape, ranks, method in itertools.product(options.shapes, options.ranks, METHODS):
                 measured = measure(method, ranks, Path(scratch) / shape)
@@ -60,7 +60,7 @@ def main() -> None:
         options.json.write_text(json.dumps(document, indent=2), encoding="utf-8")
 
 
-def make_checkpoint(folder: Path, shape: str) -> None:
+def make_checkpoint(folder: Path, shape: dict[str, int]) -> None:
     """A random Llama in bf16, with a tokenizer of 1,088 rows."""
     import shutil
 
@@ -70,7 +70,7 @@ def make_checkpoint(folder: Path, shape: str) -> None:
     from backbones.registry import get_spec
 
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=1088, tie_word_embeddings=True, **SHAPES[shape]))
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=1088, tie_word_embeddings=True, **shape))
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer = get_spec("tiny-llama2").folder
     assert tokenizer is not None

@@ -46,16 +46,17 @@ def learned_state(backbone: TrainableBackbone, optimizers: Optimizers) -> dict[s
 
 
 def state_bytes(backbone: TrainableBackbone, moments_bytes: float) -> tuple[int, int]:
-    """How much a checkpoint will hold over all ranks, and this rank's copy of its share, at most.
+    """How much a checkpoint will hold over all ranks, and how much a copy of this rank's share takes, at most.
 
-    `moments_bytes`: what the optimizer keeps of each learning parameter.
+    `moments_bytes`: what the optimizer keeps of each learning parameter. Tied embeddings are stored under both names.
     """
+    names = dict(backbone.llm.named_parameters(remove_duplicate=False)).values()
+    stored = sum(one.numel() * one.element_size() for one in names if one.requires_grad)
     learning = [parameter for parameter in backbone.llm.parameters() if parameter.requires_grad]
+    moments = sum(one.numel() * moments_bytes for one in learning)
     local = [one.to_local() if isinstance(one, DTensor) else one for one in learning]
-    whole, share = (
-        sum(int(one.numel() * (one.element_size() + moments_bytes)) for one in ones) for ones in (learning, local)
-    )
-    return whole, share + ROUNDING * len(learning)
+    share = sum(one.numel() * (one.element_size() + moments_bytes) + ROUNDING for one in local)
+    return int(stored + moments), int(share)
 
 
 def load_checkpoint(checkpoint: Checkpoint, backbone: TrainableBackbone, optimizers: Optimizers) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import xxhash
-from torch.distributed.checkpoint.filesystem import FileSystem
+from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemWriter
 
 from backbones.contract import TrainableBackbone
 from orchestrator.errors import CheckpointError
@@ -74,7 +74,7 @@ class CheckpointSaver:
         not write the one before, or the last; earlier checkpoints stay untouched.
         """
         started = time.perf_counter()
-        self._take()
+        self.wait()
         self._reserved.result()
         staged = self._staging.copy(learned_state(backbone, optimizers))
         folder = checkpoint_folder(self._root, step, self._attempt)
@@ -87,12 +87,12 @@ class CheckpointSaver:
     def committed(self) -> list[Committed]:
         """What was committed since this was asked last. Errors wait for a moment at which all ranks look."""
         if self._pending is not None and self._pending.done() and self._pending.exception() is None:
-            self._take()
+            self.wait()
         told, self._committed = self._committed, []
         return told
 
-    def _take(self) -> None:
-        """Waits for what is pending; raises what it failed with."""
+    def wait(self) -> None:
+        """Returns when what was saved is committed; raises CheckpointError, on every rank, where it cannot be."""
         if self._pending is not None:
             self._committed.append(replace(self._pending.result(), stall_s=self._stall_s))
             self._pending = None
@@ -110,9 +110,9 @@ class CheckpointSaver:
         with _named_remedy(folder):
             files = DigestingFileSystem()
             # Nothing is on a device any more: no stream is to be synchronised, which would wait for the training.
-            writer = dcp.FileSystemWriter(folder, per_thread_copy_ahead=0)
+            writer = FileSystemWriter(folder, per_thread_copy_ahead=0)
             writer.fs = files
-            dcp.save(staged, storage_writer=writer, process_group=self._group)
+            dcp.state_dict_saver.save(staged, storage_writer=writer, process_group=self._group)
             size = self._commit(folder, step, files.digests, trainer)
         return Committed(step, 0.0, size, time.perf_counter() - started)
 
@@ -148,6 +148,10 @@ class DigestingFile(io.FileIO):
         self._hasher.update(block[:written])
         self._size += written
         return written
+
+    def tell(self) -> int:
+        """Known without asking the system, which cannot say it of a pipe."""
+        return self._size
 
     @property
     def digest(self) -> Digest:

@@ -8,6 +8,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 ALIGNMENT = 64  # bytes: where a tensor may begin
+Key = tuple[int, torch.dtype, torch.Size, tuple[int, ...]]
 PORTABLE = 1  # cudaHostRegisterPortable: page-locked for every thread and device of the process
 
 
@@ -21,11 +22,12 @@ class Staging:
         self._device = device
         self._memory: mmap.mmap | None = None
         self._address = 0
+        self.used_bytes = 0  # by the newest copy
 
     def reserve(self, size: int) -> None:
         """Allocates that many bytes and touches every page: otherwise the first copy would pay for it."""
         self.close()
-        self._memory = mmap.mmap(-1, max(size, mmap.PAGESIZE))
+        self._memory = mmap.mmap(-1, max(size, mmap.PAGESIZE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         whole = torch.frombuffer(self._memory, dtype=torch.uint8)
         self._address = whole.data_ptr()
         if self._device.type == "cuda":
@@ -37,25 +39,28 @@ class Staging:
     def copy(self, state: dict[str, Any]) -> dict[str, Any]:
         """The state with every tensor replaced by its copy in this memory; valid until the next call.
 
-        Returns when all is copied. Allocates where nothing was reserved, or less than the state needs.
+        Returns when all is copied. Allocates where less was reserved than the state needs. What stands under two names,
+        as tied embeddings do, is copied once.
         """
-        size = sum(_aligned(tensor.nbytes) for tensor in map(_local, tensors(state)))
-        if self._memory is None or len(self._memory) < size:
-            self.reserve(size)
+        originals = {_key(local): local for local in map(_local, _tensors(state))}
+        self.used_bytes = sum(_aligned(local.nbytes) for local in originals.values())
+        if self._memory is None or len(self._memory) < self.used_bytes:
+            self.reserve(self.used_bytes)
+        copies: dict[Key, torch.Tensor] = {}
         offset = 0
-
-        def copied(tensor: torch.Tensor) -> torch.Tensor:
-            nonlocal offset
-            local = _local(tensor)
-            place = self._tensor_at(offset, local)
+        for key, local in originals.items():
+            copies[key] = self._tensor_at(offset, local)
+            copies[key].copy_(local, non_blocking=True)
             offset += _aligned(local.nbytes)
-            place.copy_(local, non_blocking=True)
-            # The class itself, since `from_local` would move the copy back to the mesh's device.
-            return DTensor(place, tensor._spec, requires_grad=False) if isinstance(tensor, DTensor) else place
-
-        staged: dict[str, Any] = _mapped(state, copied)
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
+
+        def copy_of(tensor: torch.Tensor) -> torch.Tensor:
+            copy = copies[_key(_local(tensor))]
+            # The class itself, since `from_local` would move the copy back to the mesh's device.
+            return DTensor(copy, tensor._spec, requires_grad=False) if isinstance(tensor, DTensor) else copy
+
+        staged: dict[str, Any] = _mapped(state, copy_of)
         return staged
 
     def close(self) -> None:
@@ -72,16 +77,12 @@ class Staging:
         return torch.frombuffer(self._memory, dtype=like.dtype, count=like.numel(), offset=offset).view(like.shape)
 
 
-def tensors(state: Any) -> Iterator[torch.Tensor]:
-    """Every tensor of nested dictionaries and lists."""
-    found: list[torch.Tensor] = []
-
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        found.append(tensor)
-        return tensor
-
-    _mapped(state, note)
-    return iter(found)
+def _tensors(state: Any) -> Iterator[torch.Tensor]:
+    if isinstance(state, torch.Tensor):
+        yield state
+    elif isinstance(state, dict | list | tuple):
+        for one in state.values() if isinstance(state, dict) else state:
+            yield from _tensors(one)
 
 
 def _mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
@@ -96,6 +97,11 @@ def _mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:
     return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
+
+
+def _key(tensor: torch.Tensor) -> Key:
+    """What two names of the same bytes have in common."""
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
 def _aligned(size: int) -> int:
