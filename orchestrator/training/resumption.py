@@ -58,11 +58,11 @@ def prove_order(feed: Feed, order: Sequence[str], steps: int, checkpoint: Path) 
     return f"the rows of steps {first + 1} to {steps + 1}"
 
 
-def find_conditions(mesh: Mesh) -> dict[str, Any]:
+def find_conditions(mesh: Mesh, micro_batch_size: int) -> dict[str, Any]:
     """What decides how floats are added up, besides the recipe: equal ones give an equal loss on CPUs. Collective."""
     ranks = mesh.gathered(f"{device_name(mesh.device)}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     machines = "; ".join(f"{len(list(group))} x {name}" for name, group in groupby(ranks))
-    return {"workers": mesh.dims.world, "machines": machines}
+    return {"workers": mesh.dims.world, "micro_batch_size": micro_batch_size, "machines": machines}
 
 
 @dataclass(frozen=True)

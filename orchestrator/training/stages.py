@@ -44,7 +44,7 @@ def load(run: CellRun) -> None:
         run.position = Position(**{**trainer, "seen": Seen(**trainer["seen"])})
         compared = prove_order(trainee.feed, run.position.order, checkpoint.step, checkpoint.folder)
         run.recorder.phase("resumed", step=checkpoint.step, compared=compared)
-    run.conditions = find_conditions(run.mesh)
+    run.conditions = find_conditions(run.mesh, run.job.cell.micro_batch_size)
     made = (run.job.spool_folder, run.position.seen.steps, run.conditions, run.job.cell.recipe.precision)
     run.remade = run.mesh.from_main(find_remade(*made) if run.mesh.is_main else Remade())
 
