@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from backbones.attention import AttentionChoice
-from backbones.inputs import Example, Inputs
+from backbones.inputs import Example, Inputs, PlacedInputs
 from backbones.prompting import PromptBuilder
 from backbones.tokenizer import TokenizerRows
 
@@ -38,6 +38,10 @@ class TrainableBackbone(Protocol):
 
     def collate(self, rows: Sequence[Sequence[Example]]) -> Inputs:
         """Examples as the forward pass takes them. Whatever else a model looks at goes into `extras`."""
+        ...
+
+    def nats(self, inputs: PlacedInputs, chunks: int) -> torch.Tensor:
+        """Negative log-likelihood of every labelled position, (N,), with the logits of one chunk alive at a time."""
         ...
 
     def load_weights(self, device: torch.device) -> None:

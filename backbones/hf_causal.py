@@ -15,7 +15,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from backbones.attention import AttentionChoice, resolve_attention
 from backbones.contract import LLMBackbone
-from backbones.inputs import Example, Inputs, make_inputs
+from backbones.inputs import Example, Inputs, PlacedInputs, make_inputs
+from backbones.labelled import add_method
 from backbones.loading import StoredNames, WeightsError, fetch_checkpoint, fill, raise_unless_whole
 from backbones.parameters import embedding_parameters
 from backbones.prompting.codec import adds_bos
@@ -56,6 +57,7 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
         self._folder: Path | None = None  # of weights that are still to be read
         self._fresh_rows: dict[str, torch.Tensor] = {}
         self.llm = self.load_llm(llm_cls, hf_hub_path, hf_token)
+        add_method(self.llm)
         self.stored_names = StoredNames.of(self.llm)
         self._set_greedy_decoding()
         self.llm.config.use_cache = inference_mode
@@ -149,6 +151,11 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
     def collate(self, rows: Sequence[Sequence[Example]]) -> Inputs:
         """The rows as this backbone's forward pass takes them, padded to the longest."""
         return make_inputs(rows, self.pad_token_id)
+
+    def nats(self, inputs: PlacedInputs, chunks: int) -> torch.Tensor:
+        """Negative log-likelihood of every labelled position, (N,), with the logits of one chunk alive at a time."""
+        nats_N: torch.Tensor = self.llm.labelled_nats(inputs.positions_N, inputs.targets_N, chunks, **inputs.arguments)
+        return nats_N
 
     def use_attention(self, request: str, dtype: torch.dtype | None = None) -> None:
         """Switches to a kernel that computes in `dtype` (None: half precision). Raises AttentionUnavailableError."""

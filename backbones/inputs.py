@@ -26,20 +26,40 @@ class Inputs:
     labels_BT: np.ndarray  # int64; IGNORED where nothing is learned
     extras: Mapping[str, np.ndarray] = field(default_factory=dict)  # further arguments of the forward pass, by name
 
-    def forward_arguments(self, device: "torch.device") -> "dict[str, torch.Tensor]":
-        """What the forward pass gets, on a device: everything but the labels.
+    def on(self, device: "torch.device") -> "PlacedInputs":
+        """The same on a device; a CUDA device is still copying when this returns.
 
         Position ids and neither mask nor cache: that is what keeps packed examples apart in transformers.
         """
-        import torch
-
+        labels = self.labels_BT.reshape(-1)
+        positions = np.flatnonzero(labels != IGNORED)
         arrays = {"input_ids": self.input_ids_BT, "position_ids": self.position_ids_BT, **self.extras}
-        return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+        return PlacedInputs(
+            arguments={name: _moved(array, device) for name, array in arrays.items()},
+            positions_N=_moved(positions, device),
+            targets_N=_moved(labels[positions], device),
+        )
 
     def as_one_row(self) -> "Inputs":
         """All rows in one: position ids start again with every row, as with every packed example."""
         ids, positions, labels = self.input_ids_BT, self.position_ids_BT, self.labels_BT
         return Inputs(ids.reshape(1, -1), positions.reshape(1, -1), labels.reshape(1, -1), self.extras)
+
+
+@dataclass(frozen=True)
+class PlacedInputs:
+    """Rows on a device, and what is to be learned of them. Which positions are labelled was found out on the host."""
+
+    arguments: "Mapping[str, torch.Tensor]"  # of the forward pass
+    positions_N: "torch.Tensor"  # int64: of the labelled tokens, the rows laid end to end
+    targets_N: "torch.Tensor"  # int64: what follows each of them
+
+
+def _moved(array: np.ndarray, device: "torch.device") -> "torch.Tensor":
+    import torch
+
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def make_inputs(rows: Sequence[Sequence[Example]], pad_token_id: int) -> Inputs:

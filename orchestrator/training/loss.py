@@ -1,29 +1,36 @@
-"""Negative log-likelihood of shifted labels. Shape suffixes: B rows, T positions, V vocabulary rows."""
+"""Negative log-likelihood of shifted labels. Shape suffixes: B rows, T positions, N labelled positions."""
 
 import torch
-from torch.nn import functional
 
 from backbones.contract import TrainableBackbone
-from backbones.inputs import IGNORED, Inputs
+from backbones.inputs import Inputs, PlacedInputs
+from orchestrator.planning.chunks import count_chunks
 
 
-def token_nats(backbone: TrainableBackbone, inputs: Inputs, device: torch.device) -> torch.Tensor:
-    """Negative log-likelihood in nats at each position, fp32 (B, T); 0 where the label is ignored.
+def place(backbone: TrainableBackbone, inputs: Inputs, device: torch.device) -> PlacedInputs:
+    """Rows on a device, as the backbone's kernel takes them.
 
     The flash kernels of transformers keep packed examples apart for a batch of one row only (`_is_packed_sequence`) and
     else let examples of a row see each other, so they get all rows as one.
     """
-    shape = inputs.labels_BT.shape
     if str(backbone.llm.config._attn_implementation).startswith("flash"):
         inputs = inputs.as_one_row()
-    labels_BT = torch.from_numpy(inputs.labels_BT).to(device)
-    logits_BTV = backbone(**inputs.forward_arguments(device), use_cache=False).logits
-    nats = functional.cross_entropy(
-        logits_BTV.float().flatten(0, 1), labels_BT.flatten(), ignore_index=IGNORED, reduction="none"
-    )
-    return nats.view(shape)
+    return inputs.on(device)
+
+
+def labelled_nats(backbone: TrainableBackbone, placed: PlacedInputs) -> torch.Tensor:
+    """Negative log-likelihood in nats of each labelled position, fp32 (N,)."""
+    return backbone.nats(placed, count_chunks(len(placed.positions_N), backbone.tokenizer_rows.total))
+
+
+def token_nats(backbone: TrainableBackbone, inputs: Inputs, device: torch.device) -> torch.Tensor:
+    """Negative log-likelihood in nats at each position, fp32 (B, T); 0 where the label is ignored."""
+    placed = place(backbone, inputs, device)
+    nats_N = labelled_nats(backbone, placed)
+    everywhere = nats_N.new_zeros(inputs.labels_BT.size)
+    return everywhere.index_copy(0, placed.positions_N, nats_N).view(inputs.labels_BT.shape)
 
 
 def summed_nats(backbone: TrainableBackbone, inputs: Inputs, device: torch.device) -> torch.Tensor:
     """Scalar fp32: the total of all rows, to be divided by the target tokens of the global step."""
-    return token_nats(backbone, inputs, device).sum()
+    return labelled_nats(backbone, place(backbone, inputs, device)).sum()

@@ -5,11 +5,12 @@ from typing import Any, cast
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from backbones.adaptation import apply_adaptation, init_adapters
 from backbones.contract import TrainableBackbone
+from backbones.labelled import METHOD
 from backbones.registry import build, fetch
 from backbones.spec import BackboneSpec
 from orchestrator.errors import ShardingError
@@ -63,6 +64,7 @@ def shard(backbone: TrainableBackbone, mesh: DeviceMesh, precision: str) -> list
     for layer in layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(backbone.llm, mesh=mesh, mp_policy=policy)
+    register_fsdp_forward_method(backbone.llm, METHOD)
     unsharded = [name for name, parameter in backbone.llm.named_parameters() if not isinstance(parameter, DTensor)]
     if unsharded or not all(isinstance(layer, FSDPModule) for layer in layers):
         raise ShardingError(f"{backbone.identifier}: not sharded: {', '.join(unsharded[:5]) or 'a decoder layer'}")

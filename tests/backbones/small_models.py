@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from backbones.causal_lm import find_class, make_config
 from backbones.spec import Architecture, BackboneSpec
@@ -40,21 +40,28 @@ def make_small_folder(spec: BackboneSpec, folder: Path, tokenizer_folder: Path, 
     The same call writes the same bytes.
     """
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_folder, local_files_only=True)
-    config = make_config(_small(spec, rows or max(tokenizer.get_vocab().values()) + 1))
-    config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
-    if spec.family == "gemma3":
-        config.layer_types = ["sliding_attention", "sliding_attention", "full_attention"]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        llm = find_class(spec)._from_config(config, dtype=torch.float32)
-        with torch.no_grad():
-            for parameter in llm.parameters():
-                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    llm = make_small_llm(spec, rows or max(tokenizer.get_vocab().values()) + 1, tokenizer)
     llm.save_pretrained(folder)
     for pattern in _TOKENIZER_FILES:
         for path in tokenizer_folder.glob(pattern):
             shutil.copyfile(path, folder / path.name)
     return folder
+
+
+def make_small_llm(spec: BackboneSpec, rows: int, tokenizer: PreTrainedTokenizerFast | None = None) -> PreTrainedModel:
+    """The model of `make_small_folder`, with as many rows, and BOS and EOS of a tokenizer."""
+    config = make_config(_small(spec, rows))
+    if tokenizer is not None:
+        config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if spec.family == "gemma3":
+        config.layer_types = ["sliding_attention", "sliding_attention", "full_attention"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        llm: PreTrainedModel = find_class(spec)._from_config(config, dtype=torch.float32)
+        with torch.no_grad():
+            for parameter in llm.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    return llm
 
 
 def small_spec(spec: BackboneSpec, backbone_id: str, folder: Path) -> BackboneSpec:

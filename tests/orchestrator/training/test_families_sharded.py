@@ -12,6 +12,7 @@ import pytest
 import torch
 from gang import run_ranks
 from small_models import FAMILY_REPRESENTATIVES, make_small_folder, small_spec
+from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from backbones.inputs import make_inputs
@@ -64,6 +65,7 @@ def look_at(family: str, folder: Path, adaptations: bool) -> dict[str, Any]:
         "weights_read": backbone.weights_read,
         "kernel": backbone.attention.kernel,
         "difference": float((ours[..., :rows] - theirs[..., :rows]).abs().max() / theirs[..., :rows].abs().max()),
+        "labelled": labelled_errors(backbone, examples) if adaptations else None,
         "whole": sum(parameter.numel() for parameter in backbone.llm.parameters()),
         "packing": {kernel: packing_error(spec.backbone_id, kernel, examples) for kernel in kernels(backbone.llm)},
     }
@@ -94,6 +96,32 @@ def packing_error(backbone_id: str, kernel: str, examples: list[torch.Tensor]) -
 
     alone = math.fsum(nats([[pair]]) for pair in pairs)
     return abs(nats([pairs]) - alone) / alone
+
+
+def labelled_errors(backbone: Any, examples: list[torch.Tensor]) -> dict[str, float]:
+    """Largest difference from the whole logits: of nats, and of this rank's gradients, relative to the largest."""
+    pairs = [(ids.numpy(), (torch.arange(len(ids)) % 3 > 0).numpy()) for ids in examples]
+    inputs = make_inputs([pairs[:2], pairs[2:]], backbone.pad_token_id)
+    placed = inputs.on(torch.device("cpu"))
+    backbone.llm.reshard()  # the root shows its gathered weights after a forward pass without a backward one
+    learning = list(backbone.llm.parameters())
+
+    def gradients(nats: torch.Tensor) -> list[torch.Tensor]:
+        nats.sum().backward()
+        found = [parameter.grad.to_local() for parameter in learning]
+        backbone.llm.zero_grad()
+        return found
+
+    logits = backbone(**placed.arguments, use_cache=False).logits.flatten(0, 1)
+    labels = torch.from_numpy(inputs.labels_BT).flatten()
+    whole = functional.cross_entropy(logits, labels, reduction="none")[placed.positions_N]
+    expected = gradients(whole)
+    nats = backbone.nats(placed, chunks=3)
+    compared = zip(gradients(nats), expected, strict=True)
+    return {
+        "nats": float(((nats - whole).abs() / whole).max()),
+        "gradients": max(float((a - b).abs().max() / b.abs().max()) for a, b in compared if b.numel()),
+    }
 
 
 def learned_names(backbone_id: str, kind: str, ids: torch.Tensor) -> dict[str, list[str]]:
@@ -135,6 +163,16 @@ def test_a_family_is_sharded_by_layers_and_loads_what_stock_transformers_loads(
     assert look["layer_class"].removeprefix("FSDP") == spec.decoder_layer_cls
     assert look["weights_read"] == "each rank its own rows"
     assert look["difference"] < 1e-5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_labelled_positions_alone_have_the_nats_and_gradients_of_the_whole_logits(
+    looks: dict[int, dict[str, dict[str, Any]]], family: str
+) -> None:
+    errors = looks[2][family]["labelled"]
+
+    assert errors["nats"] < 1e-6
+    assert errors["gradients"] < 1e-5
 
 
 @pytest.mark.parametrize("family", FAMILIES)

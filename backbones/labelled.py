@@ -1,0 +1,80 @@
+"""Negative log-likelihood at labelled positions, without the logits of all positions at once.
+
+Models differ in what they do between their last hidden states and the logits: scales before or after the head,
+soft-capping, projections. So the logits come from the model's own forward pass, with its decoder's output given.
+
+Shape suffixes: B rows, T positions, N labelled positions of all rows, P of a chunk, H hidden size, V vocabulary rows.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+METHOD = "labelled_nats"  # FSDP has to know it as a way into the model, beside `forward`
+
+
+def add_method(llm: PreTrainedModel) -> None:
+    """Gives a model the method `labelled_nats`: sharded, it is entered by a method of its root, whose hooks gather."""
+    setattr(llm, METHOD, MethodType(labelled_nats, llm))
+
+
+def labelled_nats(
+    llm: PreTrainedModel, positions_N: torch.Tensor, targets_N: torch.Tensor, chunks: int, **arguments: torch.Tensor
+) -> torch.Tensor:
+    """Nats of each target at its position in the rows laid end to end, (N,), fp32 or wider.
+
+    Of several chunks, each recomputes its logits in the backward pass, so that one chunk's are alive at a time.
+    """
+    output = llm.get_decoder()(**arguments, use_cache=False)
+    hidden_NH = output.last_hidden_state.flatten(0, 1)[positions_N]
+    pairs = zip(hidden_NH.tensor_split(chunks), targets_N.tensor_split(chunks), strict=True)
+    compute = partial(_nats, llm, type(output))
+    if chunks > 1:
+        compute = partial(checkpoint, compute, use_reentrant=False)
+    return torch.cat([compute(*pair) for pair in pairs])
+
+
+def _nats(
+    llm: PreTrainedModel, kind: type[ModelOutput], hidden_PH: torch.Tensor, targets_P: torch.Tensor
+) -> torch.Tensor:
+    logits_PV = logits_of(llm, kind(last_hidden_state=hidden_PH[None]))[0]
+    exact = torch.promote_types(logits_PV.dtype, torch.float32)
+    return functional.cross_entropy(logits_PV.to(exact), targets_P, reduction="none")
+
+
+def logits_of(llm: PreTrainedModel, output: ModelOutput) -> torch.Tensor:
+    """What the model makes of its decoder's output, (1, P, V). Raises RuntimeError where it asks no decoder."""
+    with _given(llm.get_decoder(), output) as asked:
+        # The class's own forward pass: the root's hooks have run, and must not run again for each chunk.
+        logits_1PV: torch.Tensor = type(llm).forward(llm, use_cache=False).logits
+    if len(asked) != 1:
+        raise RuntimeError(
+            f"{type(llm).__name__} asks its decoder, {type(llm.get_decoder()).__name__}, {len(asked)} times in a "
+            "forward pass; its logits cannot be computed from the hidden states of one"
+        )
+    return logits_1PV
+
+
+@contextmanager
+def _given(decoder: nn.Module, output: ModelOutput) -> Iterator[list[Any]]:
+    """Inside, the decoder returns `output`; yields a list that grows by an entry with every call."""
+    asked: list[Any] = []
+
+    def forward(*_: Any, **__: Any) -> ModelOutput:
+        asked.append(None)
+        return output
+
+    decoder.forward = forward
+    try:
+        yield asked
+    finally:
+        del decoder.forward
