@@ -36,8 +36,11 @@ class TrainableBackbone(Protocol):
         """The forward pass, with what `collate` made and `use_cache=False`."""
         ...
 
-    def collate(self, rows: Sequence[Sequence[Example]]) -> Inputs:
-        """Examples as the forward pass takes them. Whatever else a model looks at goes into `extras`."""
+    def collate(self, rows: Sequence[Sequence[Example]], width: int | None = None) -> Inputs:
+        """Examples as the forward pass takes them, in rows of `width` positions, or as long as the longest.
+
+        Whatever else a model looks at goes into `extras`.
+        """
         ...
 
     def nats(self, inputs: PlacedInputs, chunks: int) -> torch.Tensor:

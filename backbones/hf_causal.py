@@ -148,9 +148,9 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
         embeddings: torch.Tensor = self.llm.get_input_embeddings()(input_ids)
         return embeddings
 
-    def collate(self, rows: Sequence[Sequence[Example]]) -> Inputs:
-        """The rows as this backbone's forward pass takes them, padded to the longest."""
-        return make_inputs(rows, self.pad_token_id)
+    def collate(self, rows: Sequence[Sequence[Example]], width: int | None = None) -> Inputs:
+        """The rows as this backbone's forward pass takes them, padded to `width` positions or to the longest."""
+        return make_inputs(rows, self.pad_token_id, width)
 
     def nats(self, inputs: PlacedInputs, chunks: int) -> torch.Tensor:
         """Negative log-likelihood of every labelled position, (N,), with the logits of one chunk alive at a time."""

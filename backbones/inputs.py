@@ -62,13 +62,13 @@ def _moved(array: np.ndarray, device: "torch.device") -> "torch.Tensor":
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def make_inputs(rows: Sequence[Sequence[Example]], pad_token_id: int) -> Inputs:
-    """Concatenates the examples of each row and pads on the right.
+def make_inputs(rows: Sequence[Sequence[Example]], pad_token_id: int, width: int | None = None) -> Inputs:
+    """Concatenates the examples of each row and pads on the right, to the longest row or to `width` positions.
 
     No attention mask is made: with causal attention right padding cannot reach a real token, and packed examples are
     kept apart by position ids that start again (transformers drops that separation when any mask is passed).
     """
-    width = max(sum(len(ids) for ids, _ in row) for row in rows)
+    width = width or max(sum(len(ids) for ids, _ in row) for row in rows)
     input_ids_BT = np.full((len(rows), width), pad_token_id, np.int64)
     position_ids_BT = np.empty((len(rows), width), np.int64)
     labels_BT = np.full((len(rows), width), IGNORED, np.int64)

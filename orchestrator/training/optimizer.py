@@ -5,9 +5,11 @@ Another kind is a builder in `BUILDERS`, and a value of `optimizer.kind` in the 
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from orchestrator.spec_files.spec import Optimizer
 
@@ -30,6 +32,29 @@ class Optimizers:
     def torch_optimizers(self) -> tuple[torch.optim.Optimizer, ...]:
         """What checkpoints store, each under the names of its parameters."""
         return tuple(part.optimizer for part in self.parts)
+
+    @cached_property
+    def learning(self) -> tuple[nn.Parameter, ...]:
+        """Every parameter that is updated."""
+        groups = (group for part in self.parts for group in part.optimizer.param_groups)
+        return tuple(parameter for group in groups for parameter in group["params"])
+
+    def squared_gradients(self) -> torch.Tensor:
+        """Sum of the squares of the gradients in this rank's shards, scalar fp64 on their device; nobody waits."""
+        norms = torch._foreach_norm(self._local_gradients(), 2.0)
+        return torch.stack(norms).double().square().sum()
+
+    def clip(self, norm: float, most: float) -> None:
+        """Scales gradients of norm `norm` down to at most `most`, as `torch.nn.utils.clip_grad_norm_` does."""
+        scale = most / (norm + 1e-6)
+        if scale < 1:
+            torch._foreach_mul_(self._local_gradients(), scale)
+
+    @torch.no_grad()
+    def _local_gradients(self) -> list[torch.Tensor]:
+        """Each gradient as far as this rank holds it: arithmetic on them is ten times cheaper than on DTensors."""
+        found = (parameter.grad for parameter in self.learning if parameter.grad is not None)
+        return [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in found]
 
     def step(self, rate: float) -> None:
         """One update at a scheduled learning rate."""
@@ -63,7 +88,10 @@ def build_optimizers(model: nn.Module, settings: Optimizer) -> Optimizers:
 
 
 def _adamw(model: nn.Module, settings: Optimizer) -> Optimizers:
-    """Vectors and biases (norms included) are not decayed."""
+    """Vectors and biases (norms included) are not decayed.
+
+    Fused: one pass over memory instead of a dozen. Its results are those of the others but for rounding.
+    """
     trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     plain = {name for name, parameter in trainable if parameter.ndim <= 1 or name.endswith(".bias")}
     groups = [
@@ -71,7 +99,8 @@ def _adamw(model: nn.Module, settings: Optimizer) -> Optimizers:
         {"params": [p for name, p in trainable if name in plain], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    return Optimizers((Part(torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas)),))
+    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True)
+    return Optimizers((Part(optimizer),))
 
 
 BUILDERS: dict[str, Callable[[nn.Module, Optimizer], Optimizers]] = {"adamw": _adamw}

@@ -1,6 +1,5 @@
 """The stages of a cell from loading to its measurement. Each is one function of the run; all of them are collective."""
 
-import itertools
 import math
 import os
 import time
@@ -16,6 +15,7 @@ from orchestrator.errors import CancelledError, DivergedError, TimedOutError
 from orchestrator.hardware import device_name, peak_memory_gib
 from orchestrator.layout import CellFolder
 from orchestrator.results import EvaluationPoint, StepMetrics, read_json, write_json
+from orchestrator.training.ahead import PreparedSteps
 from orchestrator.training.checkpoint import SCORE, Checkpoint, find_latest, load_checkpoint, state_bytes
 from orchestrator.training.contract import find_contract
 from orchestrator.training.evaluation import evaluate
@@ -68,20 +68,21 @@ def _train(run: CellRun, saver: CheckpointSaver) -> None:
     job, trainee, cell = run.job, run.trainee, run.job.cell
     if run.position.seen.steps == 0:
         score(run)
-    for work, following in itertools.pairwise(trainee.feed.steps(run.position.seen.steps)):
+    steps = PreparedSteps(trainee, run.position.seen.steps, cell.micro_batch_size)
+    for work, batches in steps:
         before = run.share_of(run.position)
         if before >= 1:
             break
-        order = order_after(run.position.order, work, following)
-        after = replace(run.position, seen=run.position.seen.plus(work), order=order)
+        after = replace(run.position, seen=run.position.seen.plus(work))
         # A step asks with the middle of its own progress, so that neither the first nor the last has rate 0.
         rate = learning_rate(cell.recipe.optimizer, (before + run.share_of(after)) / 2)
         started = time.perf_counter()
         torch.manual_seed(_random_seed(cell.seed, after.seen.steps, run.mesh.rank))
-        outcome = train_step(cell, trainee, work, rate, run.order)
+        outcome = train_step(cell, trainee, work, rate, run.order, batches=batches, meanwhile=steps.prepare)
         elapsed = time.perf_counter() - started
         _record_step(run, work, after, outcome, rate, elapsed)
-        run.position = replace(after, train_time_s=run.position.train_time_s + elapsed)
+        order = order_after(run.position.order, work, steps.following)
+        run.position = replace(after, order=order, train_time_s=run.position.train_time_s + elapsed)
         if run.contract is None:
             run.contract = find_contract(job, trainee)
             if run.mesh.is_main:  # kept for an attempt that has no step left to make

@@ -1,15 +1,15 @@
 """One optimizer step over the global batch, whatever the number of ranks and micro-batches."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch.distributed.tensor import DTensor
 
+from backbones.inputs import PlacedInputs
 from orchestrator.data.feed import StepWork
 from orchestrator.planning.plan import Cell
-from orchestrator.training.loss import summed_nats
+from orchestrator.training.loss import labelled_nats, place
 from orchestrator.training.trainee import Trainee
 
 CONTINUE, STOP, TIMED_OUT = 0, 1, 2  # orders of the main rank
@@ -29,34 +29,57 @@ class StepOutcome:
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
-def train_step(cell: Cell, trainee: Trainee, work: StepWork, rate: float, order: int = CONTINUE) -> StepOutcome:
+def train_step(
+    cell: Cell,
+    trainee: Trainee,
+    work: StepWork,
+    rate: float,
+    order: int = CONTINUE,
+    *,
+    batches: Iterable[PlacedInputs] | None = None,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> StepOutcome:
     """One optimizer step over the global batch, with gradients left in place; collective.
 
-    The loss is the sum over all target tokens of the step divided by their number, over all ranks and micro-batches:
-    FSDP averages gradients over ranks, so each micro-batch is scaled by the number of ranks. No update is made when
-    loss or gradient norm is not finite.
+    `batches` are this rank's micro-batches, where they were made already; `meanwhile` is called when a device has all
+    its work and the host has none. No update is made when loss or gradient norm is not finite.
     """
     mesh = trainee.mesh
-    share = mesh.dims.rows_of_a_rank(len(work.rows))
-    mine = work.rows[mesh.dp_rank * share : (mesh.dp_rank + 1) * share]
-    sums = torch.zeros(2, dtype=torch.float64, device=mesh.device)
-    for rows in _chunks(mine, cell.micro_batch_size):
-        nats = summed_nats(trainee.backbone, trainee.backbone.collate(trainee.feed.examples(rows)), mesh.device)
-        (nats * (mesh.dp_size / work.targets)).backward()
-        sums[0] += nats.detach()
-    # The order travels with the loss: one reduction a step, and every rank stops at the same step.
-    sums[1] = order
+    nats = accumulate(trainee, batches or micro_batches(trainee, work, cell.micro_batch_size), work.targets)
+    # The order travels with loss and norm: one reduction a step, and every rank stops at the same step. Replicas hold
+    # the same gradients, so each adds its share of their squares.
+    squares = trainee.optimizers.squared_gradients() / mesh.dims.replicate
+    sums = torch.stack((nats, squares, torch.full_like(nats, order)))
+    meanwhile()
     mesh.sum_over_data(sums)
-    loss = float(sums[0]) / work.targets
-    norm = torch.nn.utils.clip_grad_norm_(
-        [p for p in trainee.backbone.llm.parameters() if p.requires_grad], cell.recipe.optimizer.max_grad_norm
-    )
-    grad_norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-    outcome = StepOutcome(loss, grad_norm, int(sums[1]))
+    # The one time that the host waits for a device. Read a step later, it would save the launch of the update, but the
+    # next step would already stand on a model that has to be recorded, stored or given up as of this one.
+    total, squared_norm, decided = sums.tolist()
+    outcome = StepOutcome(total / work.targets, math.sqrt(squared_norm), int(decided))
     if outcome.is_finite:
+        trainee.optimizers.clip(outcome.grad_norm, cell.recipe.optimizer.max_grad_norm)
         trainee.optimizers.step(rate)
     return outcome
 
 
-def _chunks(rows: tuple[tuple[int, ...], ...], size: int) -> Iterator[tuple[tuple[int, ...], ...]]:
-    return (rows[start : start + size] for start in range(0, len(rows), size))
+def micro_batches(trainee: Trainee, work: StepWork, size: int) -> Iterator[PlacedInputs]:
+    """This rank's rows of a step, `size` at a time, on its device."""
+    mesh, backbone = trainee.mesh, trainee.backbone
+    share = mesh.dims.rows_of_a_rank(len(work.rows))
+    for start in range(mesh.dp_rank * share, (mesh.dp_rank + 1) * share, size):
+        rows = work.rows[start : min(start + size, (mesh.dp_rank + 1) * share)]
+        yield place(backbone, backbone.collate(trainee.feed.examples(rows), trainee.row_width), mesh.device)
+
+
+def accumulate(trainee: Trainee, batches: Iterable[PlacedInputs], targets: int) -> torch.Tensor:
+    """Adds the gradients of this rank's micro-batches to what is there; returns their nats, fp64, on the device.
+
+    The loss is the sum over all target tokens of the step divided by their number, over all ranks and micro-batches:
+    FSDP averages gradients over ranks, so each micro-batch is scaled by the number of ranks.
+    """
+    total = torch.zeros((), dtype=torch.float64, device=trainee.mesh.device)
+    for placed in batches:
+        nats = labelled_nats(trainee.backbone, placed).sum()
+        (nats * (trainee.mesh.dp_size / targets)).backward()
+        total += nats.detach()
+    return total

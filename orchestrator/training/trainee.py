@@ -28,6 +28,7 @@ class Trainee:
     validation: TokenizedDataset
     scored: np.ndarray
     mesh: Mesh
+    row_width: int | None  # that all rows of a step are padded to; None: the longest of its micro-batch
     load_time_s: float
     model_time_s: float  # of it: to build, shard and fill the backbone
 
@@ -61,6 +62,8 @@ def build_trainee(job: CellJob, mesh: Mesh) -> Trainee:
         validation=load_tokenized(job.prepared.validation_file),
         scored=scored,
         mesh=mesh,
+        # Allocator and compiled code want shapes that stay; a processor computes what is padded for nothing.
+        row_width=recipe.sequence_length if recipe.packing and mesh.device.type == "cuda" else None,
         load_time_s=time.perf_counter() - started,
         model_time_s=model_time_s,
     )
