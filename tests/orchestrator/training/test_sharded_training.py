@@ -6,6 +6,7 @@ no FSDP, one example at a time without padding or packing, eager attention, its 
 Over 300 lines: one loss curve, with everything that it must not depend on.
 """
 
+import itertools
 import json
 import math
 import shutil
@@ -15,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from gang import RankError, run_ranks
@@ -25,6 +27,7 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.nn import functional
 
 from backbones.adaptation import apply_adaptation, init_adapters
+from backbones.inputs import IGNORED
 from backbones.registry import build
 from orchestrator.attempt.gangs import Gangs
 from orchestrator.attempt.stages import run_cell
@@ -33,9 +36,11 @@ from orchestrator.data.feed import Feed
 from orchestrator.data.parity import load_selection
 from orchestrator.data.prepare import load_tokenized
 from orchestrator.parallel import Mesh
+from orchestrator.training.ahead import PreparedSteps
+from orchestrator.training.loss import place
 from orchestrator.training.measurement import find_measurement
-from orchestrator.training.step import train_step
-from orchestrator.training.trainee import build_trainee
+from orchestrator.training.step import accumulate, train_step
+from orchestrator.training.trainee import Trainee, build_trainee
 
 TOLERANCE = 1e-5
 STEPS = 20
@@ -289,6 +294,54 @@ def test_a_bf16_run_computes_in_bf16_and_keeps_everything_else_in_fp32(tmp_path:
     }
     differences = [abs(a - b) for a, b in zip(curve(job), curve(exact), strict=True)]
     assert 1e-5 < max(differences) < 0.05  # computed in another precision, of the same thing
+
+
+def test_rows_padded_to_the_recipes_length_have_the_losses_and_norms_of_rows_that_are_not(tmp_path: Path) -> None:
+    found = run_ranks(2, steps_of_both_widths, small(tmp_path, sequence_length=96))[0]
+
+    longest, fixed = found[None], found[96]
+    assert fixed["widths"] == [96] * len(longest["widths"])
+    assert min(longest["widths"]) < 96
+    assert fixed["losses"] == pytest.approx(longest["losses"], rel=1e-6)
+    assert fixed["norms"] == pytest.approx(longest["norms"], rel=1e-5)
+
+
+def steps_of_both_widths(job: CellJob) -> dict[int | None, dict[str, list[float]]]:
+    mesh = Mesh.build(torch.device("cpu"), job.cell.placement.parallel)
+    return {width: steps_of_width(replace(build_trainee(job, mesh), row_width=width), job) for width in (None, 96)}
+
+
+def steps_of_width(trainee: Trainee, job: CellJob) -> dict[str, list[float]]:
+    steps = PreparedSteps(trainee, 0, job.cell.micro_batch_size)
+    found: dict[str, list[float]] = {"widths": [], "losses": [], "norms": []}
+    for work, batches in itertools.islice(steps, 5):
+        outcome = train_step(job.cell, trainee, work, 1e-3, batches=batches, meanwhile=steps.prepare)
+        trainee.optimizers.zero_grad()
+        found["widths"] += [batch.arguments["input_ids"].shape[1] for batch in batches]
+        found["losses"].append(outcome.loss)
+        found["norms"].append(outcome.grad_norm)
+    return found
+
+
+def test_a_rank_whose_rows_hold_nothing_to_learn_takes_part_in_the_step(tmp_path: Path) -> None:
+    silent, alone = run_ranks(2, gradients_of_rank_0, small(tmp_path))[0]
+
+    assert silent == pytest.approx(alone, rel=1e-6)
+    assert len(silent) > 10 and all(norm > 0 for norm in silent)
+
+
+def gradients_of_rank_0(job: CellJob) -> list[list[float]]:
+    """Norms of all gradients: where rank 1 has rows without a label, and where it has rank 0's rows, halved."""
+    trainee = build_trainee(job, Mesh.build(torch.device("cpu"), job.cell.placement.parallel))
+    backbone, rank = trainee.backbone, trainee.mesh.dp_rank
+    rows = backbone.collate(trainee.feed.examples([(0, 1), (2,)]))
+    found = []
+    for labels_BT in (np.full_like(rows.labels_BT, IGNORED), rows.labels_BT):
+        batch = replace(rows, labels_BT=rows.labels_BT if rank == 0 else labels_BT)
+        accumulate(trainee, [place(backbone, batch, trainee.mesh.device)], targets=1)
+        found.append([float(weight.grad.full_tensor().norm()) for weight in trainee.optimizers.learning])  # type: ignore[union-attr]
+        trainee.optimizers.zero_grad()
+    return [found[0], [norm / 2 for norm in found[1]]]
 
 
 def test_two_replicas_of_two_shards_have_the_loss_curve_of_a_plain_loop(tmp_path: Path) -> None:
