@@ -6,6 +6,7 @@ from typing import Any
 
 from backbones.spec import BackboneSpec
 from orchestrator.data.prepare import Prepared
+from orchestrator.faults import Fault
 from orchestrator.layout import EXPORT_MANIFEST, CellFolder
 from orchestrator.planning.plan import Cell
 from orchestrator.results import read_json
@@ -37,7 +38,7 @@ class CertificateRequest:
 class CellJob:
     """One attempt at a cell: everything its workers need, small enough to travel."""
 
-    cell: Cell
+    cell: Cell  # with the micro-batch of this attempt
     attempt: int
     folder: Path  # shared by all ranks and by all attempts
     prepared: Prepared | None  # None: nothing is trained, the certificate is all that is asked for
@@ -47,6 +48,8 @@ class CellJob:
     export: ExportRequest | None = None
     certificate: CertificateRequest | None = None  # None: nobody asks for one
     plugins: tuple[str, ...] = ()  # modules that register backbones
+    hang_timeout_s: float | None = None  # without progress in a step; None: by how long steps take
+    faults: tuple[Fault, ...] = ()  # that somebody asked for
 
     @property
     def name(self) -> str:

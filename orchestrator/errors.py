@@ -81,6 +81,12 @@ class OutOfMemoryError(OrchestratorError):
     status = "OUT_OF_MEMORY"
 
 
+class HangError(OrchestratorError):
+    """A rank makes no progress, and the others wait for it."""
+
+    retriable = True
+
+
 class TimedOutError(OrchestratorError):
     """The cell used up `policy.timeout`."""
 

@@ -200,6 +200,10 @@ class CellFolder:
         """The accounts of an attempt that there are."""
         return (self.path / "failures").glob(f"attempt-{attempt:03d}-rank-*.json")
 
+    def stack(self, attempt: int, rank: int) -> Path:
+        """Where a rank stood when nothing went on any more."""
+        return self.path / "failures" / f"attempt-{attempt:03d}-rank-{rank}.stack.txt"
+
     @property
     def attempts(self) -> Path:
         """How many there were, and why each ended."""

@@ -4,10 +4,11 @@ A rank is one process with one device. Ranks are replicas of shards: every rank 
 shard is also how many ways the batch is split. Only `Mesh` needs torch, and only once it is built.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from orchestrator.errors import InputError
+from orchestrator.faults import Faults
 
 if TYPE_CHECKING:
     import torch
@@ -68,6 +69,7 @@ class Mesh:
     fsdp: "DeviceMesh"  # (shard,), or (replicate, shard)
     dp_rank: int  # which of the `dims.data` shares of the batch this rank computes
     rank: int
+    faults: Faults = field(default_factory=Faults)  # what is to happen to this rank, where somebody asked for it
 
     @classmethod
     def build(cls, device: "torch.device", dims: ParallelDims | None = None) -> "Mesh":

@@ -42,7 +42,7 @@ DOORS = (
 # The rooms of a package, from the ground up. Files import from their own room and from those before it, lazily or not.
 ROOMS = {
     "orchestrator": (
-        *("errors", "layout", "identity", "results", "hardware", "parallel", "tracking"),
+        *("errors", "faults", "layout", "identity", "results", "hardware", "parallel", "tracking"),
         *("spec_files", "data", "planning", "cell_job", "training", "certificate", "attempt"),
     ),
     "jobs": (

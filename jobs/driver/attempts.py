@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from orchestrator.attempt.failure import Failure
+from orchestrator.attempt.taxonomy import Cause
 from orchestrator.layout import CellFolder
 from orchestrator.planning.plan import Cell
 from orchestrator.results import CellResult, CellStatus, find_cell_result, read_json, save_cell_result, write_json
@@ -26,6 +27,7 @@ class Requeue:
 class _Stored(TypedDict):
     count: int
     reasons: list[str]
+    micro_batch_size: NotRequired[int | None]
 
 
 class History:
@@ -36,6 +38,7 @@ class History:
         self._file = CellFolder(folder).attempts
         stored: _Stored = read_json(self._file) if self._file.exists() else {"count": 0, "reasons": []}
         self.count, self.reasons = stored["count"], stored["reasons"]
+        self.micro_batch_size = stored.get("micro_batch_size")  # where the planned one did not fit
         if len(self.reasons) < self.count:  # the last launch died before its attempt ended
             self.reasons += ["the launch was interrupted"] * (self.count - len(self.reasons))
 
@@ -50,8 +53,15 @@ class History:
         self.reasons.append(reason)
         self._save()
 
+    def shrink(self, micro_batch_size: int) -> None:
+        """The attempt that ended had too large a micro-batch; those that follow have this one."""
+        self.micro_batch_size = micro_batch_size
+        self.reasons[-1] += f"; it goes on with a micro-batch of {micro_batch_size}"
+        self._save()
+
     def _save(self) -> None:
-        write_json(self._file, {"count": self.count, "reasons": self.reasons})
+        stored: _Stored = {"count": self.count, "reasons": self.reasons, "micro_batch_size": self.micro_batch_size}
+        write_json(self._file, stored)
 
 
 @dataclass
@@ -70,21 +80,41 @@ class Tries:
         """What is left of policy.timeout."""
         return self.policy.timeout_s - self.trained_s
 
+    @property
+    def cell_of_next_attempt(self) -> Cell:
+        """The cell with the micro-batch that fits, as far as its attempts have shown; the same `cell_id`."""
+        return replace(self.cell, micro_batch_size=self.history.micro_batch_size or self.cell.micro_batch_size)
+
+    @property
+    def smaller_micro_batch(self) -> int | None:
+        """The largest that is at most half as large and divides a rank's rows of a step; None where there is none."""
+        share = self.cell.placement.parallel.rows_of_a_rank(self.cell.recipe.global_batch_size)
+        half = self.cell_of_next_attempt.micro_batch_size // 2
+        return next((rows for rows in range(half, 0, -1) if share % rows == 0), None)
+
     def judge(self, failure: Failure, is_stopping: bool) -> CellResult | Requeue:
-        """Whether another attempt is worth it. A result is stored."""
+        """Whether another attempt is worth it; the history has this one's end already. A result is stored."""
         previous, self.previous = self.previous, failure
         self.failures += failure.is_charged
-        if not failure.retriable:
+        if not failure.retriable and not self._shrink(failure):
             return self.end(failure.status, failure.message)
         if is_stopping:
             return self.end(CellStatus.CANCELLED, "stopped on request")
-        if previous is not None and failure.repeats(previous):
+        if previous is not None and failure.retriable and failure.repeats(previous):
             reason = f"the same failure twice in a row, so a third try would meet it too: {failure.message}"
             return self.end(CellStatus.FAILED, reason)
         if self.failures > self.policy.max_failures:
             reason = f"{self.failures} failures, more than policy.max_failures allows; the last: {failure.message}"
             return self.end(CellStatus.FAILED, reason)
-        return Requeue(CellStatus.QUEUED, failure.account)
+        return Requeue(CellStatus.QUEUED, self.history.reasons[-1])
+
+    def _shrink(self, failure: Failure) -> bool:
+        """Whether memory ran out for a micro-batch, as against the states of the model, and a smaller one is left."""
+        rows = self.smaller_micro_batch
+        if failure.cause is not Cause.OUT_OF_MEMORY or failure.step is None or rows is None:
+            return False
+        self.history.shrink(rows)
+        return True
 
     def end(self, status: CellStatus, reason: str | None) -> CellResult:
         """The cell's result, stored."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from jobs.driver.attempts import find_final_result, infeasible_result
 from jobs.driver.preparation import Preparation
 from orchestrator.cell_job import CellJob, CertificateRequest, ExportRequest, find_export
+from orchestrator.faults import Fault
 from orchestrator.layout import Storage
 from orchestrator.planning.memory import find_device_gib
 from orchestrator.planning.plan import Cell, Plan
@@ -24,6 +25,7 @@ class CellJobs:
     plan: Plan
     preparation: Preparation
     certify: bool  # whether a cell trains only under its backbone's certificate
+    faults: tuple[Fault, ...] = ()  # what somebody asked to happen to every cell
     launch_id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def folder(self, cell: Cell) -> Path:
@@ -43,12 +45,19 @@ class CellJobs:
             folder=plan.cell_folder(cell),
             prepared=self.preparation.prepared[backbone_id],
             selection_file=self.preparation.selection_files[backbone_id],
-            flops_per_token=plan.forecasts[plan.cells.index(cell)].flops_per_token,
+            flops_per_token=self._flops_per_token(cell),
             deadline=time.time() + left_s,
             export=export_request(plan),
             certificate=self._certificate(cell) if self.certify else None,
             plugins=plan.plugins,
+            hang_timeout_s=plan.job.policy.hang_timeout_s,
+            faults=self.faults,
         )
+
+    def _flops_per_token(self, cell: Cell) -> float:
+        """As planned; the cell may have another micro-batch by now."""
+        planned = [one.cell_id for one in self.plan.cells].index(cell.cell_id)
+        return self.plan.forecasts[planned].flops_per_token
 
     def _certificate(self, cell: Cell) -> CertificateRequest:
         return CertificateRequest(

@@ -226,10 +226,10 @@ class CellRunner:
         cell, tries = running.cell, self._tries_of(running.cell)
         attempt = tries.history.begin()
         self._report(cell, CellStatus.RUNNING)
-        job = self.jobs.make(cell, attempt, tries.left_s)
+        job = self.jobs.make(tries.cell_of_next_attempt, attempt, tries.left_s)
         if cell.worlds:
             workers = sum(number for _, number in lease.placement)
-            job = replace(job, cell=cell.on(workers))
+            job = replace(job, cell=job.cell.on(workers))
             self.notice(f"{cell.cell_id}: on {workers} of at most {cell.worlds[0]} workers")
         job.stop_file.unlink(missing_ok=True)
         self._attempts[cell.cell_id] = job

@@ -1,5 +1,6 @@
 """One job from its plan to its conclusion: connect, prepare, run the cells, conclude."""
 
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from jobs.driver.progress import Progress
 from jobs.driver.requests import job_request
 from jobs.tracking.runs import Tracking
 from orchestrator.attempt.gangs import Gangs
+from orchestrator.faults import VARIABLE, parse_faults
 from orchestrator.planning.plan import Cell, Plan
 from orchestrator.results import CellResult
 from orchestrator.tracking.sender import driver_of
@@ -32,8 +34,10 @@ def launch(plan: Plan, console: Console, certify: bool) -> Outcome:
     """Runs whatever of the plan is not finished yet, and concludes. Blocks until all cells are terminal.
 
     With `certify`, a cell trains only under its backbone's certificate, which its own workers make where none is kept.
-    Infeasible cells are reported, not run. Raises AlreadyRunningError, ResourcesError.
+    Infeasible cells are reported, not run. Raises AlreadyRunningError, ResourcesError, and InputError for a fault that
+    nobody could mean.
     """
+    faults = parse_faults(os.environ.get(VARIABLE, ""))
     infeasible = find_infeasible(plan)
     with ExitStack() as held, interruption(console) as received:
         held.enter_context(driver_of(plan.folder))
@@ -62,7 +66,7 @@ def launch(plan: Plan, console: Console, certify: bool) -> Outcome:
                     results = [cancelled_result(cell, plan.cell_folder(cell)) for cell in cells]
                 else:
                     progress = Progress(console, [(cell, plan.cell_folder(cell)) for cell in cells])
-                    jobs = CellJobs(plan, preparation, certify)
+                    jobs = CellJobs(plan, preparation, certify, faults)
                     with Gangs() as gangs, progress.running():
                         runner = CellRunner(
                             jobs, plan.job.policy, (tracking, progress), progress.say, leases, gangs.run_attempt

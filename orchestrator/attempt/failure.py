@@ -5,29 +5,37 @@ import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from backbones.errors import BackboneError
+from pydantic import TypeAdapter
+
+from orchestrator.attempt.taxonomy import DESIGNED, TAXONOMY, Cause, cause_of, is_out_of_memory
 from orchestrator.cell_job import CellJob
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import OutOfMemoryError
 from orchestrator.layout import CellFolder
 from orchestrator.parallel import is_peer_lost
 from orchestrator.results import CellStatus, read_json, write_json
 
-DESIGNED = (OrchestratorError, BackboneError)  # errors that say themselves what they mean
 WORKER_DIED, PEER_LOST, PREEMPTED = "WorkerDiedError", "PeerLostError", "PreemptedError"
-ECHOES = (PEER_LOST,)
-FAULTS_OF_THE_MACHINE = (WORKER_DIED, PEER_LOST, PREEMPTED)
+HANG, PEER_HANGS = "HangError", "PeerHangsError"
+ECHOES = (PEER_LOST, PEER_HANGS)
+FAULTS_OF_THE_MACHINE = (WORKER_DIED, *ECHOES, PREEMPTED)
+OUT_OF_MEMORY_REMEDY = (
+    "A micro-batch that is too large is halved until it fits; where one row does not, or not even the model, "
+    "raise placement.workers, set recipe.activation_checkpointing to true, or lower recipe.sequence_length."
+)
 
 
 @dataclass(frozen=True)
 class Failure:
     """Why an attempt ended early: the first cause, not what the other ranks saw of it."""
 
-    kind: str  # name of the exception class, or one of the three of FAULTS_OF_THE_MACHINE
+    kind: str  # name of the exception class, or one of FAULTS_OF_THE_MACHINE
     message: str
     rank: int | None
     time: float
     retriable: bool
     status: CellStatus = CellStatus.FAILED  # of the cell, where no other attempt follows
+    cause: Cause = Cause.CODE
+    step: int | None = None  # that the rank was at, 0 before the first; None before it trained, or where unknown
 
     def repeats(self, other: "Failure") -> bool:
         """Whether a rank gave the very same account twice: a fault of the code or the data, not of the machine."""
@@ -37,19 +45,23 @@ class Failure:
 
     @property
     def is_echo(self) -> bool:
-        """Whether it only tells that another rank went away."""
+        """Whether it only tells that another rank went away, or does not answer."""
         return self.kind in ECHOES
 
     @property
     def is_charged(self) -> bool:
-        """Whether it counts against policy.max_failures: a node that was taken away does not."""
-        return self.kind != PREEMPTED
+        """Whether it counts against policy.max_failures."""
+        return TAXONOMY[self.cause].is_charged
 
     @property
     def account(self) -> str:
         """The failure in one line."""
         rank = "" if self.rank is None else f" on rank {self.rank}"
-        return f"{self.kind}{rank}: {self.message.splitlines()[0]}"
+        step = "" if self.step is None else f" at step {self.step}"
+        return f"{self.kind}{rank}{step}: {first_line(self.message) or 'it said nothing'}"
+
+
+_FAILURE = TypeAdapter(Failure)
 
 
 def record_failure(job: CellJob, failure: Failure) -> None:
@@ -57,17 +69,22 @@ def record_failure(job: CellJob, failure: Failure) -> None:
     write_json(CellFolder(job.folder).failure(job.attempt, failure.rank), asdict(failure))
 
 
-def account_of(rank: int, error: BaseException) -> Failure:
+def account_of(rank: int, error: BaseException, step: int | None = None) -> Failure:
     """What a rank's exception says: by itself where it was designed, else by its class and last frames.
 
     The cause of one that was not designed may lie elsewhere, so another attempt is worth it.
     """
-    kind = type(error).__name__
+    if is_out_of_memory(error) and not isinstance(error, DESIGNED):
+        error = OutOfMemoryError(f"{error}\n{OUT_OF_MEMORY_REMEDY}")
+    kind, cause = type(error).__name__, cause_of(error)
     if isinstance(error, DESIGNED):
-        return Failure(kind, str(error), rank, time.time(), error.retriable, CellStatus(error.status))
+        status = CellStatus(error.status)
+        return Failure(kind, str(error), rank, time.time(), error.retriable, status, cause, step)
     frames = "".join(traceback.format_exception(error, limit=-4))
-    kind = PEER_LOST if is_peer_lost(error) else kind
-    return Failure(kind, f"{type(error).__name__}: {error}\n{frames}", rank, time.time(), retriable=True)
+    if is_peer_lost(error):
+        kind, cause = PEER_LOST, Cause.WORKER_LOST
+    message = f"{type(error).__name__}: {error}\n{frames}"
+    return Failure(kind, message, rank, time.time(), retriable=True, cause=cause, step=step)
 
 
 def find_first_cause(folder: Path, attempt: int, workers: int, error: Exception) -> Failure:
@@ -83,33 +100,62 @@ def find_first_cause(folder: Path, attempt: int, workers: int, error: Exception)
     own = [account for account in accounts if not account.is_echo]
     if own:
         return min(own, key=lambda account: account.time)
+    silent = sorted(set(range(workers)) - {account.rank for account in accounts})
+    if waiting := [account for account in accounts if account.kind == PEER_HANGS]:
+        return _hang(folder, attempt, waiting, silent)
     echo = min(accounts, key=lambda account: account.time, default=None)
     dead = sorted(rank for rank, one in found.items() if _is_death(one))
     if not dead and echo is not None:
-        dead = sorted(set(range(workers)) - {account.rank for account in accounts})
+        dead = silent
     if not dead:
-        return echo or Failure(WORKER_DIED, _start_failed(error), None, time.time(), retriable=True)
+        start = Failure(WORKER_DIED, _start_failed(error), None, time.time(), retriable=True, cause=Cause.WORKER_LOST)
+        return echo or start
     message = "; ".join(_obituary(folder, attempt, rank, found.get(rank)) for rank in dead)
     if echo is not None:
-        message += f". Rank {echo.rank} noticed: {echo.message.splitlines()[0]}"
-    kind = PREEMPTED if any(_is_preempted(one) for one in found.values()) else WORKER_DIED
-    return Failure(kind, message, dead[0], time.time(), retriable=True)
+        message += f". Rank {echo.rank} noticed: {first_line(echo.message)}"
+    kind, cause = WORKER_DIED, Cause.WORKER_LOST
+    if any(_is_preempted(one) for one in found.values()):
+        kind, cause = PREEMPTED, Cause.PREEMPTED
+    step = None if echo is None else echo.step
+    return Failure(kind, message, dead[0], time.time(), retriable=True, cause=cause, step=step)
+
+
+def first_line(text: str) -> str:
+    """The first line of a text, or nothing."""
+    return (text.splitlines() or [""])[0]
+
+
+def _hang(folder: Path, attempt: int, waiting: list[Failure], silent: list[int]) -> Failure:
+    """Where every rank that spoke waits for another: that is one that did not speak, else the one that is behind."""
+    behind = min(waiting, key=lambda account: (account.step or 0, account.time))
+    step, rank = behind.step, None
+    if silent:
+        rank = silent[0]
+        message = f"{_place(folder, attempt, rank)} does not answer: stopped, or its node out of reach"
+    elif len({account.step for account in waiting}) > 1:
+        rank = behind.rank
+        message = f"rank {rank} waits where no other rank does: {first_line(behind.message)}"
+    else:
+        message = f"all ranks wait for each other: {first_line(behind.message)}"
+    return Failure(HANG, message, rank, time.time(), retriable=True, cause=Cause.HANG, step=step)
 
 
 def _accounts(folder: Path, attempt: int) -> list[Failure]:
-    files = CellFolder(folder).failures(attempt)
-    accounts = [read_json(file) for file in files]
-    return [Failure(**{**one, "status": CellStatus(one.get("status", CellStatus.FAILED))}) for one in accounts]
+    return [_FAILURE.validate_json(file.read_bytes()) for file in CellFolder(folder).failures(attempt)]
 
 
-def _obituary(folder: Path, attempt: int, rank: int, error: Exception | None) -> str:
+def _place(folder: Path, attempt: int, rank: int) -> str:
     file = CellFolder(folder).worker(rank)
     known = read_json(file) if file.exists() else {}
     place = f" (pid {known['pid']} on {known['node']})" if known.get("attempt") == attempt else ""
+    return f"rank {rank}{place}"
+
+
+def _obituary(folder: Path, attempt: int, rank: int, error: Exception | None) -> str:
     cause = "killed, out of memory, or its node lost"
     if error is not None and "low on memory" in str(error):  # the words of Ray's memory monitor
         cause = "Ray killed it because its node ran low on memory; use fewer workers a node or a smaller micro batch"
-    return f"rank {rank}{place} died without a word: {cause}"
+    return f"{_place(folder, attempt, rank)} died without a word: {cause}"
 
 
 def _is_death(error: Exception) -> bool:

@@ -6,16 +6,18 @@ group, a device and a folder that all ranks share.
 
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from orchestrator.cell_job import CellJob
 from orchestrator.certificate.gang import require_certificate
+from orchestrator.faults import Faults
 from orchestrator.hardware import forget_peak_memory
 from orchestrator.parallel import Mesh
 from orchestrator.tracking.recorder import open_recorder
 from orchestrator.training import stages
+from orchestrator.training.pulse import Pulse
 from orchestrator.training.run import CellRun
 from orchestrator.training.step import STOP
 
@@ -53,8 +55,8 @@ STAGES = (
 )
 
 
-def run_cell(job: CellJob, device: torch.device) -> None:
-    """Runs every stage that the job has, resuming from its newest valid checkpoint.
+def run_cell(job: CellJob, device: torch.device, pulse: Pulse | None = None) -> None:
+    """Runs every stage that the job has, resuming from its newest valid checkpoint; `pulse` shows how it gets on.
 
     Writes proofs, steps and evaluations to the spool, checkpoints beside it, and at the end the measurement. Raises
     CertificateError, before it trains, where a certificate is asked for and a proof fails; DivergedError,
@@ -62,8 +64,9 @@ def run_cell(job: CellJob, device: torch.device) -> None:
     """
     forget_peak_memory(device)
     mesh = Mesh.build(device, job.cell.placement.parallel)
+    mesh = replace(mesh, faults=Faults.of(job.faults, mesh.rank, job.attempt))
     with closing(open_recorder(job.spool_folder, job.attempt, mesh.is_main)) as recorder:
-        run = CellRun(job, mesh, recorder)
+        run = CellRun(job, mesh, recorder, pulse or Pulse())
         for stage in STAGES:
             if stage.applies(job):
                 stage.run(run)

@@ -10,12 +10,13 @@ from typing import Any
 
 from orchestrator.attempt.failure import account_of, record_failure
 from orchestrator.attempt.mailbox import Answer, Call, Mailbox
+from orchestrator.attempt.watch import watched
 from orchestrator.cell_job import CellJob
-from orchestrator.errors import OutOfMemoryError
 from orchestrator.layout import CellFolder
 from orchestrator.parallel import Mesh
 from orchestrator.results import CellStatus, write_json
 from orchestrator.spec_files.spec import Placement
+from orchestrator.training.pulse import Pulse
 
 # Seconds between the Ray Train controller's looks at its workers: how soon it sees that they finished or died.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
@@ -95,7 +96,6 @@ def _serve(config: dict[str, Any]) -> None:
     A failure is written to the cell's folder before anybody else sees it. One that all ranks meet alike leaves the gang
     as sound as before; any other ends it.
     """
-    import torch
     from ray.train import get_context
     from ray.train.torch import get_device
 
@@ -107,18 +107,15 @@ def _serve(config: dict[str, Any]) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     call = _next_call(mailbox, 1, mesh)
     while (job := call.job) is not None:
-        failure = None
+        failure, pulse = None, Pulse()
         _write_process_id(job, rank)
         try:
             for module in job.plugins:
                 registry.load_plugin(module)
-            run_cell(job, mesh.device)
-        except torch.OutOfMemoryError as error:
-            remedy = "Lower recipe.micro_batch_size, or raise placement.workers."
-            record_failure(job, account_of(rank, OutOfMemoryError(f"{error}\n{remedy}")))
-            raise
+            with watched(job, rank, pulse):
+                run_cell(job, mesh.device, pulse)
         except BaseException as error:
-            failure = account_of(rank, error)
+            failure = account_of(rank, error, pulse.step)
             record_failure(job, failure)
             if failure.is_echo:
                 time.sleep(PATIENCE_S)

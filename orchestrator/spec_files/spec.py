@@ -294,6 +294,8 @@ class Policy(Strict):
     preemptible: bool = True
     max_failures: Annotated[int, Field(ge=0, le=1000)] = 3
     timeout: str = "12h"  # of one cell, while it trains
+    # How long a step may take before its workers count as hanging; auto: 20 of the slowest recent step, at least 2m.
+    hang_timeout: str = "auto"
     # Limits of all cells together, which the cluster's queue keeps to; hours since the first of them began.
     gpu_hours: Annotated[float, Field(gt=0, le=1e9)] | None = None
     hours: Annotated[float, Field(gt=0, le=1e6)] | None = None
@@ -304,9 +306,21 @@ class Policy(Strict):
         seconds(text)
         return text
 
+    @field_validator("hang_timeout")
+    @classmethod
+    def _check_hang_timeout(cls, text: str) -> str:
+        if text != "auto":
+            seconds(text)
+        return text
+
     @property
     def timeout_s(self) -> float:
         return seconds(self.timeout)
+
+    @property
+    def hang_timeout_s(self) -> float | None:
+        """None: derived from how long steps take."""
+        return None if self.hang_timeout == "auto" else seconds(self.hang_timeout)
 
 
 class Job(Strict, ABC):

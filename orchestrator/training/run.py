@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.cell_job import CellJob
+from orchestrator.faults import Point
 from orchestrator.parallel import Mesh
 from orchestrator.tracking.recorder import Recorder
 from orchestrator.training.measurement import ItemScores
+from orchestrator.training.pulse import Pulse
 from orchestrator.training.rate import Seen, progress
 from orchestrator.training.resumption import Remade
 from orchestrator.training.step import CONTINUE, STOP, TIMED_OUT
@@ -34,6 +36,7 @@ class CellRun:
     job: CellJob
     mesh: Mesh
     recorder: Recorder
+    pulse: Pulse = field(default_factory=Pulse)  # looked at by another thread
     position: Position = field(default_factory=Position)
     scores: ItemScores | None = None  # of the newest evaluation
     contract: dict[str, Any] | None = None  # as found after this attempt's first step
@@ -52,6 +55,11 @@ class CellRun:
     @trainee.setter
     def trainee(self, trainee: Trainee) -> None:
         self._trainee = trainee
+
+    def begin_step(self, step: int) -> None:
+        """A step begins, from 1."""
+        self.pulse.begin_step(step)
+        self.mesh.faults.strike(Point.STEP, step)
 
     def share_of(self, position: Position) -> float:
         """Share of the budget that is used up at a position, 0..1."""

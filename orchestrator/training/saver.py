@@ -8,7 +8,7 @@ import io
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,6 +23,7 @@ from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemWriter
 
 from backbones.contract import TrainableBackbone
 from orchestrator.errors import CheckpointError
+from orchestrator.faults import Point
 from orchestrator.hardware import GIB
 from orchestrator.layout import checkpoint_folder
 from orchestrator.parallel import Mesh
@@ -109,9 +110,7 @@ class CheckpointSaver:
         started = time.perf_counter()
         with _named_remedy(folder):
             files = DigestingFileSystem()
-            # Nothing is on a device any more: no stream is to be synchronised, which would wait for the training.
-            writer = FileSystemWriter(folder, per_thread_copy_ahead=0)
-            writer.fs = files
+            writer = _Writer(folder, files, lambda: self._mesh.faults.strike(Point.SAVE, step))
             dcp.state_dict_saver.save(staged, storage_writer=writer, process_group=self._group)
             size = self._commit(folder, step, files.digests, trainer)
         return Committed(step, 0.0, size, time.perf_counter() - started)
@@ -120,6 +119,7 @@ class CheckpointSaver:
         """Writes the manifest, and only then prunes; what fails on the main rank fails on every rank."""
         parts: list[Any] = [None] * self._mesh.dims.world
         dist.all_gather_object(parts, digests, group=self._group)
+        self._mesh.faults.strike(Point.MANIFEST, step)
         files = {name: digest for part in parts for name, digest in part.items()}
         told: list[Any] = [None]
         if self._mesh.is_main:
@@ -132,6 +132,22 @@ class CheckpointSaver:
         if told[0] is not None:
             raise OSError(told[0])
         return sum(size for size, _ in files.values())
+
+
+class _Writer(FileSystemWriter):
+    """DCP's writer on another file system. `struck` is called where its data is written: a full disk may be asked for.
+
+    Nothing is on a device any more: no stream is to be synchronised, which would wait for the training.
+    """
+
+    def __init__(self, folder: Path, files: FileSystem, struck: Callable[[], None]):
+        super().__init__(folder, per_thread_copy_ahead=0)
+        self.fs, self._struck = files, struck
+
+    def write_data(self, plan: Any, planner: Any) -> Any:
+        """Writes this rank's files."""
+        self._struck()
+        return super().write_data(plan, planner)
 
 
 class DigestingFile(io.FileIO):

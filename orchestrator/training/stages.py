@@ -77,6 +77,7 @@ def _train(run: CellRun, saver: CheckpointSaver) -> None:
         # A step asks with the middle of its own progress, so that neither the first nor the last has rate 0.
         rate = learning_rate(cell.recipe.optimizer, (before + run.share_of(after)) / 2)
         started = time.perf_counter()
+        run.begin_step(after.seen.steps)
         torch.manual_seed(_random_seed(cell.seed, after.seen.steps, run.mesh.rank))
         outcome = train_step(cell, trainee, work, rate, run.order, batches=batches, meanwhile=steps.prepare)
         elapsed = time.perf_counter() - started
@@ -102,6 +103,7 @@ def _train(run: CellRun, saver: CheckpointSaver) -> None:
 def conclude(run: CellRun) -> None:
     """The final scores, anew in an attempt that found the budget used up, and the peaks of memory over all ranks."""
     run.recorder.phase("finishing")
+    run.pulse.rest("finishing")
     if run.scores is None:
         score(run)
     device, host = peak_memory_gib(run.mesh.device), peak_memory_gib(torch.device("cpu"))
@@ -145,6 +147,7 @@ def record(run: CellRun) -> None:
 def score(run: CellRun) -> None:
     """Scores the held-out items. Raises DivergedError when the score is not finite, after it was recorded."""
     trainee, cell, position = run.trainee, run.job.cell, run.position
+    run.pulse.rest("evaluating", position.seen.steps)
     trainee.backbone.llm.eval()
     with torch.no_grad():
         scores = evaluate(
@@ -214,6 +217,7 @@ def _open_saver(run: CellRun) -> CheckpointSaver:
 def _checkpoint(run: CellRun, saver: CheckpointSaver, scored: bool, is_last: bool) -> None:
     position, trainee, step = run.position, run.trainee, run.position.seen.steps
     run.recorder.phase("checkpointing", step=step)
+    run.pulse.rest("checkpointing", step)
     trainer = asdict(position) | ({SCORE: run.scores.bits_per_byte} if scored and run.scores is not None else {})
     stall_s = saver.save(step, trainee.backbone, trainee.optimizers, trainer, is_last)
     run.recorder.phase("training", step=step)

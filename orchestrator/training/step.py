@@ -79,7 +79,7 @@ def accumulate(trainee: Trainee, batches: Iterable[PlacedInputs], targets: int) 
     """
     total = torch.zeros((), dtype=torch.float64, device=trainee.mesh.device)
     for placed in batches:
-        nats = labelled_nats(trainee.backbone, placed).sum()
+        nats = trainee.mesh.faults.spoil(labelled_nats(trainee.backbone, placed).sum())
         (nats * (trainee.mesh.dp_size / targets)).backward()
         total += nats.detach()
     return total
