@@ -84,8 +84,8 @@ def _parse(text: str) -> Fault:
         raise InputError(
             f"{VARIABLE}: {text!r} is no fault. Write KIND@rankR:stepS, such as kill@rank1:step3, KIND one of "
             f"{', '.join(Kind)}; behind it ':POINT' for another moment than the usual one ({', '.join(Point)}; nan "
-            "only at batch, slow only at step), and '@attemptN' or '@always' for another attempt than the first; several "
-            f"with ',' between them. Unset {VARIABLE} to run without faults"
+            "only at batch, slow only at step), and '@attemptN' or '@always' for another attempt than the first; "
+            f"several with ',' between them. Unset {VARIABLE} to run without faults"
         )
     attempt = None if match["always"] else int(match["attempt"] or 1)
     return Fault(kind, int(match["rank"]), int(match["step"]), point, attempt)

@@ -101,10 +101,10 @@ class Tries:
         if is_stopping:
             return self.end(CellStatus.CANCELLED, "stopped on request")
         if previous is not None and failure.retriable and failure.repeats(previous):
-            reason = f"the same failure twice in a row, so a third try would meet it too: {failure.message}"
+            reason = f"the same failure twice in a row, so a third try would meet it too: {failure.full_account}"
             return self.end(CellStatus.FAILED, reason)
         if self.failures > self.policy.max_failures:
-            reason = f"{self.failures} failures, more than policy.max_failures allows; the last: {failure.message}"
+            reason = f"{self.failures} failures, more than policy.max_failures allows; the last: {failure.full_account}"
             return self.end(CellStatus.FAILED, reason)
         return Requeue(CellStatus.QUEUED, self.history.reasons[-1])
 

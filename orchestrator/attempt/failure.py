@@ -60,6 +60,11 @@ class Failure:
         step = "" if self.step is None else f" at step {self.step}"
         return f"{self.kind}{rank}{step}: {first_line(self.message) or 'it said nothing'}"
 
+    @property
+    def full_account(self) -> str:
+        """The same, and below it whatever else is known, such as frames."""
+        return "\n".join([self.account, *self.message.splitlines()[1:]])
+
 
 _FAILURE = TypeAdapter(Failure)
 
@@ -75,7 +80,8 @@ def account_of(rank: int, error: BaseException, step: int | None = None) -> Fail
     The cause of one that was not designed may lie elsewhere, so another attempt is worth it.
     """
     if is_out_of_memory(error) and not isinstance(error, DESIGNED):
-        error = OutOfMemoryError(f"{error}\n{OUT_OF_MEMORY_REMEDY}")
+        where = f"rank {rank}" if step is None else f"rank {rank} at step {step}"
+        error = OutOfMemoryError(f"{where} ran out of memory: {error}\n{OUT_OF_MEMORY_REMEDY}")
     kind, cause = type(error).__name__, cause_of(error)
     if isinstance(error, DESIGNED):
         status = CellStatus(error.status)

@@ -101,7 +101,7 @@ def test_a_loss_is_spoilt_in_one_micro_batch_and_is_itself_otherwise() -> None:
     for step in (2, 3, 3, 4):
         faults.strike(Point.STEP, step)
         seen += [faults.spoil(loss)]
-    assert [math.isnan(float(one)) for one in seen] == [False, True, False, False]
+    assert [math.isnan(one.item()) for one in seen] == [False, True, False, False]
     assert seen[0] is loss and seen[3] is loss
     seen[1].backward()
     assert loss.grad is not None and loss.grad.isnan(), "the gradients of that rank are spoilt with it"
