@@ -44,12 +44,12 @@ class Job:
     def storage(self) -> Path:
         return self.folder / "storage"
 
-    def start(self, command: str = "compare") -> "Launch":
+    def start(self, command: str = "compare", *options: str) -> "Launch":
         """Starts the product in a session of its own, as a terminal would."""
         output = self.folder / f"output-{len(self.processes)}.txt"
         with open(output, "w") as stream:
             process = subprocess.Popen(
-                [sys.executable, "-m", "jobs.cli", command, str(self.spec)],
+                [sys.executable, "-m", "jobs.cli", command, *options, str(self.spec)],
                 cwd=ROOT,
                 env={**clean_environment(), **self.environment},
                 stdin=subprocess.DEVNULL,
