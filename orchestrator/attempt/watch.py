@@ -26,8 +26,9 @@ from orchestrator.training.pulse import Pulse
 
 LOOK_S = 0.5
 SHORTEST_S, SLOWEST_STEPS = 120.0, 20  # a hang is what takes longer than either: so many of the slowest recent step
-# Outside of steps and in an attempt's first, which may download, compile, score or write for long.
-OUTSIDE_S = 30 * 60.0
+# Outside of steps and in an attempt's first, which may download, compile, score or write for long. Ranks that wait for
+# one that hangs there have the limit of the process group.
+OUTSIDE_S = 2 * 3600.0
 GRACE_S = 10.0  # how long a rank waits for the other ranks' stacks, before its end breaks their connections
 NEAREST = 8  # frames among which a collective stands, if a rank waits in one
 
