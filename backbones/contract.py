@@ -51,8 +51,8 @@ class TrainableBackbone(Protocol):
         """Fills a sharded model that was laid out without weights; each rank reads its own rows."""
         ...
 
-    def enable_gradient_checkpointing(self) -> None:
-        """Recomputes activations in the backward pass."""
+    def enable_gradient_checkpointing(self, selective: bool = False) -> None:
+        """Recomputes activations in the backward pass; `selective`: not those of matrices and attention kernels."""
         ...
 
     @property
@@ -104,8 +104,8 @@ class LLMBackbone(nn.Module, ABC):
         """An FSDP1 auto-wrap policy that wraps each decoder layer."""
 
     @abstractmethod
-    def enable_gradient_checkpointing(self) -> None:
-        """Recomputes activations in the backward pass."""
+    def enable_gradient_checkpointing(self, selective: bool = False) -> None:
+        """Recomputes activations in the backward pass; `selective`: not those of matrices and attention kernels."""
 
     @abstractmethod
     def forward(

@@ -20,6 +20,7 @@ from backbones.labelled import add_method
 from backbones.loading import StoredNames, WeightsError, fetch_checkpoint, fill, raise_unless_whole
 from backbones.parameters import embedding_parameters
 from backbones.prompting.codec import adds_bos
+from backbones.recomputation import checkpointing_arguments
 from backbones.tokenizer import LoadedTokenizer, TokenizerRows, count_rows, read_tokenizer
 
 
@@ -73,7 +74,7 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
         options = self._hub_options(hf_hub_path, hf_token)
         config = AutoConfig.from_pretrained(hf_hub_path, **options)
         _check_class(self.identifier, llm_cls, config)
-        common = {"dtype": torch.float32, "attn_implementation": self.attention.kernel}
+        common = {"dtype": torch.float32, "attn_implementation": self.attention.prepare()}
         if self.inference_mode:
             self.weights_read = "none: random, for a checkpoint to fill"
             return llm_cls._from_config(config, **common)
@@ -141,8 +142,8 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
     def get_fsdp_wrapping_policy(self) -> Callable[..., bool]:
         return partial(transformer_auto_wrap_policy, transformer_layer_cls={self.transformer_layer_cls})
 
-    def enable_gradient_checkpointing(self) -> None:
-        self.llm.gradient_checkpointing_enable()
+    def enable_gradient_checkpointing(self, selective: bool = False) -> None:
+        self.llm.activation_checkpointing_enable(checkpointing_arguments(selective))
 
     def embed_input_ids(self, input_ids: torch.LongTensor) -> torch.Tensor:
         embeddings: torch.Tensor = self.llm.get_input_embeddings()(input_ids)
@@ -160,8 +161,8 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
     def use_attention(self, request: str, dtype: torch.dtype | None = None) -> None:
         """Switches to a kernel that computes in `dtype` (None: half precision). Raises AttentionUnavailableError."""
         dtype = dtype or self.half_precision_dtype
-        self.attention = resolve_attention(request, dtype=dtype, llm_cls=type(self.llm))
-        self.llm.set_attn_implementation(self.attention.kernel)
+        self.attention = resolve_attention(request, dtype=dtype, llm_cls=type(self.llm), config=self.llm.config)
+        self.llm.set_attn_implementation(self.attention.prepare())
 
     def forward(
         self,

@@ -16,7 +16,7 @@ class RandomInitBackbone(CausalLMBackbone):
         self.weights_read = "none: drawn from the seed"
         with nullcontext() if self.inference_mode else torch.device("cpu"):  # no file would fill it later
             return llm_cls._from_config(
-                make_config(self.spec), dtype=torch.float32, attn_implementation=self.attention.kernel
+                make_config(self.spec), dtype=torch.float32, attn_implementation=self.attention.prepare()
             )
 
     def resize_embeddings(self, *, added: int, may_shrink: bool) -> None:

@@ -59,6 +59,11 @@ class Storage:
         """Of submitted jobs, as zips named by content."""
         return self.path / "queue" / "code"
 
+    @property
+    def compiled(self) -> Path:
+        """What Inductor made of decoder layers, for every job and process."""
+        return self.path / "compiled"
+
     def schedule(self, name: str) -> Path:
         """What each firing of a schedule measured, a file a firing."""
         return self.path / "schedules" / name
@@ -160,6 +165,11 @@ class CellFolder:
     """A cell's folder, shared by all its attempts and by all ranks."""
 
     path: Path
+
+    @property
+    def storage(self) -> Storage:
+        """Where the folder is."""
+        return Storage(self.path.parents[1])
 
     @property
     def checkpoints(self) -> Path:

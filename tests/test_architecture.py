@@ -37,6 +37,8 @@ DOORS = (
     ("gguf", "backbones.gguf_folder"),
     ("peft", "backbones.adaptation"),
     ("flash_attn_interface", "backbones.attention"),
+    ("torch.nn.attention.varlen", "backbones.varlen"),
+    ("backbones.varlen", "backbones.attention"),
 )
 
 # The rooms of a package, from the ground up. Files import from their own room and from those before it, lazily or not.

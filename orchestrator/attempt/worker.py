@@ -101,6 +101,7 @@ def _serve(config: dict[str, Any]) -> None:
 
     from backbones import registry
     from orchestrator.attempt.stages import run_cell
+    from orchestrator.training.compilation import keep_compiled_code
 
     mailbox, rank, mesh = Mailbox(config["folder"]), get_context().get_world_rank(), Mesh.build(get_device())
     logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -109,6 +110,7 @@ def _serve(config: dict[str, Any]) -> None:
     while (job := call.job) is not None:
         failure, pulse = None, Pulse()
         _write_process_id(job, rank)
+        keep_compiled_code(CellFolder(job.folder).storage.compiled)
         try:
             for module in job.plugins:
                 registry.load_plugin(module)

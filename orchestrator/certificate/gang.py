@@ -14,7 +14,7 @@ import transformers
 from filelock import FileLock, Timeout
 
 from backbones.adaptation import AdaptationError
-from backbones.attention import AttentionUnavailableError, resolve_attention
+from backbones.attention import AttentionChoice, AttentionUnavailableError, resolve_attention
 from backbones.reference import HubError
 from orchestrator.cell_job import CertificateRequest
 from orchestrator.certificate.proofs import CLAIMS, Claim, Finding, NotRunError
@@ -70,8 +70,8 @@ def obtain_certificate(
     One gang makes it; others that need the same one at the same time wait. Between two proofs, and two looks at whether
     the others are done, the main rank asks whether it is unwanted by now: then all ranks raise CancelledError.
     """
-    kernel = _resolve_kernel(request)
-    file = certificate_file(request, certificate_keys(request, kernel, mesh.device.type))
+    attention = _resolve_attention(request)
+    file = certificate_file(request, certificate_keys(request, attention.kernel, mesh.device.type))
     lock = FileLock(file.with_suffix(".lock"))
     if mesh.is_main:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +88,7 @@ def obtain_certificate(
                 break
             _require_wanted(mesh, is_unwanted)
         # The ranks differ in the times they took.
-        made = mesh.from_main(_make(request, kernel, mesh, file, announce, is_unwanted))
+        made = mesh.from_main(_make(request, attention, mesh, file, announce, is_unwanted))
         if mesh.is_main:
             write_json(file, asdict(made))
         return made
@@ -98,7 +98,7 @@ def obtain_certificate(
 
 def _make(
     request: CertificateRequest,
-    kernel: str,
+    attention: AttentionChoice,
     mesh: Mesh,
     file: Path,
     announce: Announce,
@@ -107,7 +107,7 @@ def _make(
     device = mesh.device
     subject = Subject(
         spec=request.backbone,
-        recipe=_proof_recipe(request.recipe, kernel),
+        recipe=_proof_recipe(request.recipe, attention),
         mesh=mesh,
         work_folder=file.with_suffix(".model"),
         memory=usable_memory(mesh) if request.device_gib is None else request.device_gib * GIB,
@@ -127,7 +127,7 @@ def _make(
         forget_peak_memory(device)
     return Certificate(
         backbone_id=request.backbone.backbone_id,
-        keys=certificate_keys(request, kernel, mesh.device.type),
+        keys=certificate_keys(request, attention.kernel, mesh.device.type),
         proofs=proofs,
         model=model,
         workers=mesh.dims.world,
@@ -169,17 +169,20 @@ def _look(claim: Claim, subject: Subject) -> tuple[ProofStatus, str]:
     return (ProofStatus.PASSED if finding.holds else ProofStatus.FAILED), finding.found
 
 
-def _resolve_kernel(request: CertificateRequest) -> str:
+def _resolve_attention(request: CertificateRequest) -> AttentionChoice:
     """The attention kernel that these workers would train with."""
-    llm_cls = getattr(transformers, request.backbone.llm_cls, None)
-    dtype = COMPUTE_DTYPE[request.recipe.precision]
-    return resolve_attention(request.recipe.attention, dtype=dtype, llm_cls=llm_cls).kernel
+    spec, dtype = request.backbone, COMPUTE_DTYPE[request.recipe.precision]
+    llm_cls = getattr(transformers, spec.llm_cls, None)
+    config = None
+    if spec.folder is not None and (spec.folder / "config.json").is_file():
+        config = transformers.AutoConfig.from_pretrained(spec.folder, local_files_only=True)
+    return resolve_attention(request.recipe.attention, dtype=dtype, llm_cls=llm_cls, config=config)
 
 
-def _proof_recipe(recipe: Recipe, kernel: str) -> Recipe:
+def _proof_recipe(recipe: Recipe, attention: AttentionChoice) -> Recipe:
     """As the cell would train, but in fp32, where equality means something; flash kernels have none."""
-    precision = "bf16" if kernel.startswith("flash_attention") else "fp32"
-    return recipe.model_copy(update={"attention": kernel, "precision": precision, "sequence_length": 512})
+    precision = "bf16" if attention.is_half_precision_only else "fp32"
+    return recipe.model_copy(update={"attention": attention.kernel, "precision": precision, "sequence_length": 512})
 
 
 def _acquired(lock: FileLock) -> bool:

@@ -27,6 +27,7 @@ from orchestrator.planning.preflight import (
     resolve_backbones,
     resolve_storage,
 )
+from orchestrator.planning.recomputation import resolve_activation_checkpointing
 from orchestrator.spec_files.source import SpecSource, read_spec
 from orchestrator.spec_files.spec import Comparison, Finetune, Job, Placement, Recipe
 from orchestrator.spec_files.validation import check, is_within
@@ -181,6 +182,9 @@ def _plan(source: SpecSource, model: type[Comparison] | type[Finetune], occurren
     if problems or splits is None:
         raise SpecError(tuple(problems))
     train, validation, removed = splits
+    decided = resolve_activation_checkpointing(job.recipe, job.placement, specs)
+    recipe = job.recipe.model_copy(update={"activation_checkpointing": decided})
+    job = job.model_copy(update={"recipe": recipe})
     forecasts = {spec.backbone_id: _forecast(source, job, spec) for spec in specs}
     cells = _cells(job, specs, train, validation, occurrence)
     uri = job.tracking.uri or default_tracking_uri(storage)

@@ -166,8 +166,13 @@ class Recipe(Strict):
     optimizer: Optimizer = Optimizer()
     adaptation: Adaptation = Adaptation()
     precision: Literal["bf16", "fp32"] = "bf16"
-    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] = "auto"
-    activation_checkpointing: bool = True
+    attention: Literal[
+        "auto", "eager", "sdpa", "varlen", "flash_attention_2", "flash_attention_3", "flex_attention"
+    ] = "auto"
+    activation_checkpointing: bool | Literal["auto", "selective"] = (
+        True  # selective keeps what matrices and kernels give
+    )
+    compile: Literal["auto", "layers", "none"] = Field("auto", exclude_if="auto".__eq__)
     evaluate: Evaluate = Evaluate()
     checkpoint: Checkpointing = Checkpointing()
 

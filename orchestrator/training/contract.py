@@ -16,9 +16,6 @@ def find_contract(job: CellJob, trainee: Trainee) -> dict[str, Any]:
     return {
         **found_contract(backbone, trainee.layers, trainee.optimizers, cell.recipe.precision),
         **trainee.optimizers.decay_counts(),
-        "activation_checkpointing": all(
-            bool(getattr(layer, "gradient_checkpointing", False)) for layer in trainee.layers
-        ),
         "adaptation": cell.recipe.adaptation.summary,
         "weights_read": backbone.weights_read,
         "attention": asdict(backbone.attention),

@@ -8,14 +8,8 @@ from orchestrator.planning.chunks import count_chunks
 
 
 def place(backbone: TrainableBackbone, inputs: Inputs, device: torch.device) -> PlacedInputs:
-    """Rows on a device, as the backbone's kernel takes them.
-
-    The flash kernels of transformers keep packed examples apart for a batch of one row only (`_is_packed_sequence`) and
-    else let examples of a row see each other, so they get all rows as one.
-    """
-    if str(backbone.llm.config._attn_implementation).startswith("flash"):
-        inputs = inputs.as_one_row()
-    return inputs.on(device)
+    """Rows on a device, as the backbone's kernel takes them."""
+    return backbone.attention.arrange(inputs).on(device)
 
 
 def labelled_nats(backbone: TrainableBackbone, placed: PlacedInputs) -> torch.Tensor:

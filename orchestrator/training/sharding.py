@@ -11,24 +11,27 @@ from torch.distributed.tensor import DTensor
 from backbones.adaptation import apply_adaptation, init_adapters
 from backbones.contract import TrainableBackbone
 from backbones.labelled import METHOD
+from backbones.recomputation import found_checkpointing
 from backbones.registry import build, fetch
 from backbones.spec import BackboneSpec
 from orchestrator.errors import ShardingError
 from orchestrator.parallel import Mesh
 from orchestrator.spec_files.spec import Recipe
+from orchestrator.training.compilation import compile_layers, compiles_layers, is_compiled
 from orchestrator.training.optimizer import Optimizers
 
 COMPUTE_DTYPE = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def build_sharded(
-    spec: BackboneSpec, recipe: Recipe, mesh: Mesh, *, seed: int
+    spec: BackboneSpec, recipe: Recipe, mesh: Mesh, *, seed: int, keep_gathered: bool = False
 ) -> tuple[TrainableBackbone, list[nn.Module]]:
     """Builds, adapts and shards a backbone as `recipe` says; returns it with its sharded decoder layers. Collective.
 
     It is laid out without weights and filled once it is sharded: each rank reads its own rows. What has to come from
-    the hub is downloaded by one rank of each node.
+    the hub is downloaded by one rank of each node. `keep_gathered`: see `shard`.
     """
+    assert recipe.activation_checkpointing != "auto", "planning decides that"
     if mesh.is_first_on_node:
         fetch(spec)
     mesh.barrier()
@@ -42,18 +45,23 @@ def build_sharded(
     )
     apply_adaptation(backbone, recipe.adaptation.kind, recipe.adaptation.lora)
     if recipe.activation_checkpointing:
-        backbone.enable_gradient_checkpointing()
-    layers = shard(backbone, mesh.fsdp, recipe.precision)
+        backbone.enable_gradient_checkpointing(recipe.activation_checkpointing == "selective")
+    if compiles_layers(recipe.compile, mesh.device):
+        compile_layers(decoder_layers(backbone))
+    layers = shard(backbone, mesh.fsdp, recipe.precision, keep_gathered)
     backbone.load_weights(mesh.device)
     init_adapters(backbone.llm, seed)
     return backbone, layers
 
 
-def shard(backbone: TrainableBackbone, mesh: DeviceMesh, precision: str) -> list[nn.Module]:
+def shard(
+    backbone: TrainableBackbone, mesh: DeviceMesh, precision: str, keep_gathered: bool = False
+) -> list[nn.Module]:
     """Shards `backbone.llm` in place: every `transformer_layer_cls` is one unit, the root holds the rest.
 
     Returns the sharded decoder layers. Parameters stay fp32 as master weights; forward and backward run in
-    `precision`, gradients are reduced in fp32. Raises ShardingError when the class matches fewer modules than the model
+    `precision`, gradients are reduced in fp32. `keep_gathered` has the layers gathered once for both, which takes the
+    memory of all of them in `precision`. Raises ShardingError when the class matches fewer modules than the model
     has layers: sharding only the root would train correctly and gather the whole model at once, which is the failure
     nobody notices.
     """
@@ -62,7 +70,7 @@ def shard(backbone: TrainableBackbone, mesh: DeviceMesh, precision: str) -> list
     )
     layers = decoder_layers(backbone)
     for layer in layers:
-        fully_shard(layer, mesh=mesh, mp_policy=policy)
+        fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=not keep_gathered)
     fully_shard(backbone.llm, mesh=mesh, mp_policy=policy)
     register_fsdp_forward_method(backbone.llm, METHOD)
     unsharded = [name for name, parameter in backbone.llm.named_parameters() if not isinstance(parameter, DTensor)]
@@ -93,9 +101,13 @@ def found_contract(
     """What the wrapped model really is, read off its tensors after the first step."""
     parameters = [parameter for parameter in backbone.llm.parameters() if parameter.requires_grad]
     units = [module for module in backbone.llm.modules() if isinstance(module, FSDPModule)]
-    policy = cast(Any, layers[0])._get_fsdp_state()._mp_policy
+    state = cast(Any, layers[0])._get_fsdp_state()
+    policy = state._mp_policy
     return {
         "fsdp_units": len(units),
+        "reshards_after_forward": bool(state._fsdp_param_group._reshard_after_forward),
+        "compiled": "layers" if all(is_compiled(layer) for layer in layers) else "none",
+        "activation_checkpointing": found_checkpointing(layers),
         "decoder_layer": type(layers[0]).__name__.removeprefix("FSDP"),
         "parameter_dtype": _joined(str(parameter.dtype) for parameter in parameters),
         "compute_dtype": _joined([policy.param_dtype]),

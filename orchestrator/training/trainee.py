@@ -13,6 +13,7 @@ from orchestrator.data.feed import Feed
 from orchestrator.data.parity import load_selection
 from orchestrator.data.prepare import TokenizedDataset, load_tokenized
 from orchestrator.parallel import Mesh
+from orchestrator.planning.recomputation import keeps_weights_gathered
 from orchestrator.training.optimizer import Optimizers, build_optimizers
 from orchestrator.training.sharding import build_sharded
 
@@ -40,7 +41,8 @@ def build_trainee(job: CellJob, mesh: Mesh) -> Trainee:
     # Imported before the clock starts: workers that trained another seed of this backbone have the module already.
     getattr(transformers, cell.backbone.llm_cls, None)
     started = time.perf_counter()
-    backbone, layers = build_sharded(cell.backbone, recipe, mesh, seed=cell.seed)
+    gathered = keeps_weights_gathered(cell.backbone, recipe, cell.placement, cell.micro_batch_size)
+    backbone, layers = build_sharded(cell.backbone, recipe, mesh, seed=cell.seed, keep_gathered=gathered)
     model_time_s = time.perf_counter() - started
     backbone.llm.train()
     kept, scored = load_selection(job.selection_file)

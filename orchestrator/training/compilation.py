@@ -1,0 +1,43 @@
+"""Decoder layers compiled by Inductor, each by itself, and where the code is kept that comes of it."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+CACHE = "TORCHINDUCTOR_CACHE_DIR"
+# Variants of one layer's code: training and scoring, each for a width of rows and for any, times the kinds of layers.
+# Beyond torch's limit of 8 a layer would run uncompiled from then on, without a word.
+VARIANTS = 64
+
+
+def compiles_layers(request: str, device: torch.device) -> bool:
+    """Whether `recipe.compile` (auto | layers | none) means compiled layers: auto does on CUDA alone."""
+    return request == "layers" or (request == "auto" and device.type == "cuda")
+
+
+def compile_layers(layers: Iterable[nn.Module]) -> None:
+    """Has each layer compiled at its first call, before it is sharded; layers of one class share their code.
+
+    Embedding, head and loss stay as they are: the number of labelled positions differs from batch to batch. What was
+    compiled for an earlier model of this process is forgotten here; on disk it stays.
+    """
+    torch._dynamo.reset()
+    torch._dynamo.config.recompile_limit = VARIANTS
+    for layer in layers:
+        layer.compile()
+
+
+def is_compiled(layer: nn.Module) -> bool:
+    """Whether calls of the layer run compiled code."""
+    return getattr(layer, "_compiled_call_impl", None) is not None
+
+
+def keep_compiled_code(folder: Path) -> None:
+    """Has Inductor keep its code in `folder`, for later models, processes and jobs; to be called before it compiles.
+
+    A folder that somebody chose in the environment stays.
+    """
+    os.environ.setdefault(CACHE, str(folder))
