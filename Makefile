@@ -5,7 +5,7 @@ BIN := .venv/bin
 PRETRAINED := runs/smollm2-135m-instruct
 HELD_OUT := runs/held-out-sample.jsonl
 
-.PHONY: demo demo-pretrained test e2e chaos check format clean
+.PHONY: demo demo-pretrained test e2e chaos gpu-check check format clean
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -44,6 +44,10 @@ e2e: .venv/.installed
 # By hand: CHAOS_MINUTES=15 and CHAOS_SEED, as root.
 chaos: .venv/.installed
 	$(BIN)/pytest -m chaos
+
+# On a machine with a GPU, about 15 minutes; GPU_CHECK=--cpu runs the same parts on a tiny shape without one.
+gpu-check: .venv/.installed
+	$(BIN)/python -m benchmarks.gpu_check $(GPU_CHECK)
 
 check: .venv/.installed
 	$(BIN)/ruff check .

@@ -38,6 +38,14 @@ def is_compiled(layer: nn.Module) -> bool:
 def keep_compiled_code(folder: Path) -> None:
     """Has Inductor keep its code in `folder`, for later models, processes and jobs; to be called before it compiles.
 
-    A folder that somebody chose in the environment stays.
+    A folder that somebody chose in the environment stays; Inductor itself writes its default there once it is asked.
     """
-    os.environ.setdefault(CACHE, str(folder))
+    chosen = os.environ.get(CACHE)
+    if chosen is None or chosen == _default_folder():
+        os.environ[CACHE] = str(folder)
+
+
+def _default_folder() -> str:
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    return str(default_cache_dir())

@@ -1,0 +1,114 @@
+"""What a device allows: a plain loop around a stock model of transformers, each part the fastest that is known.
+
+FSDP2 in a world of one, bf16 over fp32 master weights, decoder layers compiled on their own, attention over documents
+alone, logits at labelled positions alone, fused AdamW, one look at the loss a step. It reads no data, writes nothing,
+resumes nothing: what the product needs beyond it is the product's overhead.
+"""
+
+import gc
+import time
+import types
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+
+from backbones.varlen import document_bounds, register_varlen
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Work:
+    """A step: rows of so many tokens, packed with documents, half of each learned; so many rows at a time."""
+
+    rows: int
+    width: int
+    rows_at_a_time: int
+    document: int  # tokens
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.width
+
+
+def run_loop(
+    config: PreTrainedConfig, work: Work, device: torch.device, *, steps: int, warm_up: int, recompute: bool = False
+) -> dict[str, Any]:
+    """Seconds of each step after `warm_up`, tokens/s of their median, the first step's seconds, peak GiB, the loss."""
+    torch._dynamo.reset()
+    gc.collect()
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    model = _build(config, device, recompute)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    batch, targets = _batch(config, work, device)
+    passes = work.rows // work.rows_at_a_time
+    taken, loss = [], 0.0
+    for _ in range(warm_up + steps):
+        if on_gpu:
+            torch.cuda.synchronize()
+        began = time.perf_counter()
+        total = torch.zeros((), device=device)
+        for _ in range(passes):
+            nats = model(**batch)
+            (nats / (targets * passes)).backward()
+            total += nats.detach()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        loss = float(total) / (targets * passes)  # waits for the device
+        taken.append(time.perf_counter() - began)
+    middle = median(taken[warm_up:])
+    return {
+        "step_s": taken[warm_up:],
+        "first_step_s": taken[0],
+        "tokens_per_second": work.tokens / middle,
+        "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None,
+        "loss": loss,
+    }
+
+
+def _build(config: PreTrainedConfig, device: torch.device, recompute: bool) -> nn.Module:
+    on_gpu = device.type == "cuda"
+    kernel = register_varlen() if on_gpu else "sdpa"
+    with device:
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=kernel)
+    model.config.use_cache = False
+    model.train()
+    if recompute:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    model.forward = types.MethodType(_labelled_nats, model)
+    mesh = init_device_mesh(device.type, (1,))
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    for layer in model.model.layers:
+        if on_gpu:
+            layer.compile()
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    return fully_shard(model, mesh=mesh, mp_policy=policy)
+
+
+def _labelled_nats(self: Any, kept: torch.Tensor, targets: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+    hidden = self.model(**inputs, use_cache=False)[0].flatten(0, 1)[kept]
+    return cross_entropy(self.lm_head(hidden).float(), targets, reduction="sum")
+
+
+def _batch(config: PreTrainedConfig, work: Work, device: torch.device) -> tuple[dict[str, torch.Tensor], int]:
+    """One micro-batch, and how many of its positions are learned."""
+    generator = torch.Generator().manual_seed(1)
+    shape = work.rows_at_a_time, work.width
+    ids_BT = torch.randint(0, config.vocab_size, shape, generator=generator)
+    position_BT = (torch.arange(work.width) % work.document).expand(shape).contiguous()
+    kept = (position_BT >= work.document // 2).flatten().nonzero().flatten()
+    batch = {"input_ids": ids_BT, "position_ids": position_BT, "kept": kept, "targets": ids_BT.flatten()[kept]}
+    if device.type == "cuda":
+        batch["attention_mask"] = torch.from_numpy(document_bounds(position_BT.numpy()))
+    return {name: tensor.to(device) for name, tensor in batch.items()}, len(kept)
