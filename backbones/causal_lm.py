@@ -45,8 +45,12 @@ class CausalLMBackbone(HFCausalLLMBackbone):
             inference_mode=inference_mode,
             use_flash_attention_2=use_flash_attention_2,
         )
-        added = ensure_pad(spec, self.tokenizer)
-        self.resize_embeddings(added=added, may_shrink=spec.prompt_variant == "legacy")
+        self.fit_embeddings()
+
+    def fit_embeddings(self) -> None:
+        """Gives the tokenizer its PAD, and the embedding the rows that it then needs."""
+        added = ensure_pad(self.spec, self.tokenizer)
+        self.resize_embeddings(added=added, may_shrink=self.spec.prompt_variant == "legacy")
 
     def resize_embeddings(self, *, added: int, may_shrink: bool) -> None:
         """As for every backbone; and generation, here and from an export, never draws a row that no token has."""

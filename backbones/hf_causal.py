@@ -64,6 +64,10 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
         self.llm.config.use_cache = inference_mode
         if not inference_mode:
             self.llm.enable_input_require_grads()  # checkpointed layers need it when the embedding is frozen
+        self.load_tokenizer(hf_hub_path, hf_token)
+
+    def load_tokenizer(self, hf_hub_path: str, hf_token: str | None) -> None:
+        """The tokenizer, which must pad on the right and, where the spec says so, put BOS in front of a text."""
         self.loaded_tokenizer = self._read_tokenizer(hf_hub_path, hf_token)
         self.tokenizer = self.loaded_tokenizer.tokenizer
         assert self.tokenizer.padding_side == "right", "Tokenizer `padding_side` is not set to `right`!"
@@ -202,7 +206,8 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
                 if len(classes) == 1 and expected in (None, classes.pop().__name__):
                     return module
         wanted = f"{count} layers of class {expected}" if expected else f"{count} layers of one class"
-        raise WeightsError(f"{self.identifier}: {type(self.llm).__name__} has no list of {wanted}")
+        found = f"{self.identifier}: {type(self.llm).__name__} has no list of {wanted}"
+        raise WeightsError(f"{found}; correct decoder_layer_cls in its spec")
 
     @property
     def transformer_layer_cls(self) -> type[nn.Module]:

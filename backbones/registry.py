@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from backbones.errors import BackboneError
 from backbones.reference import hub_errors, is_reference, resolve_reference
@@ -22,6 +22,7 @@ from backbones.spec import Architecture, BackboneSpec
 if TYPE_CHECKING:
     import torch
 
+    from backbones.contract import LLMBackbone
     from backbones.hf_causal import HFCausalLLMBackbone
     from backbones.prompting import Codec
 
@@ -109,7 +110,7 @@ def build(
     spec = get_spec(backbone, hf_token=hf_token) if isinstance(backbone, str) else backbone
     if attention != "auto":
         resolve_attention(attention, dtype=compute_dtype)  # before gigabytes are read
-    backbone_cls = getattr(*_locate(spec.backbone_cls))
+    backbone_cls: Any = backbone_class(spec)
     place = torch.device("meta") if empty else nullcontext()
     with torch.random.fork_rng(devices=[]), hub_errors(spec.backbone_id, spec.source), place:
         torch.default_generator.manual_seed(seed)
@@ -122,6 +123,12 @@ def build(
     if attention != "auto" or compute_dtype is not None:
         built.use_attention(attention, compute_dtype)
     return built
+
+
+def backbone_class(spec: BackboneSpec) -> "type[LLMBackbone]":
+    """The class that a spec names."""
+    named: type[LLMBackbone] = getattr(*_locate(spec.backbone_cls))
+    return named
 
 
 def fetch(spec: BackboneSpec, *, hf_token: str | None = None, cached_only: bool = False) -> BackboneSpec:

@@ -103,8 +103,13 @@ def count_rows(tokenizer: "PreTrainedTokenizerBase", *, added: int, current: int
     """
     needed = max(tokenizer.get_vocab().values()) + 1
     rows = len(tokenizer) if may_shrink else max(needed, current)
-    total = -(-rows // _ROW_MULTIPLE) * _ROW_MULTIPLE
+    total = padded_rows(rows)
     return TokenizerRows(needed - added, added, total - needed, total)
+
+
+def padded_rows(rows: int) -> int:
+    """The next multiple of 64, as upstream pads an embedding."""
+    return -(-rows // _ROW_MULTIPLE) * _ROW_MULTIPLE
 
 
 def unused_ids(tokenizer: "PreTrainedTokenizerBase", rows: int) -> list[int]:

@@ -314,13 +314,18 @@ def forbidden(node: ast.AST, tree: ast.Module) -> Iterator[tuple[int, str]]:
         name = full_name(called_name(node.func), tree)
         if name in FORBIDDEN_CALLS:
             yield node.lineno, f"calls {name}: {FORBIDDEN_CALLS[name]}"
-        if name.endswith("init_process_group"):
+        if name.endswith("init_process_group") and not is_fake(node):
             yield node.lineno, f"calls {name}: {OWNED_BY_RAY}"
         if name in ("yaml.load", "yaml.load_all") and not loader_is_safe(node, tree):
             yield node.lineno, f"calls {name} without a SafeLoader"
     for line, argument, value in constant_arguments(node):
         if isinstance(value, bool) and (argument, value) in FORBIDDEN_ARGUMENTS:
             yield line, f"passes {argument}={value}: {FORBIDDEN_ARGUMENTS[argument, value]}"
+
+
+def is_fake(call: ast.Call) -> bool:
+    """Whether a process group is asked for that moves nothing: a dry run has no gang."""
+    return bool(call.args) and isinstance(call.args[0], ast.Constant) and call.args[0].value == "fake"
 
 
 def constant_arguments(node: ast.AST) -> Iterator[tuple[int, str, object]]:
@@ -599,6 +604,7 @@ def test_a_forbidden_call_is_found(source: str) -> None:
         "import json\njson.loads(text)",
         "import yaml\nclass Base(yaml.SafeLoader): ...\nclass Mine(Base): ...\nyaml.load(text, Loader=Mine)",
         "import yaml\nyaml.safe_load(text)",
+        "import torch.distributed as dist\ndist.init_process_group('fake', rank=0, world_size=8, store=store)",
     ],
 )
 def test_an_innocent_call_is_not_reported(source: str) -> None:

@@ -2,7 +2,8 @@
 
 Sizes: arXiv:2307.09288 and the models' config.json. `-fixed` ids differ from their namesakes in the prompt only: they
 use Meta's `<<SYS>>` tag, which the shipped ids write as `<<SYS>`. PAD is added as 32000, which makes 32064 rows of
-32000. Vicuna is not pinned: the commits known here hold pickled weights, which are never loaded.
+32000. Vicuna is not pinned: the commits known here hold pickled weights, which are never loaded. The 70B model is no
+id of upstream's, and not pinned either.
 """
 
 from dataclasses import replace
@@ -55,6 +56,23 @@ _13B = replace(
         tied_embeddings=False,
     ),
 )
+_70B = replace(
+    _7B,
+    backbone_id="llama2-70b-pure",
+    hf_hub_path="meta-llama/Llama-2-70b-hf",
+    revision=None,
+    parameters=68_976_648_192,
+    architecture=Architecture(
+        hidden_size=8192,
+        intermediate_size=28672,
+        num_layers=80,
+        num_heads=64,
+        num_kv_heads=8,
+        head_dim=128,
+        vocab_size=32000,
+        tied_embeddings=False,
+    ),
+)
 
 
 _7B_CHAT = replace(
@@ -81,6 +99,7 @@ def _vicuna(base: BackboneSpec, backbone_id: str, hf_hub_path: str) -> BackboneS
 
 register(_7B)
 register(_13B)
+register(_70B)
 register(_7B_CHAT)
 register(_13B_CHAT)
 register(_vicuna(_7B, "vicuna-v15-7b", "lmsys/vicuna-7b-v1.5"))

@@ -75,16 +75,29 @@ def list_backbones(as_json: AsJson = False, plugin: Plugins = None) -> None:
 
 
 @app.command()
-def plan(spec: Spec, as_json: AsJson = False, plugin: Plugins = None) -> None:
+def plan(
+    spec: Spec,
+    as_json: AsJson = False,
+    plugin: Plugins = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Also lay out, adapt and shard every backbone, without weights or ranks.")
+    ] = False,
+) -> None:
     """Shows the cells of a spec, their batches and their predicted memory. Starts nothing."""
     _load_plugins(plugin)
+    from jobs.cli import dry_run as wrapping
     from orchestrator.planning.plan import load_plan
 
     planned = load_plan(spec)
+    wrapped, failures = wrapping.dry_run(planned) if dry_run else ([], [])
     if as_json:
-        print(json.dumps(tables.plan_document(planned), indent=2, default=str))
+        document = {**tables.plan_document(planned), **({"dry_run": wrapped} if dry_run else {})}
+        print(json.dumps(document, indent=2, default=str))
     else:
         tables.print_plan(planned)
+        if dry_run:
+            wrapping.print_dry_run(planned, wrapped)
+    wrapping.raise_unless_wrapped(failures)
     if planned.infeasible:
         raise SpecError(planned.infeasible)
 

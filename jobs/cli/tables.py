@@ -64,7 +64,7 @@ def print_backbones(specs: "list[BackboneSpec]") -> None:
             (spec.revision or "local")[:8] if spec.is_pinned else "not pinned",
             spec.hf_hub_path,
         )
-    _print_wide(table)
+    print_wide(table)
     print("\nNot pinned: the hub's main branch, since its revision is not recorded here.")
     print("Any other causal LM by reference: hf:ORG/NAME@REVISION from the hub, hf:./FOLDER from a folder.")
 
@@ -117,7 +117,7 @@ def print_plan(planned: "Plan") -> None:
             f"{facts['predicted_memory_gib']:.2f}" + (f" of {limit:.0f}" if limit else ""),
             f"{facts['flops_per_token'] / 1e9:.3g}",
         )
-    _print_wide(table)
+    print_wide(table)
     lines = {
         "job": planned.job_id,
         "data": f"{len(planned.train.examples):,} training examples ({planned.train.learnable_bytes:,} learnable "
@@ -141,7 +141,7 @@ def print_ranking(document: "Report") -> None:
         seeds = "  ".join(f"{seed}: {value:.4f}" for seed, value in entry["seeds"].items())
         table.add_row(str(entry["rank"]), entry["backbone_id"], f"{entry['val_bits_per_byte']:.4f}", seeds)
     if document["ranking"]:
-        _print_wide(table)
+        print_wide(table)
     for cell in document["cells"] if document["comparison"]["kind"] == "finetune" else []:
         before, after = (cell["metrics"].get(key) for key in ("val_bits_per_byte_before", "val_bits_per_byte"))
         if before is not None:
@@ -151,7 +151,7 @@ def print_ranking(document: "Report") -> None:
         print(f"export: {export}")
 
 
-def _print_wide(table: Table) -> None:
+def print_wide(table: Table) -> None:
     """Tables are not squeezed where there is no terminal: a log or a pipe gets whole names."""
     console = out if out.is_terminal else Console(width=200)
     console.print(table)

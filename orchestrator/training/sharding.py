@@ -10,6 +10,7 @@ from torch.distributed.tensor import DTensor
 
 from backbones.adaptation import apply_adaptation, init_adapters
 from backbones.contract import TrainableBackbone
+from backbones.hf_causal import HFCausalLLMBackbone
 from backbones.labelled import METHOD
 from backbones.recomputation import found_checkpointing
 from backbones.registry import build, fetch
@@ -43,15 +44,26 @@ def build_sharded(
         attention=recipe.attention,
         compute_dtype=COMPUTE_DTYPE[recipe.precision],
     )
-    apply_adaptation(backbone, recipe.adaptation.kind, recipe.adaptation.lora)
-    if recipe.activation_checkpointing:
-        backbone.enable_gradient_checkpointing(recipe.activation_checkpointing == "selective")
-    if compiles_layers(recipe.compile, mesh.device):
-        compile_layers(decoder_layers(backbone))
-    layers = shard(backbone, mesh.fsdp, recipe.precision, keep_gathered)
+    layers = adapt_and_shard(backbone, recipe, mesh.fsdp, keep_gathered, compiles_layers(recipe.compile, mesh.device))
     backbone.load_weights(mesh.device)
     init_adapters(backbone.llm, seed)
     return backbone, layers
+
+
+def adapt_and_shard(
+    backbone: HFCausalLLMBackbone,
+    recipe: Recipe,
+    mesh: DeviceMesh,
+    keep_gathered: bool = False,
+    compiling: bool = False,
+) -> list[nn.Module]:
+    """What a recipe makes of a backbone that is laid out, before weights are read: a dry run does just this."""
+    apply_adaptation(backbone, recipe.adaptation.kind, recipe.adaptation.lora)
+    if recipe.activation_checkpointing:
+        backbone.enable_gradient_checkpointing(recipe.activation_checkpointing == "selective")
+    if compiling:
+        compile_layers(decoder_layers(backbone))
+    return shard(backbone, mesh, recipe.precision, keep_gathered)
 
 
 def shard(

@@ -131,6 +131,37 @@ def test_a_plan_that_cannot_fit_is_still_shown_and_exits_2(tmp_path: Path) -> No
     assert "37 usable GiB of one A100" in done.stderr
 
 
+def test_a_dry_run_wraps_a_gated_7b_over_8_ranks_without_ray_weights_or_network(tmp_path: Path) -> None:
+    data = {"train": "train.jsonl", "validation": "validation.jsonl", "format": "prompt_completion"}
+    recipe = {"data": data, "global_batch_size": 8, "budget": {"kind": "steps", "amount": 5}}
+    write_spec(tmp_path, backbones=["llama2-7b-pure"], placement={"workers": 8}, seeds=[0], recipe=recipe)
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
+    done = run("plan", "spec.yaml", "--dry-run", cwd=tmp_path, PYTHONPROFILEIMPORTTIME="1", **offline)
+    assert done.returncode == 0, done.stderr[-2000:]
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+    assert "torch" in imported
+    assert not imported & {"ray", "mlflow"}
+    [row] = [line.split() for line in done.stdout.splitlines() if "LlamaDecoderLayer" in line]
+    assert row[:5] == ["llama2-7b-pure", "32", "LlamaDecoderLayer", "33", "32,064"]
+    assert "3.138" in row  # GiB of weights: 6,738,939,904 parameters x 4 bytes / 8
+    assert "weights float32, computing in bfloat16, gradients reduced in float32" in done.stdout
+
+
+def test_a_dry_run_that_fails_names_backbone_and_remedy_shows_the_others_and_exits_1(tmp_path: Path) -> None:
+    (tmp_path / "wrong_layers.py").write_text(
+        "from dataclasses import replace\n"
+        "from backbones import get_spec, register\n"
+        "register(replace(get_spec('gpt2'), backbone_id='wrong-gpt2', decoder_layer_cls='GPT2Layer'))\n",
+        encoding="utf-8",
+    )
+    write_spec(tmp_path, backbones=["wrong-gpt2", "tiny-qwen"], placement={"workers": 2}, seeds=[0])
+    done = run("plan", "spec.yaml", "--dry-run", "--json", "--plugin", "wrong_layers.py", cwd=tmp_path)
+    assert done.returncode == 1
+    assert [found["backbone_id"] for found in json.loads(done.stdout)["dry_run"]] == ["tiny-qwen"]
+    assert "wrong-gpt2: GPT2LMHeadModel has no list of 12 layers of class GPT2Layer" in done.stderr
+    assert "correct decoder_layer_cls in its spec" in done.stderr
+
+
 def test_a_hub_that_cannot_be_read_is_not_the_users_mistake(tmp_path: Path) -> None:
     write_spec(tmp_path, backbones=["hf:some-org/some-model"])
     done = run("plan", "spec.yaml", cwd=tmp_path, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "hub"))
