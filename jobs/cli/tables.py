@@ -91,9 +91,9 @@ def plan_document(planned: "Plan") -> PlanDocument:
         "name": planned.job.name,
         "storage": str(planned.storage),
         "tracking_uri": without_password(planned.tracking_uri),
-        "train_examples": len(planned.train.examples),
+        "train_examples": len(planned.train),
         "train_bytes": planned.train.learnable_bytes,
-        "validation_examples": len(planned.validation.examples),
+        "validation_examples": len(planned.validation),
         "validation_bytes": planned.validation.learnable_bytes,
         "placement": planned.job.placement.model_dump(),
         "recipe": planned.job.recipe.model_dump(mode="json"),
@@ -120,8 +120,8 @@ def print_plan(planned: "Plan") -> None:
     print_wide(table)
     lines = {
         "job": planned.job_id,
-        "data": f"{len(planned.train.examples):,} training examples ({planned.train.learnable_bytes:,} learnable "
-        f"bytes), {len(planned.validation.examples):,} held out ({planned.validation.learnable_bytes:,} bytes)",
+        "data": f"{len(planned.train):,} training examples ({planned.train.learnable_bytes:,} learnable "
+        f"bytes), {len(planned.validation):,} held out ({planned.validation.learnable_bytes:,} bytes)",
         "budget": f"{recipe.budget.amount:,.0f} {recipe.budget.kind} per cell, {recipe.precision}",
         "placement": f"{placement.number} workers x {placement.gpus_per_worker} GPU, {placement.cpus_per_worker} CPU",
         "storage": str(planned.storage),

@@ -110,5 +110,5 @@ def _announce(plan: Plan, console: Console, finished: dict[str, CellResult], cel
 
 def _prepare(plan: Plan, console: Console) -> Preparation:
     backbones = "1 backbone" if len(plan.backbones) == 1 else f"{len(plan.backbones)} backbones"
-    console.print(f"tokenizing {len(plan.train.examples)} training examples for {backbones}")
+    console.print(f"tokenizing {len(plan.train)} training examples for {backbones}")
     return prepare_data(plan)

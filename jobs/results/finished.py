@@ -67,14 +67,15 @@ def _judge(plan: Plan, rule: VerdictRule, results: Sequence[CellResult]) -> Verd
     finished = [result for result in results if result.status is CellStatus.SUCCEEDED]
     scores = {result.cell_id: load_item_scores(Path(result.folder)) for result in finished}
     common = _common_items(list(scores.values()))
-    examples = plan.validation.examples
+    items = plan.validation.items
+    assert items is not None, "held-out data is planned with its items"
     cells = [
         CellScores(result.backbone_id, result.seed, _at(scores[result.cell_id], common).nats) for result in finished
     ]
     return judge(
         cells,
-        np.array([examples[item].learnable_bytes for item in common], np.int64),
-        [examples[item].group for item in common],
+        items.learnable_bytes[common],
+        items.groups_of(common),
         alpha=rule.alpha,
         margin=rule.margin,
     )
@@ -98,8 +99,8 @@ def _data_facts(plan: Plan, parity: PreparedFacts) -> DataFacts:
     return {
         "train": plan.train.reference,
         "validation": plan.validation.reference,
-        "train_examples": len(plan.train.examples),
-        "validation_examples": len(plan.validation.examples),
+        "train_examples": len(plan.train),
+        "validation_examples": len(plan.validation),
         "train_bytes": plan.train.learnable_bytes,
         "validation_bytes": plan.validation.learnable_bytes,
         "train_hash": plan.train.digest,

@@ -8,6 +8,8 @@ from typing import Literal
 
 Role = Literal["system", "user", "assistant"]
 
+_as_json = json.JSONEncoder(ensure_ascii=False).encode  # `json.dumps` builds one for each call
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -29,13 +31,23 @@ class Example:
     text: str = ""
 
     @cached_property
-    def content_hash(self) -> str:
-        """SHA-256 of the content alone, 32 hex digits; equal content in two files has equal hashes."""
+    def content_digest(self) -> bytes:
+        """The first 16 bytes of the SHA-256 of the content alone; equal content in two files has equal digests."""
         content = [[turn.role, turn.content] for turn in self.turns] or self.text
-        return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()[:32]
+        return hashlib.sha256(_as_json(content).encode()).digest()[:16]
 
-    @cached_property
+    @property
+    def content_hash(self) -> str:
+        """The content's digest as 32 hex digits."""
+        return self.content_digest.hex()
+
+    @property
     def learnable_bytes(self) -> int:
         """UTF-8 bytes of what a model learns from this example: the assistant's turns, or the whole text."""
-        learnable = [turn.content for turn in self.turns if turn.role == "assistant"] or [self.text]
-        return sum(len(text.encode()) for text in learnable)
+        if not self.turns:
+            return _utf8_bytes(self.text)
+        return sum(_utf8_bytes(turn.content) for turn in self.turns if turn.role == "assistant")
+
+
+def _utf8_bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from orchestrator.data.examples import Example
-from orchestrator.data.sources import Dataset
+from orchestrator.data.sources.dataset import Dataset
 from orchestrator.results import read_json, write_json
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def prepare(backbone_id: str, codec: "Codec", train: Dataset, validation: Datase
     files = [folder / f"{_file_name(codec, dataset)}.npz" for dataset in (train, validation)]
     facts_file = folder / f"{files[0].stem}-{files[1].stem[:16]}.json"
     if not (facts_file.exists() and all(file.exists() for file in files)):
-        tokenized = [tokenize(codec, dataset.examples) for dataset in (train, validation)]
+        tokenized = [tokenize(codec, dataset.read()) for dataset in (train, validation)]
         for file, arrays in zip(files, tokenized, strict=True):
             _save(file, arrays)
         write_json(facts_file, _facts(codec, tokenized[0]))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from backbones.registry import BackboneSpec
 from orchestrator.data.order import PACKED_ORDER
-from orchestrator.data.sources import Dataset
+from orchestrator.data.sources.dataset import Dataset
 from orchestrator.errors import SpecError, SpecProblem
 from orchestrator.identity import backbone_identity, backbone_slug, content_hash
 from orchestrator.layout import JobFolder, Storage

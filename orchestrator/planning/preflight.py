@@ -9,8 +9,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from backbones.registry import BackboneSpec, get_spec
-from orchestrator.data.sources import Dataset, Split, find_path, load_dataset, without_held_out
+from orchestrator.data.sources.dataset import NOTHING, Dataset
+from orchestrator.data.sources.load import Loaded, Split, find_path, load_split
 from orchestrator.errors import SpecError, SpecProblem
 from orchestrator.layout import EXPORT_MANIFEST, EXPORT_UNFINISHED, Storage
 from orchestrator.planning.memory import DEVICE_GIB
@@ -129,24 +132,27 @@ def check_export_folder(source: SpecSource, text: str, problems: Problems) -> No
 def load_splits(source: SpecSource, job: Job, problems: Problems) -> tuple[Dataset, Dataset, int] | None:
     """Training data, held-out data, and how many training examples were removed because they are held out."""
     data = job.recipe.data
-    everything = _load_split(source, "train", data, problems)
-    validation = _load_split(source, "validation", data, problems)
-    if everything is None or validation is None:
+    found: Problems = []
+    validation = _load_split(source, "validation", data, NOTHING, found)
+    train = _load_split(source, "train", data, NOTHING if validation is None else validation.digests, problems)
+    problems += [problem for problem in found if problem not in problems]
+    if train is None or validation is None:
         return None
-    train, removed = without_held_out(everything, validation)
-    if not train.examples:
+    if not len(train.dataset):
         message = (
             f"'recipe.data.train' is '{data.train}', and every example of it is also held out in '{data.validation}'; "
             "train on examples that recipe.data.validation does not have"
         )
         problems.append(source.problem("recipe.data.train", message))
         return None
-    return train, validation, removed
+    return train.dataset, validation.dataset, train.removed
 
 
-def _load_split(source: SpecSource, split: Split, data: Data, problems: Problems) -> Dataset | None:
+def _load_split(
+    source: SpecSource, split: Split, data: Data, held_out: np.ndarray, problems: Problems
+) -> Loaded | None:
     try:
-        return load_dataset(source, split, getattr(data, split), data.format)
+        return load_split(source, split, data, held_out)
     except SpecError as error:
         problems += [problem for problem in error.problems if problem not in problems]
         return None

@@ -31,6 +31,11 @@ Name = Annotated[str, Field(json_schema_extra={"pattern": f"^{_NAME}$"}), AfterV
 Count = Annotated[int, Field(gt=0, le=1_000_000)]
 Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+# fmt: off
+RowKey = Literal[
+    "messages", "prompt", "completion", "response", "text", "conversations", "instruction", "input", "output", "group"
+]
+# fmt: on
 
 
 class Strict(BaseModel):
@@ -40,11 +45,16 @@ class Strict(BaseModel):
 
 
 class Data(Strict):
-    """Where examples come from: a JSONL file, a folder of them, or `builtin:stdlib`."""
+    """Where examples come from: a file (JSONL, Parquet, CSV, a JSON array, text), a folder of some, `builtin:stdlib`,
+    or `hf-dataset:ORG/NAME@REVISION#SPLIT`.
+
+    columns: the names that rows have where they are not those of the format, such as {prompt: question}.
+    """
 
     train: str = Field(min_length=1)
     validation: str = Field(min_length=1)
-    format: Literal["messages", "prompt_completion", "text"] = "messages"
+    format: Literal["messages", "prompt_completion", "text", "sharegpt", "alpaca"] = "messages"
+    columns: dict[RowKey, str] | None = Field(None, min_length=1, exclude_if=lambda columns: columns is None)
     parity: Literal["intersection", "per_backbone"] = "intersection"
 
 

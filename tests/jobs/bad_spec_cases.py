@@ -565,7 +565,7 @@ ROWS = [
         "surrogate",
         at="user",
     ),
-    data("a data file in another encoding", b'{"messages": "\xe9"}\n', "not UTF-8 text", "save it as UTF-8"),
+    data("a data file in another encoding", b'{"messages": "\xe9"}\n', "not UTF-8 text", "save it as UTF-8", at="mess"),
     data("a row nested a hundred thousand deep", "[" * 100_000 + "\n", "not valid JSON", at="[[["),
     data(
         "more bad rows than anybody reads",

@@ -10,7 +10,7 @@ from pathlib import Path
 from jobs.driver.kinds.kind import Conclusion, metric_name
 from jobs.report.benchmark import render_benchmark
 from jobs.results.benchmark import benchmark_document
-from orchestrator.data.sources import Dataset
+from orchestrator.data.sources.dataset import Dataset
 from orchestrator.errors import InputError
 from orchestrator.identity import backbone_slug, content_hash
 from orchestrator.layout import CellFolder
@@ -63,10 +63,8 @@ def benchmark_plan(comparison: Plan, warm_up: int, measured: int, occurrence: st
 
 def sample(data: Dataset, count: int) -> Dataset:
     """At most `count` examples, evenly spaced, so that sources which stand one after the other are all in it."""
-    total = len(data.examples)
-    if total <= count:
-        return data
-    return Dataset(data.reference, tuple(data.examples[index * total // count] for index in range(count)))
+    total = len(data)
+    return data if total <= count else data.take([index * total // count for index in range(count)])
 
 
 def _job(job: Comparison, seed: int, warm_up: int, measured: int, occurrence: str) -> Benchmark:

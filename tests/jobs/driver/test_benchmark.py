@@ -35,7 +35,7 @@ from jobs.results.throughput import (
     spread,
 )
 from orchestrator.data.examples import Example
-from orchestrator.data.sources import Dataset
+from orchestrator.data.sources.dataset import held
 from orchestrator.errors import InputError
 from orchestrator.planning.plan import Plan, load_comparison
 from orchestrator.results import CellResult, CellStatus, Measurement, find_cell_result
@@ -278,7 +278,7 @@ def test_a_benchmark_is_the_comparison_with_one_seed_and_few_steps(tmp_path: Pat
     assert recipe.model_copy(update=dict.fromkeys(("budget", "evaluate", "checkpoint"))) == (
         comparison.job.recipe.model_copy(update=dict.fromkeys(("budget", "evaluate", "checkpoint")))
     )
-    assert len(plan.validation.examples) == HELD_OUT_EXAMPLES
+    assert len(plan.validation) == HELD_OUT_EXAMPLES
     assert {cell.validation_digest for cell in plan.cells} == {plan.validation.digest}
 
 
@@ -313,8 +313,8 @@ def test_too_few_steps_are_refused(tmp_path: Path, numbers: tuple[int, int]) -> 
 
 
 def test_a_sample_is_spread_over_the_whole_data() -> None:
-    data = Dataset("-", tuple(Example("g", text=str(number)) for number in range(TRAINING_EXAMPLES * 3)))
-    taken = [int(example.text) for example in sample(data, TRAINING_EXAMPLES).examples]
+    data = held("-", (Example("g", text=str(number)) for number in range(TRAINING_EXAMPLES * 3)))
+    taken = [int(example.text) for example in sample(data, TRAINING_EXAMPLES).read()]
     assert taken == list(range(0, TRAINING_EXAMPLES * 3, 3))
     assert sample(data, TRAINING_EXAMPLES * 3) is data
 

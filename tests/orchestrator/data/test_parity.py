@@ -9,7 +9,7 @@ from backbones.registry import get_spec, load_codec
 from orchestrator.data.examples import Example, Turn
 from orchestrator.data.parity import Parity, check_parity, compare_tokenizers, load_selection, save_selection
 from orchestrator.data.prepare import Prepared, prepare
-from orchestrator.data.sources import Dataset
+from orchestrator.data.sources.dataset import held
 from orchestrator.errors import SpecError
 
 LENGTH = 64
@@ -34,8 +34,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> list[Prepared]:
         prepare(
             backbone_id,
             load_codec(get_spec(backbone_id), max_length=LENGTH),
-            Dataset("train", TRAIN),
-            Dataset("validation", HELD_OUT),
+            held("train", TRAIN),
+            held("validation", HELD_OUT),
             folder,
         )
         for backbone_id in ("tiny-qwen", "tiny-mistral")

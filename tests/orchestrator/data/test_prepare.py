@@ -10,7 +10,7 @@ from backbones.prompting import Codec, PurePromptBuilder
 from backbones.registry import get_spec, load_codec
 from orchestrator.data.examples import Example, Turn
 from orchestrator.data.prepare import load_tokenized, prepare, tokenize
-from orchestrator.data.sources import Dataset
+from orchestrator.data.sources.dataset import held
 
 TINY = ("tiny-llama2", "tiny-mistral", "tiny-qwen")
 CONVERSATION = Example(
@@ -23,8 +23,8 @@ CONVERSATION = Example(
     ),
 )
 TEXT = Example("g", text="A text of its own, with 😀 and </s> in it.")
-TRAIN = Dataset("train", (CONVERSATION, TEXT))
-VALIDATION = Dataset("validation", (Example("g", text="held out"),))
+TRAIN = held("train", (CONVERSATION, TEXT))
+VALIDATION = held("validation", (Example("g", text="held out"),))
 
 
 def codec_of(backbone_id: str) -> Codec:
@@ -34,7 +34,7 @@ def codec_of(backbone_id: str) -> Codec:
 @pytest.mark.parametrize("backbone_id", TINY)
 def test_the_learned_tokens_are_the_answers_and_their_ends(backbone_id: str) -> None:
     codec = codec_of(backbone_id)
-    data = tokenize(codec, TRAIN.examples)
+    data = tokenize(codec, TRAIN.read())
     assert len(data) == 2
     for index, expected in enumerate((("It is 4.", "naïve 😀"), (TEXT.text,))):
         ids, is_target, is_scored = data.example(index)
@@ -64,7 +64,7 @@ def test_arrays_that_are_there_are_not_made_again(tmp_path: Path) -> None:
 def test_what_is_read_back_is_what_was_tokenized(tmp_path: Path) -> None:
     codec = codec_of("tiny-qwen")
     prepared = prepare("tiny-qwen", codec, TRAIN, VALIDATION, tmp_path)
-    ours, theirs = load_tokenized(prepared.train_file), tokenize(codec, TRAIN.examples)
+    ours, theirs = load_tokenized(prepared.train_file), tokenize(codec, TRAIN.read())
     for name in ("input_ids", "is_target", "is_scored", "offsets", "learnable_bytes", "round_trips"):
         assert np.array_equal(getattr(ours, name), getattr(theirs, name)), name
     assert len(load_tokenized(prepared.validation_file)) == 1
@@ -74,7 +74,7 @@ def test_files_are_named_by_tokenizer_prompt_format_and_data(tmp_path: Path) -> 
     llama = codec_of("tiny-llama2")
     asking = type("Asking", (PurePromptBuilder,), {"wrap_human": lambda _, message: f"Q: {message}\nA: "})
     other_format = Codec(llama.tokenizer, asking)
-    other_data = Dataset("train", (TEXT,))
+    other_data = held("train", (TEXT,))
     made = [
         prepare("tiny-llama2", llama, TRAIN, VALIDATION, tmp_path),
         prepare("tiny-llama2", other_format, TRAIN, VALIDATION, tmp_path),

@@ -6,18 +6,25 @@ from typing import Any
 
 import pytest
 
-from orchestrator.data.examples import Turn
-from orchestrator.data.sources import Dataset, load_dataset, without_held_out
+from orchestrator.data.examples import Example, Turn
+from orchestrator.data.sources.dataset import Dataset
+from orchestrator.data.sources.load import load_split
 from orchestrator.errors import SpecError
 from orchestrator.spec_files.source import SpecSource
+from orchestrator.spec_files.spec import Data
 
 
 def source_in(folder: Path) -> SpecSource:
     return SpecSource(str(folder / "spec.yaml"), "", {}, {"": 1})
 
 
-def load(folder: Path, reference: str, data_format: str = "messages") -> Dataset:
-    return load_dataset(source_in(folder), "train", reference, data_format)
+def load(folder: Path, reference: str, data_format: str = "messages", **more: Any) -> Dataset:
+    data = Data.model_validate({"train": reference, "validation": reference, "format": data_format, **more})
+    return load_split(source_in(folder), "train", data).dataset
+
+
+def examples(folder: Path, reference: str, data_format: str = "messages", **more: Any) -> list[Example]:
+    return list(load(folder, reference, data_format, **more).read())
 
 
 def write(path: Path, *rows: dict[str, Any]) -> Path:
@@ -38,12 +45,12 @@ def test_the_three_formats_are_read_as_written(tmp_path: Path) -> None:
     write(tmp_path / "pairs.jsonl", {"prompt": "q", "completion": "a"}, {"prompt": "q", "response": "b"})
     write(tmp_path / "text.jsonl", {"text": "all of it"})
     (tmp_path / "book.txt").write_text("one\nparagraph\n\n\n\ntwo\n", encoding="utf-8")
-    [conversation] = load(tmp_path, "chat.jsonl").examples
+    [conversation] = examples(tmp_path, "chat.jsonl")
     assert conversation.turns == (Turn("system", "be kind"), Turn("user", "q"), Turn("assistant", "a"))
-    pairs = load(tmp_path, "pairs.jsonl", "prompt_completion").examples
+    pairs = examples(tmp_path, "pairs.jsonl", "prompt_completion")
     assert [pair.turns[1].content for pair in pairs] == ["a", "b"]
-    assert [example.text for example in load(tmp_path, "text.jsonl", "text").examples] == ["all of it"]
-    assert [example.text for example in load(tmp_path, "book.txt", "text").examples] == ["one\nparagraph", "two"]
+    assert [example.text for example in examples(tmp_path, "text.jsonl", "text")] == ["all of it"]
+    assert [example.text for example in examples(tmp_path, "book.txt", "text")] == ["one\nparagraph", "two"]
 
 
 def test_only_what_a_model_learns_is_counted_in_bytes(tmp_path: Path) -> None:
@@ -55,8 +62,7 @@ def test_a_folder_is_its_files_in_the_order_of_their_names(tmp_path: Path) -> No
     for name in ("b", "a"):
         write(tmp_path / "data" / f"{name}.jsonl", chat(name, name))
     (tmp_path / "data" / "README.md").write_text("not data", encoding="utf-8")
-    found = load(tmp_path, "data")
-    assert [example.group for example in found.examples] == ["a.jsonl", "b.jsonl"]
+    assert [example.group for example in examples(tmp_path, "data")] == ["a.jsonl", "b.jsonl"]
 
 
 def test_a_path_is_looked_up_beside_the_spec_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,8 +70,8 @@ def test_a_path_is_looked_up_beside_the_spec_first(tmp_path: Path, monkeypatch: 
     write(tmp_path / "cwd" / "x.jsonl", chat("q", "in the working directory"))
     write(tmp_path / "cwd" / "y.jsonl", chat("q", "only there"))
     monkeypatch.chdir(tmp_path / "cwd")
-    assert load(tmp_path / "specs", "x.jsonl").examples[0].turns[1].content == "beside the spec"
-    assert load(tmp_path / "specs", "y.jsonl").examples[0].turns[1].content == "only there"
+    assert examples(tmp_path / "specs", "x.jsonl")[0].turns[1].content == "beside the spec"
+    assert examples(tmp_path / "specs", "y.jsonl")[0].turns[1].content == "only there"
 
 
 def test_the_digest_follows_content_and_grouping_and_nothing_else(tmp_path: Path) -> None:
@@ -85,15 +91,19 @@ def test_the_digest_follows_content_and_grouping_and_nothing_else(tmp_path: Path
 def test_examples_that_are_held_out_are_not_trained_on(tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl", chat("q", "a"), chat("r", "b"), chat("q", "a", group="copy"))
     write(tmp_path / "held.jsonl", chat(" q", "a "))
-    kept, removed = without_held_out(load(tmp_path, "train.jsonl"), load(tmp_path, "held.jsonl"))
-    assert removed == 2
-    assert [example.turns[0].content for example in kept.examples] == ["r"]
+    data = Data(train="train.jsonl", validation="held.jsonl")
+    held_out = load_split(source_in(tmp_path), "validation", data)
+    train = load_split(source_in(tmp_path), "train", data, held_out.digests)
+    assert train.removed == 2
+    assert [example.turns[0].content for example in train.dataset.read()] == ["r"]
+    write(tmp_path / "rest.jsonl", chat("r", "b"))
+    assert train.dataset.digest == load(tmp_path, "rest.jsonl").digest
 
 
 def test_blank_lines_and_a_byte_order_mark_are_no_rows(tmp_path: Path) -> None:
     text = "\n" + json.dumps(chat("q", "a")) + "\r\n\n"
     (tmp_path / "x.jsonl").write_bytes(b"\xef\xbb\xbf" + text.encode())
-    assert len(load(tmp_path, "x.jsonl").examples) == 1
+    assert len(examples(tmp_path, "x.jsonl")) == 1
 
 
 def test_ten_bad_rows_stop_the_reading_of_a_file_of_any_size(tmp_path: Path) -> None:
@@ -101,3 +111,4 @@ def test_ten_bad_rows_stop_the_reading_of_a_file_of_any_size(tmp_path: Path) -> 
     with pytest.raises(SpecError) as caught:
         load(tmp_path, "x.jsonl")
     assert [problem.line for problem in caught.value.problems] == [*range(2, 12), 1]
+    assert "correct these 10 rows first (490 more in what was read)" in str(caught.value)

@@ -1,0 +1,178 @@
+"""A split as planning knows it: its digest and its counts, and blocks from which its examples can be read again."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from orchestrator.data.examples import Example
+from orchestrator.data.sources.containers import Span
+from orchestrator.data.sources.rows import RowError
+from orchestrator.data.sources.scan import DIGEST, Reading, Scanned, examples_of, scan_examples
+from orchestrator.errors import InputError
+
+NOTHING = np.array([], DIGEST)
+
+
+class DataChangedError(InputError):
+    """A file does not hold what was planned."""
+
+    def __init__(self, file: str):
+        super().__init__(f"{file} changed since the job was planned; run the command again to plan it anew")
+        self.file = file
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return type(self), (self.file,)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A span of a source without the examples that are held out. Small, whatever the span holds."""
+
+    span: Span
+    reading: Reading
+    digest: str  # of the contents of all its examples
+    count: int  # of the examples that are left
+    removed: bytes = b""  # a bit for each example of the span, 1 where it is held out; empty where none is
+
+    def read(self) -> Iterator[Example]:
+        """The examples that are left. Raises DataChangedError, at the latest at the end, and OSError."""
+        digest = hashlib.sha256()
+        removed = np.unpackbits(np.frombuffer(self.removed, np.uint8)).astype(bool).tolist()
+        for number, (_, example) in enumerate(examples_of(self.span, self.reading)):
+            if isinstance(example, RowError):
+                raise DataChangedError(self.span.file)
+            digest.update(example.content_digest)
+            if not removed or (number < len(removed) and not removed[number]):
+                yield example
+        if digest.hexdigest()[:32] != self.digest:
+            raise DataChangedError(self.span.file)
+
+
+@dataclass(frozen=True)
+class HeldBlock:
+    """Examples that are in memory: built-in data, and samples."""
+
+    examples: tuple[Example, ...]
+
+    @property
+    def count(self) -> int:
+        return len(self.examples)
+
+    def read(self) -> Iterator[Example]:
+        """All of them."""
+        return iter(self.examples)
+
+
+@dataclass(frozen=True)
+class Items:
+    """What the verdict asks of every held-out item."""
+
+    learnable_bytes: np.ndarray  # (items,) int64
+    group_numbers: np.ndarray  # (items,) int64, places in `groups`
+    groups: tuple[str, ...]
+
+    def groups_of(self, items: np.ndarray) -> list[str]:
+        """The group of each of some items."""
+        return [self.groups[number] for number in self.group_numbers[items]]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Examples in file order. `digest` hashes their content and which share a group, not where they were found."""
+
+    reference: str
+    digest: str
+    count: int
+    learnable_bytes: int
+    blocks: tuple[Block | HeldBlock, ...] = field(repr=False)
+    items: Items | None = field(default=None, repr=False, compare=False)  # of held-out data
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self) -> Iterator[Example]:
+        """The examples in order. Raises DataChangedError and OSError."""
+        for block in self.blocks:
+            yield from block.read()
+
+    def take(self, places: Sequence[int]) -> "Dataset":
+        """Some of the examples, in memory; `places` rise. Reads only the blocks that hold them."""
+        taken: list[Example] = []
+        first, waiting = 0, list(reversed(places))
+        for block in self.blocks:
+            if waiting and waiting[-1] < first + block.count:
+                for place, example in enumerate(block.read(), start=first):
+                    if waiting and waiting[-1] == place:
+                        taken.append(example)
+                        waiting.pop()
+            first += block.count
+        return held(self.reference, taken)
+
+
+@dataclass
+class Summary:
+    """Adds up what was scanned, span by span, without what is held out."""
+
+    held_out: np.ndarray = field(default_factory=lambda: NOTHING)  # (held out,) S16, sorted
+    keeps_items: bool = False
+    removed: int = 0
+    _count: int = 0
+    _bytes: int = 0
+    _digest: "hashlib._Hash" = field(default_factory=hashlib.sha256)
+    _groups: dict[str, int] = field(default_factory=dict)
+    _items: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)
+
+    def add(self, scanned: Scanned) -> tuple[int, bytes]:
+        """Counts a span's examples; returns how many are left, and a bit for each that tells whether it is removed."""
+        is_out = occur_in(scanned.digests, self.held_out)
+        left = np.flatnonzero(~is_out)
+        # Numbered by first occurrence among what is left: what is held out has no part in the digest.
+        names, numbers = scanned.groups, scanned.group_numbers[left].tolist()
+        numbers = [self._groups.setdefault(names[number], len(self._groups)) for number in numbers]
+        text = scanned.digests[left].tobytes().hex()
+        lines = [f"{text[32 * at : 32 * at + 32]} {number}\n" for at, number in enumerate(numbers)]
+        self._digest.update("".join(lines).encode())
+        self._count += len(left)
+        self._bytes += int(scanned.learnable_bytes[left].sum())
+        self.removed += len(scanned) - len(left)
+        if self.keeps_items:
+            self._items.append((scanned.digests[left], scanned.learnable_bytes[left], np.array(numbers, np.int64)))
+        return len(left), np.packbits(is_out).tobytes() if len(left) < len(scanned) else b""
+
+    @property
+    def digests(self) -> np.ndarray:
+        """(items,) S16, sorted: what the other split must not have."""
+        return np.sort(np.concatenate([NOTHING, *(digests for digests, _, _ in self._items)]))
+
+    def dataset(self, reference: str, blocks: Iterable[Block | HeldBlock]) -> Dataset:
+        """The whole, over the blocks that were added."""
+        items = None
+        if self.keeps_items:
+            sizes = np.concatenate([np.array([], np.int64), *(sizes for _, sizes, _ in self._items)])
+            numbers = np.concatenate([np.array([], np.int64), *(numbers for _, _, numbers in self._items)])
+            items = Items(sizes, numbers, tuple(self._groups))
+        return Dataset(reference, self._digest.hexdigest()[:32], self._count, self._bytes, tuple(blocks), items)
+
+
+def held(reference: str, examples: Iterable[Example]) -> Dataset:
+    """A dataset that is in memory."""
+    kept = tuple(examples)
+    summary = Summary(keeps_items=True)
+    summary.add(scan_examples(kept))
+    return summary.dataset(reference, (HeldBlock(kept),))
+
+
+def block_of(scanned: Scanned, reading: Reading, count: int, removed: bytes) -> Block:
+    """The block that gives a scanned span's examples again."""
+    digest = hashlib.sha256(scanned.digests.tobytes()).hexdigest()[:32]
+    return Block(scanned.span, reading, digest, count, removed)
+
+
+def occur_in(digests: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """(examples,) bool: which of the digests are among the others, which are sorted."""
+    if not len(others):
+        return np.zeros(len(digests), np.bool_)
+    places = np.minimum(np.searchsorted(others, digests), len(others) - 1)
+    return np.asarray(others[places] == digests)

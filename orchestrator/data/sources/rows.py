@@ -1,0 +1,173 @@
+"""A row of any container to an example, by `recipe.data.format`. Pure; every fault has a dotted path and a remedy."""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, cast
+
+from orchestrator.data.examples import Example, Role, Turn
+
+DataFormat = Literal["messages", "prompt_completion", "text", "sharegpt", "alpaca"]
+Columns = tuple[tuple[str, str], ...]  # (the key that a format reads, the column that holds it)
+
+SHAPES: dict[DataFormat, str] = {
+    "messages": '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}',
+    "prompt_completion": '{"prompt": "...", "completion": "..."}',
+    "text": '{"text": "..."}',
+    "sharegpt": '{"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]}',
+    "alpaca": '{"instruction": "...", "input": "...", "output": "..."}',
+}
+_TELLING: dict[DataFormat, str] = {  # the key that tells a format
+    "messages": "messages",
+    "prompt_completion": "prompt",
+    "text": "text",
+    "sharegpt": "conversations",
+    "alpaca": "instruction",
+}
+_SHAREGPT_ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant", "system": "system"}
+
+
+class RowError(ValueError):
+    """A row is no example; `path` is the key in it that is wrong."""
+
+    def __init__(self, path: str, message: str):
+        super().__init__(message)
+        self.path = path
+
+
+def read_row(row: Any, data_format: DataFormat, columns: Columns, group: str) -> Example:
+    """The example of a row; `group` is its group where the row names none. Raises RowError."""
+    if not isinstance(row, dict):
+        message = f"the row is {_shown(row)}; each row must be a JSON object such as {SHAPES[data_format]}"
+        raise RowError("", message)
+    if columns:
+        row = _renamed(row, columns)
+    telling = _TELLING[data_format]
+    if telling not in row:
+        raise RowError(telling, f"'{telling}' is missing; {_hint(row, data_format)} ({_keys(row)})")
+    return _PARSERS[data_format](row, _text(row, "group", "group") if "group" in row else group)
+
+
+def _renamed(row: dict[str, Any], columns: Columns) -> dict[str, Any]:
+    """The row under the keys that a format reads."""
+    for key, column in columns:
+        if column not in row:
+            message = f"recipe.data.columns.{key} is '{column}', which this row does not have; correct it"
+            raise RowError(key, f"{message} ({_keys(row)})")
+    taken = {column for _, column in columns}
+    rest = {key: value for key, value in row.items() if key not in taken}
+    return rest | {key: row[column] for key, column in columns}
+
+
+def _hint(row: Mapping[str, Any], data_format: DataFormat) -> str:
+    other = next((name for name, key in _TELLING.items() if key in row and name != data_format), None)
+    return f"set recipe.data.format to {other}" if other else f"write {SHAPES[data_format]}"
+
+
+def _keys(row: Mapping[str, Any]) -> str:
+    return f"keys here: {', '.join(row) or 'none'}"
+
+
+def _text(row: Mapping[str, Any], key: str, path: str) -> str:
+    if key not in row:
+        raise RowError(path, f"'{path}' is missing; add it ({_keys(row)})")
+    value = row[key]
+    if not isinstance(value, str) or not value.strip():
+        raise RowError(path, f"'{path}' is {_shown(value)}; it must be text that is not empty")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            message = f"'{path}' holds half of a surrogate pair, which is no text; remove the row or repair it"
+            raise RowError(path, message) from None
+    return value
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _conversation(turns: tuple[Turn, ...], key: str, group: str) -> Example:
+    """Checks the order of the roles."""
+    roles = [turn.role for turn in turns]
+    dialogue = roles[1:] if roles[0] == "system" else roles
+    if "assistant" not in dialogue:
+        raise RowError(key, f"'{key}' has no assistant turn, so there is no answer to learn; add one")
+    expected = [("user", "assistant")[index % 2] for index in range(len(dialogue))]
+    if dialogue != expected or dialogue[-1] != "assistant":
+        raise RowError(
+            key,
+            f"'{key}' has the roles {', '.join(roles)}; after an optional system turn, user and assistant must "
+            "alternate, and the assistant must be last",
+        )
+    return Example(group=group, turns=turns)
+
+
+def _listed(row: Mapping[str, Any], key: str, data_format: DataFormat) -> list[Any]:
+    """The messages of a row; a column that can only hold text, as in CSV, has them as JSON."""
+    messages = row[key]
+    if isinstance(messages, str) and messages.lstrip().startswith("["):
+        try:
+            messages = json.loads(messages)
+        except ValueError as error:
+            raise RowError(key, f"'{key}' is text and not valid JSON: {error}; write {SHAPES[data_format]}") from None
+    if not isinstance(messages, list) or not messages:
+        raise RowError(key, f"'{key}' is {_shown(messages)}; write {SHAPES[data_format]}")
+    return messages
+
+
+def _parse_messages(row: Mapping[str, Any], group: str) -> Example:
+    messages = _listed(row, "messages", "messages")
+    return _conversation(tuple([_turn(one, f"messages.{n}") for n, one in enumerate(messages)]), "messages", group)
+
+
+def _turn(message: Any, path: str) -> Turn:
+    if not isinstance(message, dict):
+        raise RowError(path, f"'{path}' is {_shown(message)}; it must be an object with role and content")
+    role = message.get("role")
+    if role not in ("system", "user", "assistant"):
+        raise RowError(f"{path}.role", f"'{path}.role' is {_shown(role)}; use system, user or assistant")
+    return Turn(cast(Role, role), _text(message, "content", f"{path}.content").strip())
+
+
+def _parse_sharegpt(row: Mapping[str, Any], group: str) -> Example:
+    messages = _listed(row, "conversations", "sharegpt")
+    turns = tuple([_sharegpt_turn(one, f"conversations.{n}") for n, one in enumerate(messages)])
+    return _conversation(turns, "conversations", group)
+
+
+def _sharegpt_turn(message: Any, path: str) -> Turn:
+    if not isinstance(message, dict):
+        raise RowError(path, f"'{path}' is {_shown(message)}; it must be an object with from and value")
+    speaker = message.get("from")
+    if not isinstance(speaker, str) or speaker not in _SHAREGPT_ROLES:
+        raise RowError(f"{path}.from", f"'{path}.from' is {_shown(speaker)}; use human, gpt or system")
+    return Turn(_SHAREGPT_ROLES[speaker], _text(message, "value", f"{path}.value").strip())
+
+
+def _parse_alpaca(row: Mapping[str, Any], group: str) -> Example:
+    """The input, where there is one, stands below the instruction, a blank line between."""
+    asked, answer = _text(row, "instruction", "instruction").strip(), _text(row, "output", "output").strip()
+    more = row.get("input")
+    if more is not None and (not isinstance(more, str) or more.strip()):
+        asked = f"{asked}\n\n{_text(row, 'input', 'input').strip()}"
+    return Example(group=group, turns=(Turn("user", asked), Turn("assistant", answer)))
+
+
+def _parse_prompt_completion(row: Mapping[str, Any], group: str) -> Example:
+    answer = "response" if "response" in row and "completion" not in row else "completion"
+    prompt, completion = _text(row, "prompt", "prompt").strip(), _text(row, answer, answer).strip()
+    return Example(group=group, turns=(Turn("user", prompt), Turn("assistant", completion)))
+
+
+def _parse_text(row: Mapping[str, Any], group: str) -> Example:
+    return Example(group=group, text=_text(row, "text", "text"))
+
+
+_PARSERS: dict[DataFormat, Callable[[Mapping[str, Any], str], Example]] = {
+    "messages": _parse_messages,
+    "prompt_completion": _parse_prompt_completion,
+    "text": _parse_text,
+    "sharegpt": _parse_sharegpt,
+    "alpaca": _parse_alpaca,
+}
