@@ -185,28 +185,33 @@ class Codec:
     def _encode_answer(self, prompt: str, prompt_ids: list[int], piece: _Piece | None, guarded: bool) -> Encoded:
         if piece is None:
             return Encoded([], [], [])
-        ids, spans = self._continue(prompt, prompt_ids, piece.text, guarded)
-        last = max(index for index, token_id in enumerate(ids) if token_id == self.eos_token_id)
-        is_target = [index <= last for index in range(len(ids))]
+        ids, spans, moved = self._continue(prompt, prompt_ids, piece.text, guarded)
+        count = len(ids) - ids[::-1].index(self.eos_token_id)  # behind the end nothing is learned
+        start, end = piece.start - moved, piece.end - moved
         is_scored = [
-            target and token_id not in self._special_ids and max(span[0], piece.start) < min(span[1], piece.end)
-            for token_id, span, target in zip(ids, spans, is_target, strict=True)
+            first < end and start < last and first < last and token_id not in self._special_ids
+            for token_id, (first, last) in zip(ids[:count], spans[:count], strict=True)
         ]
-        return Encoded(ids, is_target, is_scored)
+        if start >= end:  # an answer of which the prompt format left nothing
+            is_scored = [False] * count
+        rest = [False] * (len(ids) - count)
+        return Encoded(ids, [True] * count + rest, is_scored + rest)
 
-    def _continue(self, prompt: str, prompt_ids: list[int], text: str, guarded: bool) -> tuple[list[int], list[Any]]:
-        """Ids of `text` after `prompt`, and the characters of `text` that each covers."""
-        offset = 0
+    def _continue(
+        self, prompt: str, prompt_ids: list[int], text: str, guarded: bool
+    ) -> tuple[list[int], list[tuple[int, int]], int]:
+        """Ids of `text` after `prompt`, the characters that each covers, and by how many those count too low."""
+        moved = 0
         if self.variant == "standard" and self._adds_prefix_space:
             if not text.startswith(" "):
                 joint = self._tokenize(prompt + text, guarded)
-                if joint.ids[: len(prompt_ids)] == prompt_ids:
-                    ids, offset = joint.ids[len(prompt_ids) :], -len(prompt)
-                    return ids, _shifted(joint.offsets[len(prompt_ids) :], offset)
+                ids, count = joint.ids, len(prompt_ids)
+                if ids[:count] == prompt_ids:
+                    return ids[count:], joint.offsets[count:], -len(prompt)
             else:
-                text, offset = text[1:], 1
+                text, moved = text[1:], 1
         encoding = self._tokenize(text, guarded)
-        return encoding.ids, _shifted(encoding.offsets, offset)
+        return encoding.ids, encoding.offsets, moved
 
     def _tokenize(self, text: str, guarded: bool) -> Any:
         backend = self._control.renamed if guarded else self._fresh_backend()
@@ -273,7 +278,3 @@ def _split_system(turns: Sequence[tuple[str, str]]) -> tuple[str | None, list[tu
         found = ", ".join(role for role, _ in turns) or "nothing"
         raise CodecError(f"a conversation is [system,] user, assistant, user, ...; found {found}")
     return system, [(_ROLES[role], content) for role, content in rest]
-
-
-def _shifted(spans: Sequence[tuple[int, int]], offset: int) -> list[tuple[int, int]]:
-    return [(start + offset, end + offset) for start, end in spans]

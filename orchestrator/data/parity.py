@@ -50,6 +50,7 @@ def compare_tokenizers(prepared: Sequence[Prepared], sequence_length: int, rule:
             "doubled_bos": one.doubled_bos,
             "missing_eos": one.missing_eos,
             "kept": len(kept[one.backbone_id]),
+            **_tokens(train[one.backbone_id], kept[one.backbone_id], sequence_length),
         }
         for one in prepared
     }
@@ -87,6 +88,12 @@ def load_selection(file: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _loses_every_target(data: TokenizedDataset, sequence_length: int) -> np.ndarray:
     """(examples,) bool: nothing to learn is left after cutting at `sequence_length`."""
-    position = np.arange(len(data.input_ids)) - np.repeat(data.offsets[:-1], data.lengths)
-    usable = data.is_target & (position > 0) & (position < sequence_length)
-    return np.asarray(np.add.reduceat(usable.astype(np.int64), data.offsets[:-1]) == 0)
+    return np.asarray(data.first_targets >= sequence_length)
+
+
+def _tokens(data: TokenizedDataset, kept: np.ndarray, sequence_length: int) -> dict[str, int]:
+    """Where a candidate's training tokens went; the three shares add up to all."""
+    lengths = data.lengths[kept]
+    cut = int(np.maximum(lengths - sequence_length, 0).sum())
+    every, used = int(data.offsets[-1]), int(lengths.sum())
+    return {"tokens": every, "tokens_kept": used - cut, "tokens_cut": cut, "tokens_dropped": every - used}

@@ -1,59 +1,34 @@
-"""Tokenizes a dataset once per backbone and writes flat arrays that every worker of every cell then maps.
+"""Tokenizes a dataset once per backbone, in parts, into arrays that every worker of every cell then maps.
 
-Files are named by content (data, tokenizer, prompt format), so a second run finds them and tokenizes nothing.
+Folders are named by content (data, tokenizer, prompt format), so a second run finds them and tokenizes nothing. However
+the data is parted, the arrays are the same.
 """
 
 import hashlib
 import json
-import os
+import shutil
+import uuid
+from array import array
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from orchestrator.data.arrays import COUNTS, join_arrays, load_arrays, save_arrays
+from orchestrator.data.arrays import TokenizedDataset as TokenizedDataset
 from orchestrator.data.examples import Example
-from orchestrator.data.sources.dataset import Dataset
-from orchestrator.results import read_json, write_json
+from orchestrator.data.sources.dataset import Block, Dataset, HeldBlock
+from orchestrator.results import read_json
 
 if TYPE_CHECKING:
     from backbones.prompting.codec import Codec, Encoded
 
-FORMAT = 2  # raise it when the meaning of an array changes
+FORMAT = 3  # raise it when the meaning of an array changes
+SPANS_A_PART = 4  # of 8 MiB where the source is JSONL
 
-
-@dataclass(frozen=True)
-class TokenizedDataset:
-    """Examples as token ids, concatenated: example i is `input_ids[offsets[i]:offsets[i + 1]]`."""
-
-    input_ids: np.ndarray  # (tokens,) int32
-    is_target: np.ndarray  # (tokens,) bool: the model learns to predict this token
-    is_scored: np.ndarray  # (tokens,) bool: counts in bits per byte
-    offsets: np.ndarray  # (examples + 1,) int64
-    learnable_bytes: np.ndarray  # (examples,) int64, UTF-8 bytes
-    round_trips: np.ndarray  # (examples,) bool: the prompt format keeps the text, and decode(encode(x)) == x
-
-    def __len__(self) -> int:
-        return len(self.learnable_bytes)
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """(examples,) int64 tokens of each example."""
-        return np.diff(self.offsets)
-
-    @cached_property
-    def targets(self) -> np.ndarray:
-        """(examples,) int64 target tokens of each example. The first token has no predecessor: it is never a target."""
-        counted = self.is_target.copy()
-        counted[self.offsets[:-1]] = False
-        return np.add.reduceat(counted.astype(np.int64), self.offsets[:-1])
-
-    def example(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Token ids, target mask and scored mask of one example."""
-        part = slice(self.offsets[index], self.offsets[index + 1])
-        return self.input_ids[part], self.is_target[part], self.is_scored[part]
+Blocks = tuple[Block | HeldBlock, ...]
 
 
 @dataclass(frozen=True)
@@ -70,39 +45,104 @@ class Prepared:
     tokens_per_byte: float
 
 
+@dataclass(frozen=True)
+class Split:
+    """A split for one tokenizer: where its arrays are or go, and the parts in which they are made."""
+
+    folder: Path
+    parts: tuple[Blocks, ...]
+    checks_round_trips: bool  # of held-out items alone: what is learned need not be given back
+
+    @property
+    def is_ready(self) -> bool:
+        return self.folder.is_dir()
+
+
+def splits_of(codec: "Codec", train: Dataset, validation: Dataset, folder: Path) -> tuple[Split, Split]:
+    """What has to be there before a backbone can train."""
+    return _split(codec, train, folder, checks_round_trips=False), _split(codec, validation, folder, True)
+
+
 def prepare(backbone_id: str, codec: "Codec", train: Dataset, validation: Dataset, folder: Path) -> Prepared:
     """Tokenizes both splits into `folder`, unless arrays of the same content are there. Returns where they are."""
-    files = [folder / f"{_file_name(codec, dataset)}.npz" for dataset in (train, validation)]
-    facts_file = folder / f"{files[0].stem}-{files[1].stem[:16]}.json"
-    if not (facts_file.exists() and all(file.exists() for file in files)):
-        tokenized = [tokenize(codec, dataset.read()) for dataset in (train, validation)]
-        for file, arrays in zip(files, tokenized, strict=True):
-            _save(file, arrays)
-        write_json(facts_file, _facts(codec, tokenized[0]))
+    splits = splits_of(codec, train, validation, folder)
+    for split in splits:
+        if not split.is_ready:
+            make_here(codec, split)
+    return prepared_of(backbone_id, codec, *splits)
+
+
+def make_here(codec: "Codec", split: Split) -> None:
+    """Makes the arrays of a split, one part after the other."""
+    parts = parts_folder(split)
+    try:
+        join_arrays([make_part(codec, split, number, parts) for number in range(len(split.parts))], split.folder)
+    finally:
+        shutil.rmtree(parts, ignore_errors=True)
+
+
+def parts_folder(split: Split) -> Path:
+    """Where the parts of a split are until they are joined: a place of its own for each who makes them."""
+    return split.folder.with_name(f".{split.folder.name}.parts-{uuid.uuid4().hex[:8]}")
+
+
+def make_part(codec: "Codec", split: Split, number: int, folder: Path) -> Path:
+    """Tokenizes one part. Raises DataChangedError and OSError."""
+    examples = (example for block in split.parts[number] for example in block.read())
+    data = tokenize(codec, examples, split.checks_round_trips)
+    part = folder / f"{number:06d}"
+    save_arrays(part, data, _counts(codec, data))
+    return part
+
+
+def prepared_of(backbone_id: str, codec: "Codec", train: Split, validation: Split) -> Prepared:
+    """Where the arrays of two splits are, and what was counted of them."""
+    counts = read_json(train.folder / COUNTS)
     return Prepared(
-        backbone_id, str(files[0]), str(files[1]), codec.fingerprint, codec.prompt_example, **read_json(facts_file)
+        backbone_id,
+        str(train.folder),
+        str(validation.folder),
+        codec.fingerprint,
+        codec.prompt_example,
+        doubled_bos=counts["doubled_bos"],
+        missing_eos=counts["missing_eos"],
+        tokens_per_byte=counts["scored"] / max(counts["learnable_bytes"], 1),
     )
 
 
-def tokenize(codec: "Codec", examples: Iterable[Example]) -> TokenizedDataset:
+def tokenize(codec: "Codec", examples: Iterable[Example], checks_round_trips: bool = True) -> TokenizedDataset:
     """Encodes every example, whole: nothing is cut here."""
-    examples = tuple(examples)
-    encoded = [_encode(codec, example) for example in examples]
-    lengths = [len(one.input_ids) for one in encoded]
+    input_ids, is_target, is_scored = array("i"), bytearray(), bytearray()
+    lengths, sizes, round_trips = [], [], []
+    for example in examples:
+        encoded = _encode(codec, example)
+        input_ids.extend(encoded.input_ids)
+        is_target.extend(encoded.is_target)
+        is_scored.extend(encoded.is_scored)
+        lengths.append(len(encoded.input_ids))
+        sizes.append(example.learnable_bytes)
+        if checks_round_trips:
+            round_trips.append(_round_trips(codec, example))
     return TokenizedDataset(
-        input_ids=np.fromiter((token for one in encoded for token in one.input_ids), np.int32, sum(lengths)),
-        is_target=np.fromiter((flag for one in encoded for flag in one.is_target), np.bool_, sum(lengths)),
-        is_scored=np.fromiter((flag for one in encoded for flag in one.is_scored), np.bool_, sum(lengths)),
+        input_ids=np.frombuffer(input_ids, np.int32),
+        is_target=np.frombuffer(is_target, np.bool_),
+        is_scored=np.frombuffer(is_scored, np.bool_),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        learnable_bytes=np.array([example.learnable_bytes for example in examples], np.int64),
-        round_trips=np.array([_round_trips(codec, example) for example in examples], np.bool_),
+        learnable_bytes=np.array(sizes, np.int64),
+        round_trips=np.array(round_trips, np.bool_),
     )
 
 
 def load_tokenized(file: str) -> TokenizedDataset:
-    """Reads arrays that `prepare` wrote. `allow_pickle` stays off: the file cannot run code."""
-    with np.load(file, allow_pickle=False) as arrays:
-        return TokenizedDataset(**{name: arrays[name] for name in arrays.files})
+    """Maps arrays that `prepare` wrote. No array holds objects: the files cannot run code."""
+    return load_arrays(Path(file))
+
+
+def _split(codec: "Codec", dataset: Dataset, folder: Path, checks_round_trips: bool) -> Split:
+    key = json.dumps([FORMAT, codec.fingerprint, dataset.digest, checks_round_trips])
+    blocks = dataset.blocks
+    parts = tuple(blocks[start : start + SPANS_A_PART] for start in range(0, len(blocks), SPANS_A_PART))
+    return Split(folder / hashlib.sha256(key.encode()).hexdigest()[:32], parts, checks_round_trips)
 
 
 def _encode(codec: "Codec", example: Example) -> "Encoded":
@@ -120,28 +160,19 @@ def _round_trips(codec: "Codec", example: Example) -> bool:
     )
 
 
-def _facts(codec: "Codec", train: TokenizedDataset) -> dict[str, Any]:
-    first, second = train.offsets[:-1], np.minimum(train.offsets[:-1] + 1, len(train.input_ids) - 1)
+def _counts(codec: "Codec", data: TokenizedDataset) -> dict[str, int]:
+    """What sums up over parts."""
+    if not len(data):
+        return dict.fromkeys(("doubled_bos", "missing_eos", "scored", "learnable_bytes"), 0)
+    first, second = data.offsets[:-1], np.minimum(data.offsets[:-1] + 1, len(data.input_ids) - 1)
     bos, ends = codec.bos_token_id, (codec.eos_token_id, codec.text_eos_token_id)
-    doubled = 0 if bos is None else int(np.sum((train.input_ids[first] == bos) & (train.input_ids[second] == bos)))
+    doubled = 0 if bos is None else int(np.sum((data.input_ids[first] == bos) & (data.input_ids[second] == bos)))
     # A chat template may go on behind the end of the answer, so it is the last target that must be an EOS.
-    last = np.maximum.reduceat(np.where(train.is_target, np.arange(len(train.is_target)), -1), first)
-    missing = int(np.sum((last < 0) | ~np.isin(train.input_ids[last], ends)))
-    tokens = int(train.is_scored.sum())
+    last = np.maximum.reduceat(np.where(data.is_target, np.arange(len(data.is_target)), -1), first)
+    missing = int(np.sum((last < 0) | ~np.isin(data.input_ids[last], ends)))
     return {
         "doubled_bos": doubled,
         "missing_eos": missing,
-        "tokens_per_byte": tokens / max(int(train.learnable_bytes.sum()), 1),
+        "scored": int(data.is_scored.sum()),
+        "learnable_bytes": int(data.learnable_bytes.sum()),
     }
-
-
-def _file_name(codec: "Codec", dataset: Dataset) -> str:
-    key = json.dumps([FORMAT, codec.fingerprint, dataset.digest])
-    return hashlib.sha256(key.encode()).hexdigest()[:32]
-
-
-def _save(file: Path, arrays: TokenizedDataset) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.stem}.{os.getpid()}.partial.npz")
-    np.savez(partial, **asdict(arrays))
-    os.replace(partial, file)
