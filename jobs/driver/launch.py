@@ -5,6 +5,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -111,4 +112,4 @@ def _announce(plan: Plan, console: Console, finished: dict[str, CellResult], cel
 def _prepare(plan: Plan, console: Console) -> Preparation:
     backbones = "1 backbone" if len(plan.backbones) == 1 else f"{len(plan.backbones)} backbones"
     console.print(f"tokenizing {len(plan.train)} training examples for {backbones}")
-    return prepare_data(plan)
+    return prepare_data(plan, partial(console.print, highlight=False, soft_wrap=True))

@@ -1,14 +1,30 @@
-"""Tokenizes a job's data on the cluster and decides what every candidate sees, before anything trains."""
+"""Tokenizes a job's data on the cluster, in parallel, and decides what every candidate sees, before anything trains.
 
+One task looks for what is missing and makes what is small; parts of what is large are tasks of their own, and another
+joins them. The arrays are the same however many tasks made them.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
+from backbones.prompting.codec import Codec
+from backbones.registry import BackboneSpec
 from jobs.results.documents import PreparedFacts
+from orchestrator.data.arrays import join_arrays
 from orchestrator.data.parity import check_parity, compare_tokenizers, save_selection
-from orchestrator.data.prepare import Prepared, prepare
+from orchestrator.data.prepare import Prepared, Split, make_here, make_part, parts_folder, prepared_of, splits_of
 from orchestrator.errors import OrchestratorError
 from orchestrator.layout import Storage
 from orchestrator.planning.plan import Plan
 from orchestrator.results import read_json, write_json
+
+SAID_EVERY_S = 10.0
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -27,20 +43,14 @@ def find_preparation(plan: Plan) -> Preparation | None:
         return None
     document = read_json(file)
     prepared = {backbone_id: Prepared(**one) for backbone_id, one in document["prepared"].items()}
+    if not all(Path(folder).is_dir() for one in prepared.values() for folder in (one.train_file, one.validation_file)):
+        return None  # of an earlier version, or deleted
     return Preparation(prepared, document["selection_files"], document["facts"])
 
 
-def prepare_data(plan: Plan) -> Preparation:
-    """Tokenizes with every candidate's tokenizer in one Ray task and applies the parity rule."""
-    import ray
-
-    task = ray.remote(num_cpus=1, max_retries=1)(_prepare_all)
-    try:
-        prepared: list[Prepared] = ray.get(task.remote(plan))
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, OrchestratorError):
-            raise error.cause from None  # designed for the user; Ray's wrapping shows its own traceback instead
-        raise
+def prepare_data(plan: Plan, say: Say = print) -> Preparation:
+    """Tokenizes with every candidate's tokenizer in Ray tasks and applies the parity rule."""
+    prepared = _tokenized(plan, say)
     sequence_length = plan.job.recipe.sequence_length
     parity = compare_tokenizers(prepared, sequence_length, plan.job.recipe.data.parity)
     check_parity(parity, plan.source.file, sequence_length)
@@ -50,6 +60,7 @@ def prepare_data(plan: Plan) -> Preparation:
         save_selection(file, parity, one.backbone_id)
         files[one.backbone_id] = str(file)
     facts: PreparedFacts = {
+        "rows_read": {"train": len(plan.train) + plan.train_in_validation, "validation": len(plan.validation)},
         "kept": min(len(kept) for kept in parity.kept.values()),
         "scored": len(parity.scored),
         "dropped": {**parity.dropped, "in_validation": plan.train_in_validation},
@@ -60,8 +71,74 @@ def prepare_data(plan: Plan) -> Preparation:
     return preparation
 
 
-def _prepare_all(plan: Plan) -> list[Prepared]:
-    """Runs on a node that has the model cache and, for gated ids, HF_TOKEN."""
+def _tokenized(plan: Plan, say: Say) -> list[Prepared]:
+    """One task, and where the data is large as many more as it has parts; then what was found of each backbone."""
+    import ray
+
+    shared = ray.put(plan)
+    ((missing, found),) = _gather(_make_small, [(shared,)], say)
+    for backbone_id, split in missing:
+        spec = next(spec for spec in plan.backbones if spec.backbone_id == backbone_id)
+        folder = parts_folder(split)
+        try:
+            calls = [(shared, spec, split, number, folder) for number in range(len(split.parts))]
+            parts = _gather(_make_part, calls, say, f"tokenizing for {backbone_id}")
+            _gather(_join, [(parts, split.folder)], say)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    if missing:
+        (found,) = _gather(_find_prepared, [(shared,)], say)
+    prepared: list[Prepared] = found
+    return prepared
+
+
+def _gather(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], say: Say, title: str = "") -> list[Any]:
+    """The results of some tasks, in order. The first error ends all; a file that a node lacks is read on this one."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    task = ray.remote(num_cpus=1, max_retries=1)(function)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    waiting = {task.remote(*call): number for number, call in enumerate(calls)}
+    results: dict[int, Any] = {}
+    came_back: set[int] = set()
+    said = time.monotonic()
+    try:
+        while waiting:
+            ready, _ = ray.wait(list(waiting), num_returns=1, timeout=SAID_EVERY_S)
+            for reference in ready:
+                number = waiting.pop(reference)
+                try:
+                    results[number] = ray.get(reference)
+                except ray.exceptions.RayTaskError as error:
+                    if not isinstance(error.cause, FileNotFoundError) or number in came_back:
+                        _raise_designed(error)
+                    came_back.add(number)
+                    waiting[task.options(num_cpus=0, scheduling_strategy=here).remote(*calls[number])] = number
+            if title and time.monotonic() - said > SAID_EVERY_S:
+                said = time.monotonic()
+                say(f"{title}: {len(results)} of {len(calls)} parts")
+    finally:
+        for reference in waiting:
+            with suppress(Exception):  # an interrupted launch leaves no work behind; what cannot be stopped ends
+                ray.cancel(reference)
+    return [results[number] for number in range(len(calls))]
+
+
+def _raise_designed(error: Any) -> None:
+    if isinstance(error.cause, OrchestratorError):
+        raise error.cause from None  # designed for the user; Ray's wrapping shows its own traceback instead
+    raise error
+
+
+def _codecs(plan: Plan) -> Iterator[tuple[BackboneSpec, Codec, Split, Split]]:
+    """On a node that has the model cache and, for gated ids, HF_TOKEN: each tokenizer, and what it has to make."""
+    for spec in plan.backbones:
+        codec = _codec(plan, spec)
+        yield spec, codec, *splits_of(codec, plan.train, plan.validation, Storage(plan.storage).prepared)
+
+
+def _codec(plan: Plan, spec: BackboneSpec) -> Codec:
     import os
 
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
@@ -69,8 +146,33 @@ def _prepare_all(plan: Plan) -> list[Prepared]:
 
     for module in plan.plugins:
         registry.load_plugin(module)
-    folder, length = Storage(plan.storage).prepared, plan.job.recipe.sequence_length
-    return [
-        prepare(spec.backbone_id, registry.load_codec(spec, max_length=length), plan.train, plan.validation, folder)
-        for spec in plan.backbones
-    ]
+    return registry.load_codec(spec, max_length=plan.job.recipe.sequence_length)
+
+
+def _make_small(plan: Plan) -> tuple[list[tuple[str, Split]], list[Prepared]]:
+    """Makes what is missing and has one part. Returns what is missing still, backbone and split; else what is there."""
+    large: list[tuple[str, Split]] = []
+    found = list(_codecs(plan))
+    made: set[Path] = set()  # candidates with one tokenizer share their arrays
+    for spec, codec, *splits in found:
+        for split in splits:
+            if split.is_ready or split.folder in made:
+                continue
+            made.add(split.folder)
+            if len(split.parts) > 1:
+                large.append((spec.backbone_id, split))
+            else:
+                make_here(codec, split)
+    return large, [] if large else [prepared_of(spec.backbone_id, codec, *splits) for spec, codec, *splits in found]
+
+
+def _make_part(plan: Plan, spec: BackboneSpec, split: Split, number: int, folder: Path) -> Path:
+    return make_part(_codec(plan, spec), split, number, folder)
+
+
+def _join(parts: Sequence[Path], folder: Path) -> None:
+    join_arrays(parts, folder)
+
+
+def _find_prepared(plan: Plan) -> list[Prepared]:
+    return [prepared_of(spec.backbone_id, codec, *splits) for spec, codec, *splits in _codecs(plan)]

@@ -45,6 +45,7 @@ class Environment(TypedDict):
 class PreparedFacts(TypedDict, total=False):
     """What the preparation of the data counted; absent when the job ended before it."""
 
+    rows_read: dict[str, int]  # split -> rows, those included that are dropped
     kept: int
     scored: int
     dropped: dict[str, int]  # reason -> examples

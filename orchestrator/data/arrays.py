@@ -125,7 +125,7 @@ def join_arrays(parts: Sequence[Path], folder: Path) -> None:
 def new_folder(folder: Path) -> Iterator[Path]:
     """A folder to fill that gets its name when it is whole; if another has it by then, that one stays."""
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
-    partial.mkdir(parents=True)
+    partial.mkdir()
     try:
         yield partial
         try:

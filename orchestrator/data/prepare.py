@@ -82,8 +82,13 @@ def make_here(codec: "Codec", split: Split) -> None:
 
 
 def parts_folder(split: Split) -> Path:
-    """Where the parts of a split are until they are joined: a place of its own for each who makes them."""
-    return split.folder.with_name(f".{split.folder.name}.parts-{uuid.uuid4().hex[:8]}")
+    """Makes the folder of a split's parts until they are joined: one of its own for each who makes them.
+
+    Whoever is late finds it gone, and leaves nothing behind.
+    """
+    folder = split.folder.with_name(f".{split.folder.name}.parts-{uuid.uuid4().hex[:8]}")
+    folder.mkdir(parents=True)
+    return folder
 
 
 def make_part(codec: "Codec", split: Split, number: int, folder: Path) -> Path:

@@ -84,8 +84,9 @@ def _load_parts(
             more += scanned.more_faults
             if len(problems) >= MAX_PROBLEMS:
                 break
-            if len(scanned):
-                blocks.append(block_of(scanned, reading, *summary.add(scanned)))
+            left, removed = summary.add(scanned)
+            if left:
+                blocks.append(block_of(scanned, reading, left, removed))
     except OSError as error:
         message = f"cannot be read: {error.strerror}; check what it is and its permissions"
         problems.append(SpecProblem(str(error.filename or parts[0].name), message))

@@ -5,12 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from backbones.prompting import Codec, PurePromptBuilder
 from backbones.registry import get_spec, load_codec
+from orchestrator.data.arrays import join_arrays, load_arrays, save_arrays
 from orchestrator.data.examples import Example, Turn
 from orchestrator.data.prepare import load_tokenized, prepare, tokenize
 from orchestrator.data.sources.dataset import held
+from orchestrator.results import read_json
 
 TINY = ("tiny-llama2", "tiny-mistral", "tiny-qwen")
 CONVERSATION = Example(
@@ -68,6 +72,37 @@ def test_what_is_read_back_is_what_was_tokenized(tmp_path: Path) -> None:
     for name in ("input_ids", "is_target", "is_scored", "offsets", "learnable_bytes", "targets", "first_targets"):
         assert np.array_equal(getattr(ours, name), getattr(theirs, name)), name
     assert len(load_tokenized(prepared.validation_file)) == 1
+
+
+@given(cuts=st.lists(st.integers(0, 7), max_size=3))
+@settings(max_examples=20)
+def test_however_a_split_is_parted_its_arrays_are_the_same(
+    cuts: list[int], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder, codec = tmp_path_factory.mktemp("parts"), codec_of("tiny-llama2")
+    examples = [CONVERSATION, TEXT, *(Example("g", text="word " * n) for n in range(1, 6))]
+    places = [0, *sorted(cuts), len(examples)]
+    parts = [folder / f"{number}" for number in range(len(places) - 1)]
+    for part, first, last in zip(parts, places, places[1:], strict=False):
+        save_arrays(part, tokenize(codec, examples[first:last]), {"rows": last - first})
+    join_arrays(parts, folder / "whole")
+
+    found, expected = load_arrays(folder / "whole"), tokenize(codec, examples)
+
+    for name in ("input_ids", "is_target", "is_scored", "offsets", "learnable_bytes", "round_trips"):
+        assert np.array_equal(getattr(found, name), getattr(expected, name)), name
+        assert getattr(found, name).dtype == getattr(expected, name).dtype
+    for index, (_, is_target, _) in enumerate(map(expected.example, range(len(examples)))):
+        places_of_targets = [place for place, flag in enumerate(is_target) if flag and place > 0]
+        assert found.targets[index] == expected.targets[index] == len(places_of_targets)
+        assert found.first_targets[index] == expected.first_targets[index] == places_of_targets[0]
+    assert read_json(folder / "whole" / "counts.json") == {"rows": len(examples)}
+
+
+def test_what_a_rank_maps_cannot_be_written_to(tmp_path: Path) -> None:
+    data = load_tokenized(prepare("tiny-qwen", codec_of("tiny-qwen"), TRAIN, VALIDATION, tmp_path).train_file)
+    with pytest.raises(ValueError, match="read-only"):
+        data.input_ids[0] = 1
 
 
 def test_files_are_named_by_tokenizer_prompt_format_and_data(tmp_path: Path) -> None:
