@@ -114,6 +114,6 @@ def is_step(filename: str) -> bool:
 
 def _wait_for_the_others(job: CellJob) -> None:
     """Until every rank has testified, or will not."""
-    limit, workers = time.monotonic() + GRACE_S, job.cell.placement.workers
+    limit, workers = time.monotonic() + GRACE_S, job.cell.placement.most
     while time.monotonic() < limit and len(list(CellFolder(job.folder).failures(job.attempt))) < workers:
         time.sleep(LOOK_S)

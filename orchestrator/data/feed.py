@@ -87,7 +87,7 @@ class Feed:
 
     def _read(self, examples: np.ndarray) -> np.ndarray:
         """(examples,) int64 tokens that are read of some examples."""
-        return np.minimum(self._lengths[examples], self.sequence_length)
+        return np.asarray(np.minimum(self._lengths[examples], self.sequence_length))
 
     def _rows(self, passed: int) -> Iterator[Rows]:
         """The rows of each block behind the first `passed` rows of the run."""
@@ -106,7 +106,7 @@ class Feed:
         """The kept examples of each block from an epoch on, in the order of the stream, and a number drawn for each."""
         is_kept = np.zeros(len(self.data), np.bool_)
         is_kept[self.kept] = True
-        size = examples_of_a_block(self.sequence_length)
+        size = examples_of_a_block(self.sequence_length, len(self.data))
         while True:
             # All are shuffled and then the kept ones taken: what one candidate drops must not reorder the rest.
             shuffled = _generator(self.data_digest, self.seed, epoch).permutation(len(self.data))

@@ -8,10 +8,16 @@ of them share a row. So candidates that have read equally many blocks have read 
 PACKED_ORDER = 2  # raise it when the same data, seed and lengths come to be packed into other rows, or in another order
 
 
-def examples_of_a_block(sequence_length: int) -> int:
-    """How many examples of the shuffled stream are packed together: the window.
+SMALLEST_BLOCK, LARGEST_BLOCK = 256, 16_384  # examples
+BLOCKS_OF_AN_EPOCH = 16  # at least, where that leaves more than the smallest
 
-    Rows are left open at the end of each block, so a block has to fill many. With lengths of a log-normal distribution
-    this many fill 99.9 % where a row holds several examples; `benchmarks/packing.py` measures it.
+
+def examples_of_a_block(sequence_length: int, examples: int) -> int:
+    """How many examples of the shuffled stream are packed together, of so many in all: the window.
+
+    Rows are left open at the end of each block, so a block has to fill many: with lengths of a log-normal distribution
+    the largest fills 99.9 % where a row holds several examples; `benchmarks/packing.py` measures it. But candidates
+    have read the same examples only when they have read equally many blocks, so a block is a small part of an epoch.
     """
-    return max(16_384, 8 * sequence_length)
+    largest = max(LARGEST_BLOCK, 8 * sequence_length)
+    return min(largest, max(SMALLEST_BLOCK, examples // BLOCKS_OF_AN_EPOCH))

@@ -86,7 +86,7 @@ def test_the_order_depends_on_data_seed_and_epoch_and_on_nothing_else() -> None:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A block holds 16 examples, so that a small epoch has many."""
-    monkeypatch.setattr("orchestrator.data.feed.examples_of_a_block", lambda sequence_length: 16)
+    monkeypatch.setattr("orchestrator.data.feed.examples_of_a_block", lambda sequence_length, examples: 16)
 
 
 SMALL_BLOCKS = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

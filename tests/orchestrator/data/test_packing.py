@@ -34,7 +34,7 @@ def test_packing_is_best_fit_decreasing(lengths: list[int]) -> None:
 
 @pytest.mark.parametrize(("mean", "capacity"), [(80, 512), (80, 2048), (200, 2048), (200, 8192), (500, 8192)])
 def test_a_block_of_log_normal_lengths_fills_its_rows(mean: int, capacity: int) -> None:
-    count = examples_of_a_block(capacity)
+    count = examples_of_a_block(capacity, 1_000_000)
     drawn = np.random.default_rng(0).lognormal(np.log(mean) - 0.32, 0.8, count)
     lengths = np.clip(drawn.astype(np.int64), 8, capacity)
 
