@@ -158,7 +158,7 @@ class Evaluate(Strict):
 
 
 class Checkpointing(Strict):
-    """A resumable checkpoint every share of the budget; the newest `keep` are kept."""
+    """A resumable checkpoint every share of the budget; the newest `keep` and the best scored one are kept."""
 
     every: Fraction = 0.1
     keep: Count = 2

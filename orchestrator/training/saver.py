@@ -107,31 +107,38 @@ class CheckpointSaver:
         self._group = None
 
     def _write(self, folder: Path, step: int, staged: dict[str, Any], trainer: dict[str, Any]) -> Committed:
-        started = time.perf_counter()
+        copied = time.perf_counter()
         with _named_remedy(folder):
             files = DigestingFileSystem()
             writer = _Writer(folder, files, lambda: self._mesh.faults.strike(Point.SAVE, step))
             dcp.state_dict_saver.save(staged, storage_writer=writer, process_group=self._group)
-            size = self._commit(folder, step, files.digests, trainer)
-        return Committed(step, 0.0, size, time.perf_counter() - started)
+            size, committed = self._commit(folder, step, files.digests, trainer)
+        return Committed(step, 0.0, size, committed - copied)
 
-    def _commit(self, folder: Path, step: int, digests: dict[str, Digest], trainer: dict[str, Any]) -> int:
-        """Writes the manifest, and only then prunes; what fails on the main rank fails on every rank."""
+    def _commit(
+        self, folder: Path, step: int, digests: dict[str, Digest], trainer: dict[str, Any]
+    ) -> tuple[int, float]:
+        """Writes the manifest, and only then prunes; what fails on the main rank fails on every rank.
+
+        Returns the size over all ranks, and when it was committed.
+        """
         parts: list[Any] = [None] * self._mesh.dims.world
         dist.all_gather_object(parts, digests, group=self._group)
         self._mesh.faults.strike(Point.MANIFEST, step)
         files = {name: digest for part in parts for name, digest in part.items()}
         told: list[Any] = [None]
+        committed = time.perf_counter()
         if self._mesh.is_main:
             try:
                 write_manifest(folder, step, trainer, files)
+                committed = time.perf_counter()
                 prune(self._root, self._keep)
             except OSError as error:
                 told = [str(error)]
         dist.broadcast_object_list(told, group=self._group)
         if told[0] is not None:
             raise OSError(told[0])
-        return sum(size for size, _ in files.values())
+        return sum(size for size, _ in files.values()), committed
 
 
 class _Writer(FileSystemWriter):
