@@ -39,6 +39,8 @@ DOORS = (
     ("flash_attn_interface", "backbones.attention"),
     ("torch.nn.attention.varlen", "backbones.varlen"),
     ("backbones.varlen", "backbones.attention"),
+    ("pyarrow", "orchestrator.data.sources.containers"),
+    ("datasets", "orchestrator.data.sources.hub"),
 )
 
 # The rooms of a package, from the ground up. Files import from their own room and from those before it, lazily or not.

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from backbones.prompting.codec import Codec, Encoded
 
 FORMAT = 3  # raise it when the meaning of an array changes
-SPANS_A_PART = 4  # of 8 MiB where the source is JSONL
+SPANS_A_PART = 2  # of 8 MiB where the source is JSONL
 
 Blocks = tuple[Block | HeldBlock, ...]
 

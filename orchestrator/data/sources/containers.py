@@ -1,4 +1,4 @@
-"""Files as spans that are read alone, and the rows of a span: JSONL, plain text, Parquet, CSV, JSON arrays.
+"""Files as spans that are read alone, and the rows of a span: JSONL, plain text, Parquet, CSV, JSON arrays, hub data.
 
 A span of JSONL or text is a range of bytes that ends with a line, one of Parquet a range of row groups; CSV, whose
 cells may hold line ends, and JSON arrays are one span a file.
@@ -16,9 +16,11 @@ from typing import Any
 
 from pydantic_core import from_json
 
+from orchestrator.data.sources.hub import PREFIX, open_rows, rows_between
 from orchestrator.data.sources.rows import RowError
 
 SPAN_BYTES = 8 << 20
+HUB_ROWS = 10_000  # of a span
 LARGEST_ARRAY = 1 << 30  # bytes of a JSON array, which is parsed whole
 _BOM = b"\xef\xbb\xbf"
 
@@ -27,7 +29,7 @@ Rows = Iterator[tuple[int, Any]]  # (number within the span from 0, the row, or 
 
 @dataclass(frozen=True)
 class Span:
-    """A part of a file: bytes of JSONL and text, row groups of Parquet, all of another."""
+    """A part of a file: bytes of JSONL and text, row groups of Parquet, rows of a hub dataset, all of another."""
 
     file: str
     start: int
@@ -35,7 +37,7 @@ class Span:
 
     @property
     def suffix(self) -> str:
-        return Path(self.file).suffix
+        return PREFIX if self.file.startswith(PREFIX) else Path(self.file).suffix
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,15 @@ def part_of(file: Path) -> Part:
     found = os.stat(file)
     identity = (str(file), found.st_size, found.st_mtime_ns)
     return Part(str(file), identity, found.st_size, partial(spans_of, file))
+
+
+def part_of_hub(reference: str) -> Part:
+    """The rows of a resolved reference. Raises HubDatasetError and HubError."""
+    rows = open_rows(reference)
+    identity = (reference, len(rows), str(rows._fingerprint))  # of the library's cache file and what was selected
+    firsts = range(0, len(rows), HUB_ROWS)
+    spans = [Span(reference, first, min(first + HUB_ROWS, len(rows))) for first in firsts]
+    return Part(reference, identity, int(rows.data.nbytes), lambda: spans)
 
 
 def spans_of(file: Path, span_bytes: int = SPAN_BYTES) -> list[Span]:
@@ -75,6 +86,8 @@ def number_of_first_row(span: Span) -> int:
     """Where a span begins, as people count: lines of a file, rows of a table, from 1."""
     if span.start == 0:
         return 1
+    if span.suffix == PREFIX:
+        return 1 + span.start
     if span.suffix == ".parquet":
         metadata = _parquet(Path(span.file)).metadata
         return 1 + int(sum(metadata.row_group(group).num_rows for group in range(span.start)))
@@ -215,4 +228,5 @@ _READERS: dict[str, Callable[[Span], Rows]] = {
     ".parquet": _table,
     ".csv": _comma_separated,
     ".json": _json_array,
+    PREFIX: lambda span: rows_between(span.file, span.start, span.end),
 }

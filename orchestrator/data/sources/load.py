@@ -3,14 +3,16 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from orchestrator.data.sources.cache import ScanCache, default_folder
-from orchestrator.data.sources.containers import Part, part_of
+from orchestrator.data.sources.containers import Part, part_of, part_of_hub
 from orchestrator.data.sources.dataset import NOTHING, Block, Dataset, HeldBlock, Summary, block_of, occur_in
+from orchestrator.data.sources.hub import PREFIX, HubDatasetError, resolve
 from orchestrator.data.sources.scan import Reading, scan_examples
 from orchestrator.data.stdlib import stdlib_examples
 from orchestrator.errors import SpecError, SpecProblem
@@ -111,6 +113,11 @@ def _digest_of(digests: np.ndarray) -> str:
 
 
 def _find_parts(source: SpecSource, path: str, reference: str, data_format: str) -> list[Part]:
+    if reference.startswith(PREFIX):
+        try:
+            return [part_of_hub(resolve(reference, path.rpartition(".")[2], partial(find_path, source)))]
+        except HubDatasetError as error:
+            raise SpecError((source.problem(path, f"'{path}' is '{reference}': {error}"),)) from error
     suffixes = (*SUFFIXES, ".txt") if data_format == "text" else SUFFIXES
     found = find_path(source, reference)
     if found is None:

@@ -75,6 +75,45 @@ def test_the_same_rows_are_the_same_data_in_any_container(
     assert [one.content_hash for one in found.read()] == [one.content_hash for one in expected.read()]
 
 
+@pytest.fixture
+def library_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library's own cache, which is otherwise in the home folder."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "library"))
+
+
+@pytest.mark.usefixtures("library_cache")
+def test_the_same_rows_are_the_same_data_through_the_datasets_library(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "expected.jsonl", PAIRS)
+    (tmp_path / "hub").mkdir()
+    write_parquet(tmp_path / "hub" / "train.parquet", CHATS)
+    write_parquet(tmp_path / "hub" / "test.parquet", CHATS[:2])
+    expected = load(tmp_path, "expected.jsonl", "prompt_completion")
+    found = load(tmp_path, "hf-dataset:./hub")  # the split that is called as ours
+    assert found.digest == load(tmp_path, "hf-dataset:./hub#train").digest == expected.digest
+    assert [one.content_hash for one in found.read()] == [one.content_hash for one in expected.read()]
+    assert len(load(tmp_path, "hf-dataset:./hub#test")) == 2
+    assert [one.turns[0].content for one in examples(tmp_path, "hf-dataset:./hub#train[1:]")] == ["naïve 你好", "NA"]
+
+
+@pytest.mark.usefixtures("library_cache")
+@pytest.mark.parametrize(
+    ("reference", "sentence"),
+    [
+        ("hf-dataset:org/name", "the revision is missing, and without one the rows may change; write hf-dataset:ORG"),
+        ("hf-dataset:name", "write hf-dataset:ORG/NAME@REVISION#SPLIT, such as"),
+        ("hf-dataset:./nowhere", "there is no folder ./nowhere"),
+        ("hf-dataset:./hub#valid", "Unknown split .valid.. Should be one of"),
+    ],
+)
+def test_a_hub_reference_that_names_no_rows_is_refused(reference: str, sentence: str, tmp_path: Path) -> None:
+    (tmp_path / "hub").mkdir()
+    write_jsonl(tmp_path / "hub" / "train.jsonl", PAIRS)
+    with pytest.raises(SpecError, match=rf"'recipe.data.train' is '{reference}': {sentence}"):
+        load(tmp_path, reference, "prompt_completion")
+
+
 def test_sharegpt_and_alpaca_rows_are_conversations(tmp_path: Path) -> None:
     said = [("system", "be kind"), ("human", "q"), ("gpt", "a")]
     write_jsonl(tmp_path / "share.jsonl", [{"conversations": [{"from": who, "value": what} for who, what in said]}])
