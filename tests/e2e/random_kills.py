@@ -44,6 +44,7 @@ SPEC = {
 AT_A_POINT = ("step", "batch", "save", "manifest")  # a rank kills itself, in the first attempt at each cell
 KINDS = (*AT_A_POINT, "worker", "driver", "starting driver", "between cells")
 LAUNCHES = 4
+LAUNCH_LIMIT_S = 900.0  # on a busy machine
 AT_ONCE = 2  # runs: most of one is waiting for processes that start
 Point = tuple[int, float]
 
@@ -101,7 +102,7 @@ def run_through(job: Job, blow: Blow | None) -> list[int]:
         launch = job.start("compare", "--no-certificate")
         if blow is not None and not codes:
             blow.strike(job, launch)
-        codes.append(launch.wait())
+        codes.append(launch.wait(LAUNCH_LIMIT_S))
         wait_for(lambda pid=launch.process.pid: not working_processes_of(pid), "end of the workers", timeout_s=60)
         job.environment.pop("BACKBONE_FAULT", None)
     return codes

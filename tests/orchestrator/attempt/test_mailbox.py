@@ -9,7 +9,9 @@ from small_jobs import make_job
 from backbones.registry import backbone_ids, get_spec
 from orchestrator.attempt.failure import Failure
 from orchestrator.attempt.mailbox import Answer, Call, Mailbox
+from orchestrator.attempt.taxonomy import Cause
 from orchestrator.cell_job import CellJob, CertificateRequest, ExportRequest
+from orchestrator.faults import parse_faults
 from orchestrator.results import CellStatus
 from orchestrator.spec_files.spec import Adaptation
 
@@ -38,6 +40,8 @@ def test_the_job_of_every_backbone_arrives_unchanged(backbone_id: str, job: Cell
         export=ExportRequest(Path("/out"), {"name": "a", "seeds": [1, 2], "recipe": {"x": None}}),
         deadline=1_800_000_000.123456,
         plugins=("a.py",),
+        hang_timeout_s=12.5,
+        faults=parse_faults("kill@rank1:step3:save,nan@rank0:step2@always"),
     )
     mailbox.put(Call(7, sent))
     assert mailbox.find_call(7) == Call(7, sent)
@@ -45,7 +49,9 @@ def test_the_job_of_every_backbone_arrives_unchanged(backbone_id: str, job: Cell
     assert mailbox.find_call(8) is None
 
 
-@pytest.mark.parametrize("failure", [None, Failure("DivergedError", "naïve", 0, 1.25, False, CellStatus.DIVERGED)])
+@pytest.mark.parametrize(
+    "failure", [None, Failure("DivergedError", "naïve", 0, 1.25, False, CellStatus.DIVERGED, Cause.NON_FINITE, 3)]
+)
 def test_an_answer_arrives_unchanged_and_speaks_of_one_call(failure: Failure | None, mailbox: Mailbox) -> None:
     assert mailbox.find_answer(1) is None
     mailbox.answer(Answer(1, failure))

