@@ -1,13 +1,23 @@
-"""Predicted device memory of a cell, in closed form. No torch, ray, mlflow."""
+"""What fits a device: its size, the micro-batch, and what would make a backbone fit. No torch, ray, mlflow."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from backbones.registry import BackboneSpec
-from orchestrator.hardware import GIB
+from orchestrator.planning.footprint import MemoryPrediction, predict_memory
 from orchestrator.spec_files.spec import Adaptation, Placement, Recipe
 
+__all__ = [
+    "DEVICE_GIB",
+    "MemoryPrediction",
+    "choose_micro_batch_size",
+    "find_device_gib",
+    "find_shortage",
+    "predict_memory",
+]
+
 RESERVED_SHARE = 0.08  # CUDA context, NCCL buffers, fragmentation
+
+_RECOMPUTE = "turn recipe.activation_checkpointing on"
 
 # GiB of one device, by the Ray accelerator type of `placement.accelerator` (ray.util.accelerators).
 # Where a type comes in several sizes: the smallest.
@@ -16,41 +26,6 @@ DEVICE_GIB = {
     "A100-40G": 40, "A100": 40, "RTX-PRO-6000": 96, "L40S": 48, "A10G": 24, "L4": 24, "V100": 16, "T4": 16,
     "P100": 16, "P4": 8, "K80": 12,
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class MemoryPrediction:
-    """GiB per device. `states`: weights, gradients and AdamW moments; `working`: gathered units and activations."""
-
-    states: float
-    working: float
-
-    @property
-    def total(self) -> float:
-        return self.states + self.working
-
-
-def predict_memory(spec: BackboneSpec, recipe: Recipe, placement: Placement, micro_batch_size: int) -> MemoryPrediction:
-    """fp32 master weights, gradients and two moments over the shards, plus the largest gathered unit and activations.
-
-    Activations per layer: with checkpointing only the layer's input is kept, and one layer is recomputed at a time at
-    about 34 values per token and hidden unit (Korthikanti et al. 2022, https://arxiv.org/abs/2205.05198, without the
-    quadratic term, which no fused kernel stores).
-    """
-    dims = spec.architecture
-    compute_bytes = 2 if recipe.precision == "bf16" else 4
-    shards = placement.parallel.shard
-    tokens = micro_batch_size * recipe.sequence_length
-    embedding = dims.vocab_size * dims.hidden_size * (1 if dims.tied_embeddings else 2)
-    layer = max(spec.parameters - embedding, 0) / dims.num_layers
-    # What does not learn has neither gradient nor moments; what learns beside it is small.
-    learning = 0 if recipe.adaptation.is_partial else 4 + recipe.optimizer.state_bytes
-    states = spec.parameters * (4 + learning) / shards
-    gathered = (embedding + 2 * layer) * 2 * compute_bytes
-    kept_layers = 1 if recipe.activation_checkpointing else dims.num_layers
-    activations = tokens * dims.hidden_size * (dims.num_layers * compute_bytes + 34 * kept_layers * compute_bytes / 2)
-    logits = tokens * dims.vocab_size * (compute_bytes + 4 + 4)
-    return MemoryPrediction(states / GIB, (gathered + activations + logits) / GIB)
 
 
 def find_device_gib(placement: Placement) -> float | None:
@@ -84,8 +59,8 @@ def find_shortage(spec: BackboneSpec, recipe: Recipe, placement: Placement) -> s
     remedy = ", or ".join(_changes_that_fit(spec, recipe, placement)) or "lower recipe.sequence_length"
     return (
         f"{spec.backbone_id} needs about {needed.total:.0f} GiB per GPU: {needed.states:.0f} for weights, gradients "
-        f"and AdamW state, {needed.working:.0f} for gathered layers and activations. The plan gives it {usable:.0f} "
-        f"usable GiB of one {placement.accelerator}; {remedy}"
+        f"and {recipe.optimizer.kind} state, {needed.working:.0f} for gathered layers and activations. The plan gives "
+        f"it {usable:.0f} usable GiB of one {placement.accelerator}; {remedy}"
     )
 
 
@@ -93,19 +68,23 @@ def _changes_that_fit(spec: BackboneSpec, recipe: Recipe, placement: Placement) 
     """The single changes of a spec after which it fits."""
     changes = {
         "set recipe.micro_batch_size to auto": (recipe.model_copy(update={"micro_batch_size": "auto"}), placement),
-        "turn recipe.activation_checkpointing on": (
-            recipe.model_copy(update={"activation_checkpointing": True}),
-            placement,
-        ),
     }
+    checkpointing: bool | str = recipe.activation_checkpointing
+    if not checkpointing:
+        for value, text in (("selective", "set recipe.activation_checkpointing to selective"), (True, _RECOMPUTE)):
+            changes[text] = (recipe.model_copy(update={"activation_checkpointing": value}), placement)
+    elif checkpointing == "selective":
+        changes[_RECOMPUTE] = (recipe.model_copy(update={"activation_checkpointing": True}), placement)
     more = range(placement.most + 1, recipe.global_batch_size + 1)
     for workers in (n for n in more if recipe.global_batch_size % n == 0 and n % placement.replicas == 0):
         enough = placement.model_copy(update={"workers": workers})
         changes[f"raise placement.workers to {workers}"] = (recipe, enough)
         if _fits(spec, recipe, enough):
             break
-    last_layer = recipe.model_copy(update={"adaptation": Adaptation(kind="last_layer")})
-    changes["set recipe.adaptation.kind to last_layer"] = (last_layer, placement)
+    if recipe.adaptation.kind == "full":
+        for kind in ("lora", "last_layer"):
+            partial = recipe.model_copy(update={"adaptation": Adaptation(kind=kind)})
+            changes[f"set recipe.adaptation.kind to {kind}"] = (partial, placement)
     return (text for text, (changed, placed) in changes.items() if _fits(spec, changed, placed))
 
 

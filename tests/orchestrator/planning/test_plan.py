@@ -229,13 +229,13 @@ def test_working_memory_grows_with_rows_and_without_checkpointing() -> None:
 
 def test_auto_takes_the_largest_divisor_that_the_prediction_lets_in() -> None:
     eight = ONE_H100.model_copy(update={"workers": 8})
-    auto = recipe(micro_batch_size="auto", global_batch_size=24 * 8, sequence_length=4096)
+    auto = recipe(micro_batch_size="auto", global_batch_size=32 * 8, sequence_length=4096)
     rows = choose_micro_batch_size(MISTRAL, auto, eight)
     usable = find_device_gib(eight)
     assert usable is not None
-    fits = [n for n in (1, 2, 3, 4, 6, 8, 12, 24) if predict_memory(MISTRAL, auto, eight, n).total <= usable]
+    fits = [n for n in (1, 2, 4, 8, 16, 32) if predict_memory(MISTRAL, auto, eight, n).total <= usable]
     assert rows == fits[-1]
-    assert 1 < rows < 24
+    assert 1 < rows < 32
 
 
 def test_auto_on_an_unknown_device_stays_small_and_divides() -> None:
@@ -249,7 +249,8 @@ def test_every_remedy_for_a_shortage_is_one() -> None:
     assert message is not None
     assert "raise placement.workers to 2" in message
     assert find_shortage(MISTRAL, tight, ONE_H100.model_copy(update={"workers": 2})) is None
-    assert "set recipe.adaptation.kind to last_layer" in message
+    assert "set recipe.adaptation.kind to lora, or set recipe.adaptation.kind to last_layer" in message
+    assert find_shortage(MISTRAL, recipe(adaptation={"kind": "lora"}), ONE_H100) is None
     assert find_shortage(MISTRAL, recipe(adaptation={"kind": "last_layer"}), ONE_H100) is None
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from gang import run_ranks
 
 from backbones import BackboneSpec, get_spec
 from backbones.contract import LLMBackbone
@@ -13,7 +14,6 @@ from orchestrator.spec_files.spec import Adaptation, Recipe
 from orchestrator.training.dry_run import Wrap, wrap_all
 from orchestrator.training.optimizer import build_optimizers
 from orchestrator.training.sharding import build_sharded
-from tests.orchestrator.gang import run_ranks
 
 
 def recipe(kind: str = "full", **changes: Any) -> Recipe:
