@@ -6,9 +6,10 @@ Two gloo ranks on this machine train a tiny model on the same rows. `ours` is th
 runs it, recorder and all. `bare` is what one would write by hand and tune: the same sharded model and the same nats of
 labelled positions, rows that lie collated in memory, torch's `clip_grad_norm_`, fused AdamW, one reduction of the loss,
 and nothing else. `lean` is the same but for norm and clipping, which it does as `ours` does, on local shards: what
-`ours` takes beyond it is collating, packing, recording and looking for orders. The sides take turns in the same processes. A figure is the process's CPU time, all its threads, from
-one step to the next on rank 0, so that waiting for the other rank counts for nothing; the first steps of each round are
-left out. Both sides end at the same loss, or it is no comparison.
+`ours` takes beyond it is collating, packing, recording and looking for orders. The sides take turns in the same
+processes. A figure is the process's CPU time, all its threads, from one step to the next on rank 0, so that waiting for
+the other rank counts for nothing; the first steps of each round are left out. All sides end at the same loss, or it is
+no comparison.
 """
 
 import argparse
