@@ -49,7 +49,7 @@ QWEN3_17B = {
 }  # fmt: skip
 TINY = {
     "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 512,
+    "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 4096,
 }  # fmt: skip
 WINDOW = 16
 

@@ -3,9 +3,11 @@
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
 # Variants of one layer's code: training and scoring, each for a width of rows and for any, times the kinds of layers.
@@ -18,7 +20,7 @@ def compiles_layers(request: str, device: torch.device) -> bool:
     return request == "layers" or (request == "auto" and device.type == "cuda")
 
 
-def compile_layers(layers: Iterable[nn.Module]) -> None:
+def compile_layers(llm: PreTrainedModel, layers: Iterable[nn.Module], backend: str = "inductor") -> None:
     """Has each layer compiled at its first call, before it is sharded; layers of one class share their code.
 
     Embedding, head and loss stay as they are: the number of labelled positions differs from batch to batch. What was
@@ -26,8 +28,16 @@ def compile_layers(layers: Iterable[nn.Module]) -> None:
     """
     torch._dynamo.reset()
     torch._dynamo.config.recompile_limit = VARIANTS
+    llm.base_model.register_forward_pre_hook(_mark_documents, with_kwargs=True)
     for layer in layers:
-        layer.compile()
+        layer.compile(backend=backend)
+
+
+def _mark_documents(_: nn.Module, arguments: Any, named: dict[str, Any]) -> None:
+    """Tells the compiler that batches differ in their number of documents, before it takes the first for all."""
+    mask = named.get("attention_mask")
+    if isinstance(mask, torch.Tensor) and mask.ndim == 4 and not mask.is_floating_point():
+        torch._dynamo.maybe_mark_dynamic(mask, 3)
 
 
 def is_compiled(layer: nn.Module) -> bool:

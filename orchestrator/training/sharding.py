@@ -62,7 +62,7 @@ def adapt_and_shard(
     if recipe.activation_checkpointing:
         backbone.enable_gradient_checkpointing(recipe.activation_checkpointing == "selective")
     if compiling:
-        compile_layers(decoder_layers(backbone))
+        compile_layers(backbone.llm, decoder_layers(backbone))
     return shard(backbone, mesh, recipe.precision, keep_gathered)
 
 

@@ -195,6 +195,34 @@ def test_the_loss_of_packed_documents_is_the_sum_of_their_losses_alone(folders: 
     assert packed == pytest.approx(alone, rel=1e-6)
 
 
+def test_compiled_layers_serve_any_number_of_documents_without_being_compiled_anew(
+    folders: Callable[[str], Path],
+) -> None:
+    from torch._dynamo.utils import counters
+
+    from orchestrator.training.compilation import compile_layers
+
+    model = stock(folders("qwen3"), register_varlen("varlen-broken-off", torch._dynamo.disable(by_document)))
+    compile_layers(model, model.model.layers, backend="eager")
+    graphs = []
+    for cuts in ((16, 16), (8, 8, 16), (4, 20, 4, 4), (32,)):
+        counters.clear()
+        inputs = VARLEN.arrange(make_inputs([[(np.arange(3, 3 + cut), np.ones(cut, bool)) for cut in cuts]], 1))
+        arguments = inputs.forward_arguments(torch.device("cpu"))
+        with torch.no_grad():
+            found = model(**arguments, use_cache=False).logits
+            expected = stock(folders("qwen3"), "eager")(**make_plain(arguments), use_cache=False).logits
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+        graphs.append(counters["stats"]["unique_graphs"])
+
+    assert graphs[0] > 0 and not any(graphs[1:]), graphs
+
+
+def make_plain(arguments: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same without the bounds: other kernels look at the position ids."""
+    return {name: value for name, value in arguments.items() if name != "attention_mask"}
+
+
 def test_what_the_kernel_cannot_do_is_refused_by_name(folders: Callable[[str], Path]) -> None:
     model = stock(folders("llama2"), register_varlen("varlen-2.13", by_document))
     ids = torch.randint(3, 200, (2, 8), generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,29 @@
+"""The parts of `make gpu-check` on a tiny shape: what it would measure on a GPU, it measures here."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from gang import run_ranks
+
+from benchmarks.gpu_check import CPU, Setting, disk, kernels, speed, summary
+
+
+def run_parts(scratch: Path) -> dict[str, Any]:
+    setting = Setting(CPU, torch.device("cpu"), None, scratch)
+    return {"speed": speed(setting, CPU.narrow), "kernels": kernels(setting), "disk": disk(setting)}
+
+
+def test_every_part_measures_what_it_says(tmp_path: Path) -> None:
+    (found,) = run_ranks(1, run_parts, tmp_path)
+
+    sides = found["speed"]["sides"]
+    product = sides["product"]
+    assert [len(side["step_s"]) for side in sides.values()] == [CPU.steps] * 4
+    assert all(share > 0 for share in found["speed"]["of_reference"].values())
+    assert len(product["stalls_s"]) == 2 and product["checkpoint_bytes"] > 4 * product["contract"]["parameters"]
+    assert product["contract"]["activation_checkpointing"] is True
+    by = {kernel: one for kernel, one in found["kernels"]["found"]["mistral, window of 16"].items() if "holds" in one}
+    assert found["kernels"]["holds"] and set(by) >= {"sdpa", "eager"}
+    assert found["disk"]["bytes_per_second"] > 0
+    assert "of the reference" in summary(found["speed"])
