@@ -4,6 +4,7 @@ What a killed or hanging rank does to a gang is proved on Ray Train workers: tes
 """
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -98,6 +99,21 @@ def test_a_loss_that_is_nan_on_one_rank_ends_all_of_them_before_the_update(struc
     assert [math.isnan(loss) for loss in curve(struck)] == [False, False, True]
     kept, _ = find_latest(struck.checkpoint_root)
     assert kept is not None and kept.step == 2
+
+
+@pytest.mark.parametrize("world", [1, 4])
+def test_a_checkpoint_of_two_ranks_goes_on_with_fewer_or_more(
+    world: int, undisturbed: CellJob, struck: CellJob
+) -> None:
+    """As after a node was lost for good: the same rows a step, so the same losses but for the order of sums."""
+    half = "step-00000004-attempt-001"
+    shutil.copytree(undisturbed.checkpoint_root / half, struck.checkpoint_root / half)
+    placement = struck.cell.placement.model_copy(update={"workers": world})
+    cell = replace(struck.cell, placement=placement, micro_batch_size=2)
+
+    assert run_ranks(world, attempt, replace(struck, cell=cell, attempt=2)) == [None] * world
+    assert [entry.fields["step"] for entry in entries(struck, "step")] == [5, 6, 7, 8]
+    assert curve(struck) == pytest.approx(curve(undisturbed)[4:], abs=1e-5)
 
 
 @pytest.mark.parametrize("point", ["save", "manifest"])
