@@ -182,7 +182,7 @@ def _plan(source: SpecSource, model: type[Comparison] | type[Finetune], occurren
     if problems or splits is None:
         raise SpecError(tuple(problems))
     train, validation, removed = splits
-    decided = resolve_activation_checkpointing(job.recipe, job.placement, specs)
+    decided = resolve_activation_checkpointing(job.recipe, placed(job), specs)
     recipe = job.recipe.model_copy(update={"activation_checkpointing": decided})
     job = job.model_copy(update={"recipe": recipe})
     forecasts = {spec.backbone_id: _forecast(source, job, spec) for spec in specs}
