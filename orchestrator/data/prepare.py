@@ -19,6 +19,7 @@ import numpy as np
 from orchestrator.data.arrays import COUNTS, join_arrays, load_arrays, save_arrays
 from orchestrator.data.arrays import TokenizedDataset as TokenizedDataset
 from orchestrator.data.examples import Example
+from orchestrator.data.sources.containers import SPAN_BYTES
 from orchestrator.data.sources.dataset import Block, Dataset, HeldBlock
 from orchestrator.results import read_json
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from backbones.prompting.codec import Codec, Encoded
 
 FORMAT = 3  # raise it when the meaning of an array changes
-SPANS_A_PART = 2  # of 8 MiB where the source is JSONL
+ROWS_A_PART = 4000  # of tables: their bytes are not known. Of JSONL a part has a span's bytes
 
 Blocks = tuple[Block | HeldBlock, ...]
 
@@ -145,9 +146,21 @@ def load_tokenized(file: str) -> TokenizedDataset:
 
 def _split(codec: "Codec", dataset: Dataset, folder: Path, checks_round_trips: bool) -> Split:
     key = json.dumps([FORMAT, codec.fingerprint, dataset.digest, checks_round_trips])
-    blocks = dataset.blocks
-    parts = tuple(blocks[start : start + SPANS_A_PART] for start in range(0, len(blocks), SPANS_A_PART))
-    return Split(folder / hashlib.sha256(key.encode()).hexdigest()[:32], parts, checks_round_trips)
+    parts: list[Blocks] = []
+    weight = 1.0  # of the last part
+    for block in dataset.blocks:
+        parts, weight = ([*parts, (block,)], 0.0) if weight >= 1 else ([*parts[:-1], (*parts[-1], block)], weight)
+        weight += _weight(block)
+    return Split(folder / hashlib.sha256(key.encode()).hexdigest()[:32], tuple(parts), checks_round_trips)
+
+
+def _weight(block: Block | HeldBlock) -> float:
+    """How much of a part a block is; what is in memory stays together."""
+    if isinstance(block, HeldBlock):
+        return 1.0
+    if block.span.suffix in (".jsonl", ".txt"):
+        return (block.span.end - block.span.start) / (SPAN_BYTES * 0.9)  # a span but for its last, broken line
+    return block.count / ROWS_A_PART
 
 
 def _encode(codec: "Codec", example: Example) -> "Encoded":

@@ -21,17 +21,17 @@ ARRAYS = ("input_ids", "is_target", "is_scored", "offsets", "learnable_bytes", "
 
 
 def write_rows(file: Path, first: int, count: int, word: str = "ship") -> None:
-    """A row group for each three rows, so that few rows have many parts."""
+    """Short rows in row groups of 700: two parts have more than 4000 rows, the last one a few."""
     rows = [
-        {"prompt": f"{number}? {word}", "completion": " ".join(WORDS[number % 20 :]) or "so"}
+        {"prompt": f"{number}? {word}", "completion": " ".join(WORDS[number % 20 :][:4]) or "so"}
         for number in range(first, first + count)
     ]
-    parquet.write_table(pyarrow.Table.from_pylist(rows), file, row_group_size=3)
+    parquet.write_table(pyarrow.Table.from_pylist(rows), file, row_group_size=700)
 
 
 def make_plan(folder: Path, **recipe: Any) -> Plan:
-    write_rows(folder / "train.parquet", 0, 60)
-    write_rows(folder / "validation.parquet", 50, 20)  # ten of them are in the training data
+    write_rows(folder / "train.parquet", 0, 9000)
+    write_rows(folder / "validation.parquet", 8990, 20)  # ten of them are in the training data
     data = {"train": "train.parquet", "validation": "validation.parquet", "format": "prompt_completion"}
     settings = {"data": data, "sequence_length": 64, "global_batch_size": 2, "budget": {"kind": "steps", "amount": 1}}
     spec = {"name": "x", "backbones": ["tiny-llama2", "tiny-qwen"], "recipe": settings | recipe}
@@ -48,7 +48,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> tuple
 
 def test_arrays_made_by_many_tasks_are_those_of_one_process(prepared: tuple[Plan, Preparation, list[str]]) -> None:
     plan, preparation, _ = prepared
-    assert len(plan.train.blocks) == 17 and len(plan.train) == 50
+    assert len(plan.train.blocks) == 13 and len(plan.train) == 8990
     for spec in plan.backbones:
         codec = load_codec(spec, max_length=64)
         one = preparation.prepared[spec.backbone_id]
@@ -62,10 +62,10 @@ def test_arrays_made_by_many_tasks_are_those_of_one_process(prepared: tuple[Plan
 def test_every_row_and_every_token_is_accounted_for(prepared: tuple[Plan, Preparation, list[str]]) -> None:
     _, preparation, _ = prepared
     facts = preparation.facts
-    assert facts["rows_read"] == {"train": 60, "validation": 20}
+    assert facts["rows_read"] == {"train": 9000, "validation": 20}
     dropped = facts["dropped"]
     assert dropped["in_validation"] == 10
-    assert facts["kept"] + dropped["in_validation"] + dropped["too_long"] + dropped["no_target"] == 60
+    assert facts["kept"] + dropped["in_validation"] + dropped["too_long"] + dropped["no_target"] == 9000
     for backbone_id, one in preparation.prepared.items():
         counted = facts["backbones"][backbone_id]
         assert counted["tokens"] == len(load_arrays(Path(one.train_file)).input_ids)
@@ -81,7 +81,7 @@ def test_nothing_but_whole_arrays_is_left_behind(prepared: tuple[Plan, Preparati
 
 def test_data_that_changed_after_it_was_planned_is_an_error_that_says_so(tmp_path: Path, local_ray: None) -> None:
     plan = make_plan(tmp_path)
-    write_rows(tmp_path / "train.parquet", 0, 60, word="boat")
+    write_rows(tmp_path / "train.parquet", 0, 9000, word="boat")
     with pytest.raises(DataChangedError, match=r"train.parquet changed since the job was planned; run the command"):
         prepare_data(plan)
     assert list((tmp_path / "storage" / "prepared").iterdir()) == []
