@@ -1,14 +1,12 @@
 """The unit of data: an example, which is a conversation or a text. No torch, no transformers."""
 
 import hashlib
-import json
 from dataclasses import dataclass
 from functools import cached_property
+from json.encoder import encode_basestring
 from typing import Literal
 
 Role = Literal["system", "user", "assistant"]
-
-_as_json = json.JSONEncoder(ensure_ascii=False).encode  # `json.dumps` builds one for each call
 
 
 @dataclass(frozen=True)
@@ -33,8 +31,7 @@ class Example:
     @cached_property
     def content_digest(self) -> bytes:
         """The first 16 bytes of the SHA-256 of the content alone; equal content in two files has equal digests."""
-        content = [[turn.role, turn.content] for turn in self.turns] or self.text
-        return hashlib.sha256(_as_json(content).encode()).digest()[:16]
+        return hashlib.sha256(self._as_json().encode()).digest()[:16]
 
     @property
     def content_hash(self) -> str:
@@ -47,6 +44,13 @@ class Example:
         if not self.turns:
             return _utf8_bytes(self.text)
         return sum(_utf8_bytes(turn.content) for turn in self.turns if turn.role == "assistant")
+
+    def _as_json(self) -> str:
+        """What `json.dumps` makes of the text, or of the turns as a list of pairs; planning does it for every row."""
+        if not self.turns:
+            return encode_basestring(self.text)
+        pairs = [f'["{turn.role}", {encode_basestring(turn.content)}]' for turn in self.turns]
+        return f"[{', '.join(pairs)}]"
 
 
 def _utf8_bytes(text: str) -> int:

@@ -1,5 +1,6 @@
 """Planning data of any size: what was found is kept, several processes find the same, and nothing is read twice."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_jobs import write_conversations
 
-from orchestrator.data.examples import Example
+from orchestrator.data.examples import Example, Turn
 from orchestrator.data.sources.cache import ScanCache
 from orchestrator.data.sources.containers import Span, part_of, spans_of
 from orchestrator.data.sources.dataset import DataChangedError, Summary, block_of, held, occur_in
@@ -202,6 +203,17 @@ def test_the_digest_is_that_of_the_rows_that_are_left(train: list[int], out: set
         expected.learnable_bytes,
     )
     assert summary.removed == len(train) - len(expected)
+
+
+CONTENT = st.text(st.characters(exclude_categories=("Cs",)), max_size=30)
+
+
+@given(turns=st.lists(st.tuples(st.sampled_from(["system", "user", "assistant"]), CONTENT), max_size=4), text=CONTENT)
+def test_a_content_hash_is_that_of_the_json_of_the_content(turns: list[tuple[Any, str]], text: str) -> None:
+    content: Any = [[role, said] for role, said in turns] or text
+    expected = hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()[:32]
+    example = Example("g", tuple(Turn(role, said) for role, said in turns), "" if turns else text)
+    assert example.content_hash == expected
 
 
 @given(ours=st.lists(st.binary(min_size=16, max_size=16), max_size=20), shared=st.integers(0, 20))
