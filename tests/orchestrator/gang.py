@@ -3,7 +3,8 @@
 import multiprocessing
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -37,6 +38,45 @@ def run_ranks(world: int, function: Callable[..., Any], *arguments: Any) -> list
             for rank in ranks:
                 rank.kill()
                 rank.join()
+
+
+@contextmanager
+def standing_ranks(
+    world: int, prepare: Callable[..., Callable[..., Any]], *arguments: Any
+) -> Iterator[Callable[..., list[Any]]]:
+    """Ranks that stay: each calls `prepare(*arguments)` once, and what that returns with the arguments of every call.
+
+    Gives a function that makes such a call on all ranks and returns the results by rank. Raises RankError like
+    `run_ranks`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        pipes = [_CONTEXT.Pipe() for _ in range(world)]
+        ranks = [
+            _CONTEXT.Process(target=_rank, args=(rank, world, folder, theirs, _serve, (theirs, prepare, arguments)))
+            for rank, (_, theirs) in enumerate(pipes)
+        ]
+        for rank, (_, theirs) in zip(ranks, pipes, strict=True):
+            rank.start()
+            theirs.close()
+        ours = [end for end, _ in pipes]
+
+        def call(*call_arguments: Any) -> list[Any]:
+            for end in ours:
+                end.send(call_arguments)
+            return _collect(ours)
+
+        try:
+            yield call
+        finally:
+            for rank in ranks:
+                rank.kill()
+                rank.join()
+
+
+def _serve(pipe: Connection, prepare: Callable[..., Callable[..., Any]], arguments: tuple[Any, ...]) -> None:
+    function = prepare(*arguments)
+    while True:
+        pipe.send((None, function(*pipe.recv())))
 
 
 def _collect(receivers: list[Connection]) -> list[Any]:
