@@ -74,13 +74,14 @@ def resolve_attention(
     dtype: "torch.dtype | None" = None,
     llm_cls: "type[PreTrainedModel] | None" = None,
     config: "PreTrainedConfig | None" = None,
+    generates: bool = False,
 ) -> AttentionChoice:
     """The kernel for `request`: auto | eager | sdpa | varlen | flash_attention_2 | flash_attention_3 | flex_attention.
 
     `dtype` is what attention computes in (None: half precision), `llm_cls` the class that must support the kernel,
-    `config` the model's (None: the defaults of its class). auto: the first of varlen, flash_attention_2, sdpa,
-    flex_attention and eager that can run. Raises AttentionUnavailableError for an explicit request that cannot run
-    here, with the remedy.
+    `config` the model's (None: the defaults of its class), `generates` asks for a kernel that takes padding masks and
+    caches. auto: the first of varlen, flash_attention_2, sdpa, flex_attention and eager that can run. Raises
+    AttentionUnavailableError for an explicit request that cannot run here, with the remedy.
     """
     if config is None and llm_cls is not None:
         config = llm_cls.config_class()
@@ -94,6 +95,9 @@ def resolve_attention(
         return AttentionChoice(request, request, "asked for")
     passed_over: list[str] = []
     for kernel in _BY_AUTO:
+        if kernel == "varlen" and generates:
+            passed_over.append("not varlen: it takes neither padding masks nor caches")
+            continue
         obstacle = _find_obstacle(kernel, dtype, llm_cls, config)
         if obstacle is None:
             return AttentionChoice(kernel, request, "; ".join(["the best that can run here", *passed_over]))

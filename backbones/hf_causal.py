@@ -164,8 +164,13 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
 
     def use_attention(self, request: str, dtype: torch.dtype | None = None) -> None:
         """Switches to a kernel that computes in `dtype` (None: half precision). Raises AttentionUnavailableError."""
-        dtype = dtype or self.half_precision_dtype
-        self.attention = resolve_attention(request, dtype=dtype, llm_cls=type(self.llm), config=self.llm.config)
+        self.attention = resolve_attention(
+            request,
+            dtype=dtype or self.half_precision_dtype,
+            llm_cls=type(self.llm),
+            config=self.llm.config,
+            generates=self.inference_mode,
+        )
         self.llm.set_attn_implementation(self.attention.prepare())
 
     def forward(
@@ -224,7 +229,7 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
     def _choose_attention(self, llm_cls: type[PreTrainedModel], flash: bool) -> AttentionChoice:
         """Asking for flash attention means "the best kernel here", as every shipped id asks for it."""
         request = "auto" if flash else "sdpa" if llm_cls._supports_sdpa else "eager"
-        return resolve_attention(request, dtype=self.half_precision_dtype, llm_cls=llm_cls)
+        return resolve_attention(request, dtype=self.half_precision_dtype, llm_cls=llm_cls, generates=True)
 
     def _set_greedy_decoding(self) -> None:
         if isinstance(self.llm, GenerationMixin) and self.llm.generation_config is not None:

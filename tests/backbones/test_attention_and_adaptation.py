@@ -17,6 +17,12 @@ def test_auto_takes_sdpa_and_says_why_not_flash_attention() -> None:
     assert "flash_attn is not installed" in choice.reason
 
 
+def test_auto_passes_over_varlen_for_a_backbone_that_generates_as_openvla_uses_it() -> None:
+    assert "takes neither padding masks nor caches" in build("tiny-llama2").attention.reason
+    built = build("tiny-llama2", inference_mode=True, compute_dtype=torch.bfloat16)
+    assert "takes neither padding masks nor caches" in built.attention.reason
+
+
 def test_auto_takes_eager_for_a_class_with_nothing_else() -> None:
     assert not BloomForCausalLM._supports_sdpa
     assert resolve_attention("auto", llm_cls=BloomForCausalLM).kernel == "eager"
