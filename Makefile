@@ -41,7 +41,7 @@ e2e: .venv/.installed
 	$(BIN)/pytest $(BESIDE) --no-loadscope-reorder -m e2e --ignore $(TWO_NODES)
 	$(BIN)/pytest -m e2e $(TWO_NODES)
 
-# By hand: CHAOS_MINUTES=15 and CHAOS_SEED, as root.
+# By hand: CHAOS_MINUTES=15 and CHAOS_SEED, as root; KILLS=50 and KILLS_SEED of the runs that are killed at random points.
 chaos: .venv/.installed
 	$(BIN)/pytest -m chaos
 

@@ -22,7 +22,8 @@ from orchestrator.layout import CellFolder
 from orchestrator.results import read_json
 from orchestrator.training.pulse import Pulse
 
-LIMIT_S = 4.0
+LIMIT_S = 5.0  # for a step that takes milliseconds
+BUSY_S = 300.0  # what processes may take to start and to end on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,8 @@ def attempt(gangs: Gangs, job: CellJob) -> Failure | None:
 def test_a_rank_that_hangs_is_named_with_its_step_and_the_next_attempt_ends_like_an_undisturbed_one(
     tmp_path: Path, gangs: Gangs
 ) -> None:
-    job, undisturbed = job_of(tmp_path / "hung", fault="hang@rank1:step3"), job_of(tmp_path / "undisturbed")
+    job = job_of(tmp_path / "hung", fault="hang@rank1:step3")
+    undisturbed = replace(job_of(tmp_path / "undisturbed"), hang_timeout_s=None)
     failure = attempt(gangs, job)
 
     assert failure is not None
@@ -55,7 +57,7 @@ def test_a_rank_that_hangs_is_named_with_its_step_and_the_next_attempt_ends_like
     assert all(", step, step 3, no progress for " in stack and "run_cell" in stack for stack in stacks)
     assert "torch/distributed" in stacks[0] and "orchestrator/faults.py" in stacks[1]
 
-    assert attempt(gangs, replace(job, attempt=2)) is None
+    assert attempt(gangs, replace(job, attempt=2, hang_timeout_s=None)) is None
     assert attempt(gangs, undisturbed) is None
     assert curve(job) == curve(undisturbed)
     assert curve(job, "grad_norm") == curve(undisturbed, "grad_norm")
@@ -68,13 +70,13 @@ def test_a_stopped_process_is_named_by_the_ranks_that_wait_for_it_and_does_not_o
     came_to: list[Failure | None] = []
     thread = threading.Thread(target=lambda: came_to.append(attempt(gangs, job)))
     thread.start()
-    limit = time.monotonic() + 120
+    limit = time.monotonic() + BUSY_S
     while not (job.spool_folder.exists() and len(curve(job)) > 2):
         assert time.monotonic() < limit
         time.sleep(0.02)
     pid = read_json(CellFolder(job.folder).worker(1))["pid"]
     os.kill(pid, signal.SIGSTOP)
-    thread.join(120)
+    thread.join(BUSY_S)
 
     (failure,) = came_to
     assert failure is not None
