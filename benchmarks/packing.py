@@ -3,11 +3,13 @@
     pip install --no-deps --target PEERS trl==1.16.0 datasets==5.2.0 multiprocess==0.70.19 dill==0.4.1
     PYTHONPATH=.:PEERS HF_HUB_OFFLINE=1 python -m benchmarks.packing --rounds 5 --json packing.json
 
-Both sides get the same documents and take turns. `plan` is a feed's whole first epoch: shuffled, packed, dealt to
-ranks, every step with its counts. `rows` also joins the token ids of every row, which is the work that TRL's
-`pack_dataset(strategy="bfd")` does on a `Dataset`. Seconds are of the clock and of this process's processors. Imbalance
-is that of the squared lengths of documents over the ranks of a step: the costliest rank's share of the mean, averaged
-over steps; TRL deals nothing, so its rows are shuffled and taken as they come. `real` is instructions of a folder with
+Both sides get the same documents and take turns. `pack` plans the rows of every block of documents; `feed` makes the
+whole steps of the first epoch: shuffled, packed, dealt to ranks, with their counts; `rows` also joins the token ids of
+every row, which is the work that TRL's `pack_dataset(strategy="bfd")` does on a `Dataset`. Seconds are of the clock and of this process's processors.
+
+Imbalance is that of the squared lengths of documents over the ranks of a step: the costliest rank's share of the mean,
+averaged over steps. TRL deals nothing, so its rows are shuffled and taken as they come. `least` is what no deal of our
+rows can beat, and what no packing of these documents can fill more than. `real` is the instructions of a folder with
 `data/instruct` and `tokenizers`, where one is given.
 """
 
@@ -17,7 +19,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,11 +28,13 @@ import numpy as np
 
 from benchmarks.cli import machine
 from orchestrator.data.feed import Feed, StepWork
+from orchestrator.data.order import examples_of_a_block
+from orchestrator.data.packing import pack
 from orchestrator.data.prepare import TokenizedDataset
 
 ROWS, RANKS = 64, 8  # of a step
 CAPACITY = 2048
-SIDES = ("plan", "rows", "trl")
+SIDES = ("pack", "feed", "rows", "trl")
 
 
 def main() -> None:
@@ -71,11 +75,15 @@ def real(kit: Path) -> np.ndarray:
 
 def measure(lengths: np.ndarray, rounds: int) -> dict[str, Any]:
     """Every time of both sides, in turns, and what their rows are like."""
+    tokens = int(lengths.sum())
     feed, dataset = make_feed(lengths), make_dataset(lengths)
+    rows = rows_of_an_epoch(feed)
+    whole, block = rows // ROWS, examples_of_a_block(CAPACITY)
     made: dict[str, Any] = {}
     sides: dict[str, Callable[[], Any]] = {
-        "plan": lambda: epoch(feed),
-        "rows": lambda: [[joined(feed, row) for row in work.rows] for work in epoch(feed)],
+        "pack": lambda: [pack(lengths[start : start + block], CAPACITY) for start in range(0, len(lengths), block)],
+        "feed": lambda: first_epoch(feed, whole),
+        "rows": lambda: [[joined(feed, row) for row in work.rows] for work in first_epoch(feed, whole)],
         "trl": lambda: pack_by_trl(dataset),
     }
     seconds: dict[str, list[tuple[float, float]]] = {side: [] for side in SIDES}
@@ -89,13 +97,18 @@ def measure(lengths: np.ndarray, rounds: int) -> dict[str, Any]:
     their_steps = [shuffled[start : start + ROWS] for start in range(0, len(shuffled) - ROWS + 1, ROWS)]
     return {
         "documents": len(lengths),
-        "tokens": int(lengths.sum()),
+        "tokens": tokens,
         "seconds_wall_and_cpu": seconds,
-        "fill": {"ours": fill(feed), "trl": float(lengths.sum() / (len(theirs) * CAPACITY))},
+        "fill": {
+            "ours": tokens / (rows * CAPACITY),
+            "trl": tokens / (len(theirs) * CAPACITY),
+            "least": tokens / (-(-tokens // CAPACITY) * CAPACITY),
+        },
         "imbalance": {
-            "ours": imbalance(rows_of(made["plan"], lengths)),
-            "ours undealt": imbalance(rows_of(epoch(replace(feed, ranks=1)), lengths)),
+            "ours": imbalance(rows_of(made["feed"], lengths)),
+            "ours undealt": imbalance(rows_of(first_epoch(replace(feed, ranks=1), whole), lengths)),
             "trl": imbalance(their_steps),
+            "least": least_imbalance(rows_of(made["feed"], lengths)),
         },
     }
 
@@ -126,13 +139,18 @@ def pack_by_trl(dataset: Any) -> Any:
     return pack_dataset(dataset, CAPACITY, strategy="bfd", map_kwargs={"keep_in_memory": True})
 
 
-def epoch(feed: Feed) -> list[StepWork]:
-    """The steps that read all documents once; the last one may read on into the next epoch."""
-    steps, seen, works = feed.steps(), 0, []
-    while seen < len(feed.kept):
-        works.append(next(steps))
-        seen += works[-1].examples
-    return works
+def rows_of_an_epoch(feed: Feed) -> int:
+    seen, rows = 0, 0
+    for work in replace(feed, global_batch_size=1, ranks=1).steps():
+        rows, seen = rows + 1, seen + work.examples
+        if seen == len(feed.kept):
+            break
+    return rows
+
+
+def first_epoch(feed: Feed, whole: int) -> list[StepWork]:
+    """Its whole steps: all documents but those of the last few rows."""
+    return list(islice(feed.steps(), whole))
 
 
 def joined(feed: Feed, row: tuple[int, ...]) -> np.ndarray:
@@ -144,17 +162,17 @@ def rows_of(works: list[StepWork], lengths: np.ndarray) -> list[list[np.ndarray]
     return [[lengths[list(row)] for row in work.rows] for work in works]
 
 
-def fill(feed: Feed) -> float:
-    """Share of the rows' capacity that holds tokens, over the whole steps of the first epoch."""
-    works = epoch(feed)[:-1]
-    return sum(work.tokens for work in works) / (len(works) * ROWS * CAPACITY)
-
-
 def imbalance(steps: list[list[np.ndarray]]) -> float:
     """The squared lengths of the costliest rank over the mean of all, averaged over steps."""
     costs = np.array([[int((row.astype(np.int64) ** 2).sum()) for row in rows] for rows in steps])
     shares = costs.reshape(len(costs), RANKS, -1).sum(axis=2)
     return float((shares.max(axis=1) / shares.mean(axis=1)).mean())
+
+
+def least_imbalance(steps: list[list[np.ndarray]]) -> float:
+    """What no deal can beat: a row is computed whole, so some rank has at least the costliest one."""
+    costs = np.array([[int((row**2).sum()) for row in rows] for rows in steps])
+    return float(np.maximum(1.0, costs.max(axis=1) / (costs.sum(axis=1) / RANKS)).mean())
 
 
 def render(facts: dict[str, Any], measured: dict[str, Any]) -> str:
@@ -174,7 +192,9 @@ def render(facts: dict[str, Any], measured: dict[str, Any]) -> str:
             whose = "trl" if side == "trl" else "ours"
             full, uneven = 100 * found["fill"][whose], found["imbalance"][whose]
             table.append(f"| {name} | {side} | {rate:,.0f} | {wall:.1f} | {cpu:.1f} | {full:.2f} | {uneven:.3f} |")
-        table.append(f"| {name} | undealt | | | | | {found['imbalance']['ours undealt']:.3f} |")
+        for key in ("ours undealt", "least"):
+            full = f"{100 * found['fill'][key]:.2f}" if key in found["fill"] else ""
+            table.append(f"| {name} | {key} | | | | {full} | {found['imbalance'][key]:.3f} |")
     return "\n".join(table)
 
 
