@@ -5,7 +5,8 @@
 
 Both sides get the same documents and take turns. `pack` plans the rows of every block of documents; `feed` makes the
 whole steps of the first epoch: shuffled, packed, dealt to ranks, with their counts; `rows` also joins the token ids of
-every row, which is the work that TRL's `pack_dataset(strategy="bfd")` does on a `Dataset`. Seconds are of the clock and of this process's processors.
+every row, which is the work that TRL's `pack_dataset(strategy="bfd")` does on a `Dataset`. Seconds are of the clock and
+of this process's processors.
 
 Imbalance is that of the squared lengths of documents over the ranks of a step: the costliest rank's share of the mean,
 averaged over steps. TRL deals nothing, so its rows are shuffled and taken as they come. `least` is what no deal of our

@@ -52,18 +52,18 @@ def pack(lengths: np.ndarray, capacity: int) -> np.ndarray:
 def deal(costs: np.ndarray, ranks: int) -> np.ndarray:
     """(steps, rows) int64 an order of each step's rows in which equal contiguous shares cost nearly the same.
 
-    `costs` is (steps, rows). Costliest first, a row for every rank in each turn, the costlier ones to the ranks that
-    have the least so far (longest processing time first, Graham 1969, with as many rows for every rank). Rows of the
-    same turn cost about the same, so the ranks' micro-batches do too: ranks wait for each other in every layer.
+    `costs` is (steps, rows). Longest processing time first (Graham 1969) with as many rows for every rank: costliest
+    first, each to the rank that has the least so far and still has room. A share falls in cost, so the ranks' micro-
+    batches are about alike too: ranks wait for each other in every layer.
     """
     steps, rows = costs.shape
+    share, lines = rows // ranks, np.arange(steps)
     costliest_first = np.argsort(-costs, axis=1, kind="stable")
-    sums = np.zeros((steps, ranks), costs.dtype)
-    dealt = np.empty((steps, ranks, rows // ranks), np.int64)
-    for turn in range(rows // ranks):
-        hand = costliest_first[:, turn * ranks : (turn + 1) * ranks]
-        poorest_first = np.argsort(sums, axis=1, kind="stable")
-        np.put_along_axis(dealt[:, :, turn], poorest_first, hand, axis=1)
-        spent = np.take_along_axis(sums, poorest_first, axis=1) + np.take_along_axis(costs, hand, axis=1)
-        np.put_along_axis(sums, poorest_first, spent, axis=1)
-    return dealt.reshape(steps, rows)
+    sums, taken = np.zeros((steps, ranks)), np.zeros((steps, ranks), np.int64)
+    dealt = np.empty((steps, ranks, share), np.int64)
+    for row in costliest_first.T[: ranks * share]:
+        rank = np.argmin(np.where(taken < share, sums, np.inf), axis=1)
+        dealt[lines, rank, taken[lines, rank]] = row
+        sums[lines, rank] += costs[lines, row]
+        taken[lines, rank] += 1
+    return dealt.reshape(steps, ranks * share)
