@@ -182,7 +182,7 @@ PARTS: dict[str, tuple[Part, int]] = {
     "kernels": (kernels, 120),
     "cells": (cells, 200),
     "cells-again": (cells, 200),
-    "disk": (disk, 60),
+    "disk": (disk, 120),
     "speed-8192": (lambda setting: speed(setting, setting.scale.wide), 300),
 }
 
