@@ -79,7 +79,14 @@ def predict_memory(
         masked=_has_masks(recipe, placement),
     )
     rows = placement.parallel.rows_of_a_rank(recipe.global_batch_size)
-    step = _Step(units, activations, placement.parallel.shard, rows > micro_batch_size, reshard_after_forward)
+    step = _Step(
+        units,
+        activations,
+        shards=placement.parallel.shard,
+        accumulates=rows > micro_batch_size,
+        reshards=reshard_after_forward,
+        on_gloo=placement.gpus_per_worker == 0,
+    )
     moment, terms = max(step.moments.items(), key=lambda one: one[1].total)
     return MemoryPrediction(
         weights=FP32 * units.whole / step.shards / GIB,
@@ -129,6 +136,7 @@ class _Step:
     shards: int
     accumulates: bool
     reshards: bool
+    on_gloo: bool
 
     @cached_property
     def moments(self) -> dict[Moment, _Terms]:
@@ -172,7 +180,7 @@ class _Step:
                 activations=kept.hidden,
                 absent=self._absent(units.learning_root),
             ),
-            "root": _Terms(reducing=self._reduced(units.learning_root)),
+            "root": _Terms(reducing=self._reduced(units.learning_root, last=units.learning_head)),
             # AdamW takes the root of the second moment of one parameter at a time, and divides it.
             "update": _Terms(reducing=2 * FP32 * (units.learning_head or unit) / self.shards),
         }
@@ -182,11 +190,16 @@ class _Step:
         """A tied embedding's own gradient, before it is added to the one that came from the head."""
         return self.units.learning_head if self.units.sizes.tied_embeddings else 0
 
-    def _reduced(self, numbers: float) -> float:
+    def _reduced(self, numbers: float, last: float = 0) -> float:
         """While a unit is reduced: its gradients beside their fp32 copy, and after they are freed the copy beside the
-        new part, which is added to the old one where there is one."""
+        new part, which is added to the old one where there is one.
+
+        FSDP's loop over the gradients holds on to the `last` of them, and gloo reduces a copy of its own.
+        """
         copied = self.activations.compute_bytes * numbers - self._absent(numbers)
         added = FP32 * numbers / self.shards if self.accumulates else 0
+        if self.shards > 1:
+            added += self.activations.compute_bytes * last + (FP32 * numbers if self.on_gloo else 0)
         return FP32 * numbers + max(copied, added)
 
     def _absent(self, numbers: float) -> float:
