@@ -10,6 +10,7 @@ from typing import Literal
 from backbones.spec import BackboneSpec
 from orchestrator.hardware import GIB
 from orchestrator.planning.activations import FP32, Activations
+from orchestrator.planning.chunks import positions_per_chunk
 from orchestrator.planning.units import Units
 from orchestrator.spec_files.spec import Placement, Recipe
 
@@ -102,8 +103,8 @@ def predict_memory(
 
 
 def logits_positions(spec: BackboneSpec, tokens: int) -> int:
-    """How many of a micro-batch's positions have their logits at once: all of them."""
-    return tokens
+    """How many of a micro-batch's positions have their logits at once, if each of them is labelled."""
+    return min(tokens, positions_per_chunk(spec.architecture.vocab_size))
 
 
 def _has_masks(recipe: Recipe, placement: Placement) -> bool:
