@@ -79,10 +79,10 @@ def run_rank(rank: int, scratch: Path, rounds: int, steps: int, also: Sequence[s
     from backbones.registry import get_spec
     from orchestrator.parallel import Mesh
     from orchestrator.spec_files.spec import Optimizer
-    from orchestrator.training.checkpoint import learned_state, state_bytes
-    from orchestrator.training.optimizer import build_optimizers
-    from orchestrator.training.saver import CheckpointSaver
-    from orchestrator.training.sharding import build_sharded
+    from orchestrator.training.checkpoints.checkpoint import learned_state, state_bytes
+    from orchestrator.training.checkpoints.saver import CheckpointSaver
+    from orchestrator.training.model.optimizer import build_optimizers
+    from orchestrator.training.model.sharding import build_sharded
 
     torch.set_num_threads(1)
     store = dist.FileStore(str(scratch / "store"), RANKS)

@@ -109,7 +109,7 @@ def run_rank(method: str, rank: int, ranks: int, folder: Path, scratch: Path, re
     import torch.distributed as dist
     from transformers.models.llama import modeling_llama  # noqa: F401
 
-    import orchestrator.training.sharding  # noqa: F401
+    import orchestrator.training.model.sharding  # noqa: F401
 
     torch.set_num_threads(1)
     store = dist.FileStore(str(scratch / "store"), ranks)
@@ -141,7 +141,7 @@ def warm_up(dist: Any) -> None:
 
     from backbones.registry import get_spec
     from orchestrator.parallel import Mesh
-    from orchestrator.training.sharding import build_sharded
+    from orchestrator.training.model.sharding import build_sharded
 
     backbone, _ = build_sharded(get_spec("tiny-llama2"), recipe(), Mesh.build(torch.device("cpu")), seed=0)
     with torch.no_grad():
@@ -166,7 +166,7 @@ def load_ours(folder: Path) -> Any:
 
     from backbones.registry import get_spec
     from orchestrator.parallel import Mesh
-    from orchestrator.training.sharding import build_sharded
+    from orchestrator.training.model.sharding import build_sharded
 
     backbone, _ = build_sharded(get_spec(f"hf:{folder}"), recipe(), Mesh.build(torch.device("cpu")), seed=0)
     return backbone.llm

@@ -156,7 +156,6 @@ def run_rank(rank: int, ranks: int, job: Any, device: str, results: Any) -> None
 def peak_of_a_step(job: Any, device: Any) -> int:
     """Bytes, of a step after the first."""
     import torch
-    from torch.profiler import ProfilerActivity, profile
 
     from orchestrator.parallel import Mesh
     from orchestrator.training.step import train_step
@@ -176,8 +175,9 @@ def peak_of_a_step(job: Any, device: Any) -> int:
 
 def allocated_peak(job: Any, trainee: Any, work: Any) -> int:
     """What is held before a step, and torch's allocations and releases during it, in order."""
-    from orchestrator.training.step import train_step
     from torch.profiler import ProfilerActivity, profile
+
+    from orchestrator.training.step import train_step
 
     held = held_bytes(trainee)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:

@@ -25,8 +25,8 @@ from orchestrator.data.prepare import prepare
 from orchestrator.layout import CellFolder, Storage
 from orchestrator.planning.plan import Plan
 from orchestrator.tracking.spool import Entry, EntryKind, read_spool
-from orchestrator.training.compilation import keep_compiled_code
 from orchestrator.training.measurement import find_measurement
+from orchestrator.training.model.compilation import keep_compiled_code
 
 TEXT = "the ship sailed over a green sea and nobody knew where it would land before winter came again"
 WORDS = TEXT.split()

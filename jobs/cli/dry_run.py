@@ -13,7 +13,7 @@ _IN_GIB = ("weights", "gradients", "optimizer", "predicted peak")
 
 if TYPE_CHECKING:
     from orchestrator.planning.plan import Plan
-    from orchestrator.training.dry_run import Wrap
+    from orchestrator.training.model.dry_run import Wrap
 
 
 class WrapDocument(TypedDict):
@@ -39,7 +39,7 @@ def dry_run(planned: "Plan") -> tuple[list[WrapDocument], list[str]]:
     """What every backbone becomes on the ranks of the plan, and why those that cannot be wrapped cannot."""
     import warnings
 
-    from orchestrator.training.dry_run import Wrap, wrap_all
+    from orchestrator.training.model.dry_run import Wrap, wrap_all
 
     predicted = {
         cell.backbone.backbone_id: forecast.memory.total

@@ -101,7 +101,7 @@ def _serve(config: dict[str, Any]) -> None:
 
     from backbones import registry
     from orchestrator.attempt.stages import run_cell
-    from orchestrator.training.compilation import keep_compiled_code
+    from orchestrator.training.model.compilation import keep_compiled_code
 
     mailbox, rank, mesh = Mailbox(config["folder"]), get_context().get_world_rank(), Mesh.build(get_device())
     logging.getLogger("transformers").setLevel(logging.ERROR)

@@ -34,7 +34,7 @@ from orchestrator.parallel import Mesh, is_peer_lost
 from orchestrator.results import write_json
 from orchestrator.spec_files.spec import Recipe
 from orchestrator.tracking.recorder import Recorder
-from orchestrator.training.sharding import COMPUTE_DTYPE
+from orchestrator.training.model.sharding import COMPUTE_DTYPE
 
 TURN_S = 1.0  # between two looks at whether another gang has finished the same certificate
 # What says nothing about a backbone: faults of the machine or the network, and a wish that does not fit it.

@@ -21,7 +21,7 @@ from backbones.spec import BackboneSpec
 from orchestrator.certificate.first_layers import KEPT_LAYERS, write_first_layers
 from orchestrator.parallel import Mesh
 from orchestrator.spec_files.spec import Recipe
-from orchestrator.training.sharding import build_sharded
+from orchestrator.training.model.sharding import build_sharded
 
 LONGEST = 512  # tokens of any prompt here
 SEED = 0

@@ -5,7 +5,7 @@ from typing import Any
 
 from orchestrator.cell_job import CellJob
 from orchestrator.hardware import device_name, package_versions
-from orchestrator.training.sharding import found_contract
+from orchestrator.training.model.sharding import found_contract
 from orchestrator.training.trainee import Trainee
 
 

@@ -10,10 +10,10 @@ from orchestrator.cell_job import CellJob
 from orchestrator.faults import Point
 from orchestrator.parallel import Mesh
 from orchestrator.tracking.recorder import Recorder
+from orchestrator.training.checkpoints.resumption import Remade
 from orchestrator.training.measurement import ItemScores
 from orchestrator.training.pulse import Pulse
 from orchestrator.training.rate import Seen, progress
-from orchestrator.training.resumption import Remade
 from orchestrator.training.step import CONTINUE, STOP, TIMED_OUT
 from orchestrator.training.trainee import Trainee
 

@@ -16,16 +16,16 @@ from orchestrator.hardware import device_name, peak_memory_gib
 from orchestrator.layout import CellFolder
 from orchestrator.results import EvaluationPoint, StepMetrics, read_json, write_json
 from orchestrator.training.ahead import PreparedSteps
-from orchestrator.training.checkpoint import SCORE, Checkpoint, find_latest, load_checkpoint, state_bytes
+from orchestrator.training.checkpoints.checkpoint import SCORE, Checkpoint, find_latest, load_checkpoint, state_bytes
+from orchestrator.training.checkpoints.resumption import Remade, find_conditions, find_remade, order_after, prove_order
+from orchestrator.training.checkpoints.saver import CheckpointSaver, require_room
 from orchestrator.training.contract import find_contract
 from orchestrator.training.evaluation import evaluate
 from orchestrator.training.export import export_model
 from orchestrator.training.loss import token_nats
 from orchestrator.training.measurement import ItemScores, bits_per_byte, measure, save_item_scores, write_measurement
 from orchestrator.training.rate import Seen, learning_rate, passed_a_mark
-from orchestrator.training.resumption import Remade, find_conditions, find_remade, order_after, prove_order
 from orchestrator.training.run import CellRun, Position
-from orchestrator.training.saver import CheckpointSaver, require_room
 from orchestrator.training.step import CONTINUE, TIMED_OUT, StepOutcome, train_step
 from orchestrator.training.trainee import build_trainee
 

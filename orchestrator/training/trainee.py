@@ -14,8 +14,8 @@ from orchestrator.data.parity import load_selection
 from orchestrator.data.prepare import TokenizedDataset, load_tokenized
 from orchestrator.parallel import Mesh
 from orchestrator.planning.recomputation import keeps_weights_gathered
-from orchestrator.training.optimizer import Optimizers, build_optimizers
-from orchestrator.training.sharding import build_sharded
+from orchestrator.training.model.optimizer import Optimizers, build_optimizers
+from orchestrator.training.model.sharding import build_sharded
 
 
 @dataclass(frozen=True)

@@ -200,7 +200,7 @@ def test_compiled_layers_serve_any_number_of_documents_without_being_compiled_an
 ) -> None:
     from torch._dynamo.utils import counters
 
-    from orchestrator.training.compilation import compile_layers
+    from orchestrator.training.model.compilation import compile_layers
 
     model = stock(folders("qwen3"), register_varlen("varlen-broken-off", torch._dynamo.disable(by_document)))
     compile_layers(model, model.model.layers, backend="eager")

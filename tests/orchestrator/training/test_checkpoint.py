@@ -20,7 +20,7 @@ from orchestrator.attempt.stages import run_cell
 from orchestrator.cell_job import CellJob
 from orchestrator.layout import checkpoint_folder
 from orchestrator.parallel import Mesh
-from orchestrator.training.checkpoint import MANIFEST, SCORE, find_latest, prune, write_manifest
+from orchestrator.training.checkpoints.checkpoint import MANIFEST, SCORE, find_latest, prune, write_manifest
 from orchestrator.training.trainee import build_trainee
 
 HALF = "step-00000006-attempt-001"
@@ -252,7 +252,7 @@ def test_a_checkpoint_that_cannot_be_written_is_an_error_on_every_rank_that_name
 
 def checkpoint_error(job: CellJob) -> str:
     from orchestrator.errors import CheckpointError
-    from orchestrator.training.saver import CheckpointSaver
+    from orchestrator.training.checkpoints.saver import CheckpointSaver
 
     trainee = build_trainee(job, Mesh.build(torch.device("cpu"), job.cell.placement.parallel))
     saver = CheckpointSaver(job.checkpoint_root, 1, 1, trainee.mesh)

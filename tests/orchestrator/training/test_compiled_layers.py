@@ -14,10 +14,10 @@ from backbones.inputs import Inputs, make_inputs
 from backbones.registry import get_spec
 from orchestrator.parallel import Mesh
 from orchestrator.spec_files.spec import Recipe
-from orchestrator.training.compilation import CACHE, keep_compiled_code
 from orchestrator.training.loss import summed_nats
-from orchestrator.training.optimizer import build_optimizers
-from orchestrator.training.sharding import build_sharded, found_contract
+from orchestrator.training.model.compilation import CACHE, keep_compiled_code
+from orchestrator.training.model.optimizer import build_optimizers
+from orchestrator.training.model.sharding import build_sharded, found_contract
 
 STEPS, WIDTH = 4, 32
 PLAIN = {"compile": "none", "activation_checkpointing": False}

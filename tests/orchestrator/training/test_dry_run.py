@@ -11,9 +11,9 @@ from backbones import BackboneSpec, get_spec
 from backbones.contract import LLMBackbone
 from orchestrator.parallel import Mesh, ParallelDims
 from orchestrator.spec_files.spec import Adaptation, Recipe
-from orchestrator.training.dry_run import Wrap, wrap_all
-from orchestrator.training.optimizer import build_optimizers
-from orchestrator.training.sharding import build_sharded
+from orchestrator.training.model.dry_run import Wrap, wrap_all
+from orchestrator.training.model.optimizer import build_optimizers
+from orchestrator.training.model.sharding import build_sharded
 
 
 def recipe(kind: str = "full", **changes: Any) -> Recipe:

@@ -20,7 +20,7 @@ from backbones.registry import get_spec, register
 from orchestrator.parallel import Mesh
 from orchestrator.spec_files.spec import Recipe
 from orchestrator.training.loss import token_nats
-from orchestrator.training.sharding import build_sharded
+from orchestrator.training.model.sharding import build_sharded
 
 FAMILIES = list(FAMILY_REPRESENTATIVES)
 WORLDS = (1, 2, 4)

@@ -20,7 +20,7 @@ from orchestrator.cell_job import CellJob
 from orchestrator.faults import parse_faults
 from orchestrator.layout import CellFolder
 from orchestrator.results import CellStatus
-from orchestrator.training.checkpoint import find_latest
+from orchestrator.training.checkpoints.checkpoint import find_latest
 from orchestrator.training.pulse import Pulse
 
 STEPS = 8

@@ -28,8 +28,8 @@ from orchestrator.data.prepare import TokenizedDataset
 from orchestrator.parallel import Mesh
 from orchestrator.planning.plan import Cell
 from orchestrator.spec_files.spec import Placement, Recipe
-from orchestrator.training.optimizer import build_optimizers
-from orchestrator.training.sharding import decoder_layers, shard
+from orchestrator.training.model.optimizer import build_optimizers
+from orchestrator.training.model.sharding import decoder_layers, shard
 from orchestrator.training.step import train_step
 from orchestrator.training.trainee import Trainee
 

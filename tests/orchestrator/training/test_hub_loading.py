@@ -15,7 +15,7 @@ def work(spec):
     import torch
     import torch.distributed as dist
     from orchestrator.parallel import Mesh
-    from orchestrator.training.sharding import build_sharded
+    from orchestrator.training.model.sharding import build_sharded
     from orchestrator.spec_files.spec import Recipe
 
     os.environ["LOCAL_RANK"] = str(dist.get_rank())

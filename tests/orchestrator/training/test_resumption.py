@@ -27,7 +27,7 @@ from orchestrator.errors import ResumeError
 from orchestrator.layout import MANIFEST
 from orchestrator.results import CellStatus, StepMetrics
 from orchestrator.tracking.spool import SpoolWriter
-from orchestrator.training.resumption import KEPT, find_remade, order_after, prove_order
+from orchestrator.training.checkpoints.resumption import KEPT, find_remade, order_after, prove_order
 
 CPUS = {"workers": 2, "machines": "2 x CPU of one kind, 1 threads, torch 2.13.0"}
 OTHER_CPUS = {**CPUS, "machines": "2 x CPU of another kind, 1 threads, torch 2.13.0"}

@@ -25,8 +25,8 @@ from orchestrator.cell_job import CellJob
 from orchestrator.errors import CheckpointError
 from orchestrator.layout import MANIFEST, CellFolder, checkpoint_folder
 from orchestrator.parallel import Mesh, is_peer_lost
-from orchestrator.training.checkpoint import find_latest, learned_state, load_checkpoint, state_bytes
-from orchestrator.training.saver import CheckpointSaver
+from orchestrator.training.checkpoints.checkpoint import find_latest, learned_state, load_checkpoint, state_bytes
+from orchestrator.training.checkpoints.saver import CheckpointSaver
 from orchestrator.training.trainee import build_trainee
 
 EXACT = ("loss", "grad_norm", "learning_rate", "bytes_seen", "tokens_seen", "examples_seen", "progress")
@@ -267,7 +267,7 @@ def test_a_cell_whose_checkpoints_have_no_room_is_refused_before_its_first_step(
 
 
 def require(job: CellJob) -> None:
-    from orchestrator.training.saver import require_room
+    from orchestrator.training.checkpoints.saver import require_room
 
     mesh = Mesh.build(CPU, job.cell.placement.parallel)
     require_room(job.checkpoint_root, 10**12, 10, mesh)

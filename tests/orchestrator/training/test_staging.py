@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.hardware import PROCESS_STATUS
-from orchestrator.training.staging import Staging
+from orchestrator.training.checkpoints.staging import Staging
 
 CPU = torch.device("cpu")
 MIB = 1024**2

@@ -20,8 +20,8 @@ from backbones.spec import BackboneSpec
 from orchestrator.errors import OrchestratorError
 from orchestrator.parallel import Mesh, ParallelDims
 from orchestrator.spec_files.spec import Recipe
-from orchestrator.training.optimizer import build_optimizers
-from orchestrator.training.sharding import adapt_and_shard, found_contract
+from orchestrator.training.model.optimizer import build_optimizers
+from orchestrator.training.model.sharding import adapt_and_shard, found_contract
 
 
 @dataclass(frozen=True)

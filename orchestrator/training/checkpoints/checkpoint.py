@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from backbones.contract import TrainableBackbone
 from orchestrator.layout import MANIFEST, checkpoint_folders
-from orchestrator.training.optimizer import Optimizers
+from orchestrator.training.model.optimizer import Optimizers
 
 # What does not learn comes from where the backbone came from; storing it again would make an adapter's checkpoint huge.
 LEARNED = StateDictOptions(ignore_frozen_params=True, strict=False)

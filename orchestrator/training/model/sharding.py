@@ -18,8 +18,8 @@ from backbones.spec import BackboneSpec
 from orchestrator.errors import ShardingError
 from orchestrator.parallel import Mesh
 from orchestrator.spec_files.spec import Recipe
-from orchestrator.training.compilation import compile_layers, compiles_layers, is_compiled
-from orchestrator.training.optimizer import Optimizers
+from orchestrator.training.model.compilation import compile_layers, compiles_layers, is_compiled
+from orchestrator.training.model.optimizer import Optimizers
 
 COMPUTE_DTYPE = {"bf16": torch.bfloat16, "fp32": torch.float32}
 

@@ -27,9 +27,9 @@ from orchestrator.faults import Point
 from orchestrator.hardware import GIB
 from orchestrator.layout import checkpoint_folder
 from orchestrator.parallel import Mesh
-from orchestrator.training.checkpoint import Digest, learned_state, prune, write_manifest
-from orchestrator.training.optimizer import Optimizers
-from orchestrator.training.staging import Staging
+from orchestrator.training.checkpoints.checkpoint import Digest, learned_state, prune, write_manifest
+from orchestrator.training.checkpoints.staging import Staging
+from orchestrator.training.model.optimizer import Optimizers
 
 # How long a rank that has written its files waits for the slowest one.
 PATIENCE = timedelta(hours=1)
