@@ -83,8 +83,7 @@ class Feed:
     @cached_property
     def _lengths(self) -> np.ndarray:
         """(examples,) int64 tokens of each example, as they are before any is cut."""
-        lengths: np.ndarray = self.data.lengths
-        return lengths
+        return self.data.lengths
 
     def _read(self, examples: np.ndarray) -> np.ndarray:
         """(examples,) int64 tokens that are read of some examples."""
