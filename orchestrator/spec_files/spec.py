@@ -85,8 +85,8 @@ class Budget(Strict):
 class Optimizer(Strict):
     """AdamW with decoupled weight decay on matrices only, warm-up, then the schedule, then clipping."""
 
-    # Names the builder in training/model/optimizer.py. A key added later leaves every cell_id as it is only if a dump leaves
-    # out its default: Field("adamw", exclude_if="adamw".__eq__).
+    # Names the builder in training/model/optimizer.py. A key added later leaves every cell_id as it is only if a dump
+    # leaves out its default: Field("adamw", exclude_if="adamw".__eq__).
     kind: ClassVar[str] = "adamw"
     state_bytes: ClassVar[float] = 8  # of each learning parameter: two fp32 moments
 
