@@ -193,6 +193,7 @@ def theirs(side: str, folder: Path, job: Any, trl: Path) -> dict[str, Any]:
         max_grad_norm=job.cell.recipe.optimizer.max_grad_norm,
         optim="adamw_torch_fused",
         max_length=LENGTH,
+        completion_only_loss=True,
         packing=side == "packed",
         logging_steps=1,
         save_strategy="no",
