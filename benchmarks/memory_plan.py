@@ -4,8 +4,8 @@
 
 Each rank is a process that builds a random model of the product's own kind, shards it and trains by `train_step`, as a
 worker does. Measured are steps after the first (the optimizer has its state then): every allocation and release of
-torch's allocator during one (torch.profiler), on top of what weights, buffers and optimizer state hold before it. The resident
-set is no measure: it includes the interpreter, libraries and pages that were freed. On a GPU (`--device cuda`, in a
+torch's allocator in one (torch.profiler), on top of what weights, buffers and optimizer state hold before it.
+The resident set is no measure: it includes the interpreter, libraries and pages that were freed. On a GPU (`--device cuda`, in a
 world of one) it is what `torch.cuda.max_memory_allocated` says.
 """
 
