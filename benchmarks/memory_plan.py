@@ -5,8 +5,8 @@
 Each rank is a process that builds a random model of the product's own kind, shards it and trains by `train_step`, as a
 worker does. Measured are steps after the first (the optimizer has its state then): every allocation and release of
 torch's allocator in one (torch.profiler), on top of what weights, buffers and optimizer state hold before it.
-The resident set is no measure: it includes the interpreter, libraries and pages that were freed. On a GPU (`--device cuda`, in a
-world of one) it is what `torch.cuda.max_memory_allocated` says.
+The resident set is no measure: it includes the interpreter, libraries and pages that were freed. On a GPU
+(`--device cuda`, in a world of one) it is what `torch.cuda.max_memory_allocated` says.
 """
 
 import argparse
@@ -142,10 +142,10 @@ def in_ranks(number: int, job: Any, device: str) -> list[float]:
 def run_rank(rank: int, ranks: int, job: Any, device: str, results: Any) -> None:
     """A few steps of training on one rank; puts the peak of those after the first."""
     import torch
-    import torch.distributed as dist
+    from torch import distributed as dist
 
     torch.set_num_threads(1)
-    store = dist.FileStore(str(job.folder / "store"), ranks)
+    store = dist.FileStore(str(job.folder / "store"), ranks)  # type: ignore[attr-defined]
     backend = "gloo" if device == "cpu" else "nccl"
     dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=300))
     results.put(peak_of_a_step(job, torch.device(device)) / MIB)
