@@ -14,7 +14,7 @@ from orchestrator.planning.chunks import positions_per_chunk
 from orchestrator.planning.units import Units
 from orchestrator.spec_files.spec import Placement, Recipe
 
-Moment = Literal["loss", "first layer", "last layer", "reduction", "embedding", "root", "update"]
+Moment = Literal["loss", "first layer", "last layer", "reduction", "embedding", "root"]
 
 # Log-probabilities, their gradient and that of the logits, fp32 each, are alive together in the backward pass of
 # torch's cross entropy.
@@ -182,8 +182,6 @@ class _Step:
                 absent=self._absent(units.learning_root),
             ),
             "root": _Terms(reducing=self._reduced(units.learning_root, last=units.learning_head)),
-            # AdamW takes the root of the second moment of one parameter at a time, and divides it.
-            "update": _Terms(reducing=2 * FP32 * (units.learning_head or unit) / self.shards),
         }
 
     @property

@@ -3,6 +3,8 @@
 The model is small and its batch large, so that activations, logits and whole units count as they do in large ones.
 """
 
+import json
+import random
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from gang import run_ranks
-from small_jobs import make_job
+from small_jobs import WORDS, make_job
 
 from backbones.registry import get_spec, register
 from backbones.spec import Architecture
@@ -53,11 +55,21 @@ def probe() -> None:
     register(SPEC)
 
 
+def text_data(folder: Path) -> dict[str, str]:
+    """Text of which every token is labelled, as the plan has to expect."""
+    draw = random.Random(0)
+    for split in ("train", "validation"):
+        texts = [" ".join(draw.choices(WORDS, k=draw.randint(5, 40))) for _ in range(150)]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return {split: str(folder / f"{split}.jsonl") for split in ("train", "validation")} | {"format": "text"}
+
+
 @pytest.mark.parametrize("ranks", CASES)
 def test_the_predicted_peak_is_within_a_tenth_of_every_allocation_of_a_step(ranks: int, tmp_path: Path) -> None:
+    data = text_data(tmp_path)
     jobs = [
-        make_job(tmp_path / str(number), SPEC.backbone_id, workers=ranks, replicas=case.replicas, **case.recipe)
-        for number, case in enumerate(CASES[ranks])
+        make_job(tmp_path / str(n), SPEC.backbone_id, workers=ranks, replicas=case.replicas, data=data, **case.recipe)
+        for n, case in enumerate(CASES[ranks])
     ]
     measured = run_ranks(ranks, peaks, jobs)
     for number, (case, job) in enumerate(zip(CASES[ranks], jobs, strict=True)):
