@@ -47,6 +47,18 @@ def windows(data: TokenizedDataset, items: np.ndarray, sequence_length: int) -> 
             yield Window(position, ids[start : last + 1], scored)
 
 
+def _batches(ordered: Sequence[Window], tokens: int) -> Iterator[list[Window]]:
+    """Windows by rising length, in batches of at most so many tokens once all are as long as the longest."""
+    batch: list[Window] = []
+    for window in ordered:
+        if batch and (len(batch) + 1) * len(window.input_ids) > tokens:
+            yield batch
+            batch = []
+        batch.append(window)
+    if batch:
+        yield batch
+
+
 def evaluate(
     score: Scorer,
     data: TokenizedDataset,
@@ -57,14 +69,16 @@ def evaluate(
     collate: Callable[[Sequence[Sequence[Example]]], Inputs],
     mesh: Mesh,
 ) -> ItemScores:
-    """Scores the items over all ranks, `rows` windows at a time; every rank returns the whole result.
+    """Scores the items over all ranks, as many windows at a time as `rows` of `sequence_length` hold, padding counted.
+
+    Every rank returns the whole result.
 
     Every rank scores the same number of batches (FSDP gathers parameters in each), so ranks with fewer windows repeat
     one and throw the result away.
     """
     ordered = sorted(windows(data, items, sequence_length), key=lambda window: len(window.input_ids))
     rank, world = mesh.dp_rank, mesh.dp_size
-    batches = [ordered[start : start + rows] for start in range(0, len(ordered), rows)]
+    batches = list(_batches(ordered, rows * sequence_length))
     nats = torch.zeros(len(items), dtype=torch.float64)
     tokens = torch.zeros(len(items), dtype=torch.int64)
     for turn in range(math.ceil(len(batches) / world)):
