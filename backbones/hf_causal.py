@@ -16,7 +16,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from backbones.attention import AttentionChoice, resolve_attention
 from backbones.contract import LLMBackbone
 from backbones.inputs import Example, Inputs, PlacedInputs, make_inputs
-from backbones.labelled import add_method
+from backbones.labelled import add_method, nats_of
 from backbones.loading import StoredNames, WeightsError, fetch_checkpoint, fill, raise_unless_whole
 from backbones.parameters import embedding_parameters
 from backbones.prompting.codec import adds_bos
@@ -158,7 +158,13 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
         return make_inputs(rows, self.pad_token_id, width)
 
     def nats(self, inputs: PlacedInputs, chunks: int) -> torch.Tensor:
-        """Negative log-likelihood of every labelled position, (N,), with the logits of one chunk alive at a time."""
+        """Negative log-likelihood of every labelled position, (N,), with the logits of one chunk alive at a time.
+
+        A class with a forward pass of its own is asked for all logits by that one.
+        """
+        if type(self).forward is not HFCausalLLMBackbone.forward:
+            logits_BTV = self(**inputs.arguments, use_cache=False).logits
+            return nats_of(logits_BTV.flatten(0, 1)[inputs.positions_N], inputs.targets_N)
         nats_N: torch.Tensor = self.llm.labelled_nats(inputs.positions_N, inputs.targets_N, chunks, **inputs.arguments)
         return nats_N
 

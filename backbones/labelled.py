@@ -46,9 +46,13 @@ def labelled_nats(
 def _nats(
     llm: PreTrainedModel, kind: type[ModelOutput], hidden_PH: torch.Tensor, targets_P: torch.Tensor
 ) -> torch.Tensor:
-    logits_PV = logits_of(llm, kind(last_hidden_state=hidden_PH[None]))[0]
-    exact = torch.promote_types(logits_PV.dtype, torch.float32)
-    return functional.cross_entropy(logits_PV.to(exact), targets_P, reduction="none")
+    return nats_of(logits_of(llm, kind(last_hidden_state=hidden_PH[None]))[0], targets_P)
+
+
+def nats_of(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+    """Nats of each target under its logits, (N,), fp32 or wider."""
+    exact = torch.promote_types(logits_NV.dtype, torch.float32)
+    return functional.cross_entropy(logits_NV.to(exact), targets_N, reduction="none")
 
 
 def logits_of(llm: PreTrainedModel, output: ModelOutput) -> torch.Tensor:
