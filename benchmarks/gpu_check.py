@@ -145,7 +145,7 @@ def compare(config: PreTrainedConfig, kernel: str, device: torch.device) -> dict
         packed = alone.to(dtype)
         packed.set_attn_implementation(choice.prepare())
         inputs = choice.arrange(make_inputs(rows, pad_token_id=0))
-        logits = packed(**inputs.forward_arguments(device), use_cache=False).logits.float().flatten(0, 1)
+        logits = packed(**inputs.on(device).arguments, use_cache=False).logits.float().flatten(0, 1)
     difference = float((logits - torch.cat(expected)).abs().max() / torch.cat(expected).abs().max())
     return {"dtype": str(dtype), "difference": difference, "holds": difference <= TOLERANCE[dtype]}
 

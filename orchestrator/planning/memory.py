@@ -59,7 +59,7 @@ def find_shortage(spec: BackboneSpec, recipe: Recipe, placement: Placement) -> s
     remedy = ", or ".join(_changes_that_fit(spec, recipe, placement)) or "lower recipe.sequence_length"
     return (
         f"{spec.backbone_id} needs about {needed.total:.0f} GiB per GPU: {needed.states:.0f} for weights, gradients "
-        f"and {recipe.optimizer.kind} state, {needed.working:.0f} for gathered layers and activations. The plan gives "
+        f"and {recipe.optimizer.title} state, {needed.working:.0f} for gathered layers and activations. The plan gives "
         f"it {usable:.0f} usable GiB of one {placement.accelerator}; {remedy}"
     )
 

@@ -88,6 +88,7 @@ class Optimizer(Strict):
     # Names the builder in training/model/optimizer.py. A key added later leaves every cell_id as it is only if a dump
     # leaves out its default: Field("adamw", exclude_if="adamw".__eq__).
     kind: ClassVar[str] = "adamw"
+    title: ClassVar[str] = "AdamW"  # for people
     state_bytes: ClassVar[float] = 8  # of each learning parameter: two fp32 moments
 
     learning_rate: float = Field(2e-5, gt=0, lt=10)

@@ -115,14 +115,14 @@ def test_packed_logits_and_gradients_are_those_of_stock_transformers_for_each_do
     packed = stock(folders(family), register_varlen(kernel, KERNELS[kernel]))
     inputs = VARLEN.arrange(make_inputs(examples(), pad_token_id=1))
 
-    logits = packed(**inputs.forward_arguments(torch.device("cpu")), use_cache=False).logits
+    logits = packed(**inputs.on(torch.device("cpu")).arguments, use_cache=False).logits
     nats(logits, inputs.labels_BT).backward()
 
     for line, row in enumerate(examples()):
         first = 0
         for document in row:
             one = make_inputs([[document]], pad_token_id=1)
-            expected = alone(**one.forward_arguments(torch.device("cpu")), use_cache=False).logits
+            expected = alone(**one.on(torch.device("cpu")).arguments, use_cache=False).logits
             nats(expected, one.labels_BT).backward()
             found = logits[line, first : first + len(document[0])]
             torch.testing.assert_close(found, expected[0], rtol=0, atol=1e-5 * float(expected.detach().abs().max()))
@@ -140,8 +140,8 @@ def test_a_forward_pass_that_was_given_no_bounds_makes_them_of_the_position_ids(
     model = stock(folders(family), register_varlen("varlen-2.13", by_document))
     inputs = make_inputs(examples(), pad_token_id=1)
     with torch.no_grad():
-        given = model(**VARLEN.arrange(inputs).forward_arguments(torch.device("cpu")), use_cache=False).logits
-        found = model(**inputs.forward_arguments(torch.device("cpu")), use_cache=False).logits
+        given = model(**VARLEN.arrange(inputs).on(torch.device("cpu")).arguments, use_cache=False).logits
+        found = model(**inputs.on(torch.device("cpu")).arguments, use_cache=False).logits
     torch.testing.assert_close(found, given, rtol=0, atol=0)
 
     ids = torch.from_numpy(inputs.input_ids_BT)
@@ -161,7 +161,7 @@ def test_the_bounds_are_made_once_for_a_forward_pass(folders: Callable[[str], Pa
     model = stock(folders("qwen3"), register_varlen("varlen-watched", watched))
     inputs = VARLEN.arrange(make_inputs(examples(), pad_token_id=1))
     with torch.no_grad():
-        model(**inputs.forward_arguments(torch.device("cpu")), use_cache=False)
+        model(**inputs.on(torch.device("cpu")).arguments, use_cache=False)
 
     assert len(seen) == model.config.num_hidden_layers and len(set(seen)) == 1
 
@@ -208,7 +208,7 @@ def test_compiled_layers_serve_any_number_of_documents_without_being_compiled_an
     for cuts in ((16, 16), (8, 8, 16), (4, 20, 4, 4), (32,)):
         counters.clear()
         inputs = VARLEN.arrange(make_inputs([[(np.arange(3, 3 + cut), np.ones(cut, bool)) for cut in cuts]], 1))
-        arguments = inputs.forward_arguments(torch.device("cpu"))
+        arguments = inputs.on(torch.device("cpu")).arguments
         with torch.no_grad():
             found = model(**arguments, use_cache=False).logits
             expected = stock(folders("qwen3"), "eager")(**make_plain(arguments), use_cache=False).logits

@@ -18,6 +18,7 @@ import xxhash
 from orchestrator.data.feed import Feed, StepWork
 from orchestrator.errors import ResumeError
 from orchestrator.hardware import device_name
+from orchestrator.layout import CellFolder
 from orchestrator.parallel import Mesh
 from orchestrator.results import StepMetrics
 from orchestrator.tracking.spool import EntryKind, read_spool
@@ -123,5 +124,6 @@ def _other(step: int, name: str, recorded: Any, found: Any, allowed: str, folder
     return ResumeError(
         f"{folder}: step {step} was recorded with {name} {recorded!r} and made again with {found!r}; they must agree "
         f"{allowed}, so the run does not go on from where it stood. Delete the newest folder in "
-        f"{folder / 'checkpoints'} to resume from an older one, or {folder} to train the cell from the beginning"
+        f"{CellFolder(folder).checkpoints} to resume from an older one, or {folder} to train the cell from its "
+        "beginning"
     )

@@ -127,7 +127,7 @@ def test_a_plan_that_cannot_fit_is_still_shown_and_exits_2(tmp_path: Path) -> No
     assert done.returncode == 2
     assert "mistral-v0.1-7b-pure-s0-" in done.stdout
     assert "spec.yaml:" in done.stderr
-    assert "needs about 111 GiB per GPU: 108 for weights" in done.stderr
+    assert "needs about 110 GiB per GPU: 108 for weights" in done.stderr
     assert "37 usable GiB of one A100" in done.stderr
 
 

@@ -99,7 +99,7 @@ def test_a_chosen_micro_batch_says_both_numbers_where_even_one_row_is_too_much()
     message = find_shortage(spec, recipe("auto", 8), placed(8, "L4"))
     assert message is not None
     assert message.startswith("big needs about ")
-    assert "for weights, gradients and adamw state" in message
+    assert "for weights, gradients and AdamW state" in message
     assert "22 usable GiB of one L4" in message
 
 

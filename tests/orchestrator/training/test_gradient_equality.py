@@ -17,11 +17,12 @@ import torch
 from gang import standing_ranks
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from backbones.contract import TrainableBackbone
+from backbones.labelled import METHOD
 from backbones.registry import build, get_spec
 from orchestrator.data.feed import Feed
 from orchestrator.data.prepare import TokenizedDataset
@@ -155,7 +156,7 @@ def prepare_engine() -> Callable[[Batch, str], Gradients]:
         backbone = sharded[precision]
         feed = batch.feed()
         optimizers = build_optimizers(backbone.llm, recipe.optimizer)
-        trainee = Trainee(backbone, [], optimizers, feed, feed.data, np.arange(0), mesh, 0.0, 0.0)
+        trainee = Trainee(backbone, [], optimizers, feed, feed.data, np.arange(0), mesh, None, 0.0, 0.0)
         cell = Cell("-", get_spec(BACKBONE), 0, recipe, Placement(), batch.micro_batch_size, "", "")
         with computing_in(precision):
             train_step(cell, trainee, next(feed.steps()), rate=0.0)
@@ -174,6 +175,7 @@ def shard_in(precision: str, mesh: Mesh) -> TrainableBackbone:
         policy = MixedPrecisionPolicy(param_dtype=torch.float64, reduce_dtype=torch.float64)
         for module in (*decoder_layers(backbone), backbone.llm):
             fully_shard(module, mesh=mesh.fsdp, mp_policy=policy)
+        register_fsdp_forward_method(backbone.llm, METHOD)
     backbone.llm.train()
     return backbone
 
