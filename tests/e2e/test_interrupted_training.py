@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 from collections.abc import Callable
 
@@ -205,7 +206,7 @@ def test_a_failure_that_every_attempt_meets_stops_the_cell_and_names_rank_and_ca
     preparation = wait_for(lambda: list(job.storage.glob("*/data/preparation.json")), "tokens", alive=launch.process)
     assert preparation
     for tokens in (job.storage / "prepared").glob("*"):
-        tokens.unlink()  # the workers open them a few seconds later
+        shutil.rmtree(tokens)  # the workers open them a few seconds later
 
     assert launch.wait() == 1, launch.output
     (reported,) = job.report["cells"]
