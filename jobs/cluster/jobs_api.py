@@ -12,6 +12,8 @@ from jobs.cluster.endpoint import find_token, http_get, is_loopback
 from orchestrator.errors import ClusterError
 
 LIMIT_S = 10.0
+# What a cluster says whose job API answers and whose agent, which runs the jobs, registers some seconds later.
+NO_AGENT, AGENT_LIMIT_S = "No available agent to submit job", 60.0
 MARK = "BACKBONE-ANSWER "  # begins the line of a job's output that answers a client
 TOKEN_HELP = (
     "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to a file that holds the cluster's token (on the head: "
@@ -62,13 +64,19 @@ class RayJobs:
         environment: dict[str, Any] = {"env_vars": dict(variables or {})}
         if working_dir is not None:
             environment["working_dir"] = working_dir
-        try:
-            self._client.submit_job(
-                entrypoint=shlex.join(command), submission_id=submission_id, runtime_env=environment
-            )
-        except Exception as error:  # requests' errors, and RuntimeError for whatever the server refused
-            if self.find(submission_id) is None:
-                raise ClusterError(f"{self.address} did not take the job: {_explain(error)}") from error
+        deadline = time.monotonic() + AGENT_LIMIT_S
+        while True:
+            try:
+                self._client.submit_job(
+                    entrypoint=shlex.join(command), submission_id=submission_id, runtime_env=environment
+                )
+                return
+            except Exception as error:  # requests' errors, and RuntimeError for whatever the server refused
+                if self.find(submission_id) is not None:
+                    return
+                if NO_AGENT not in str(error) or time.monotonic() > deadline:
+                    raise ClusterError(f"{self.address} did not take the job: {_explain(error)}") from error
+            time.sleep(1.0)
 
     def find(self, submission_id: str) -> RayJob | None:
         """The job, or None if Ray does not know it."""

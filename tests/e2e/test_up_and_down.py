@@ -18,6 +18,7 @@ import pytest
 from product import ROOT, clean_environment, wait_for
 
 from jobs.cluster.endpoint import http_get
+from jobs.cluster.jobs_api import NO_AGENT
 from jobs.cluster.one_machine.services import Service, is_running, processes_of
 from jobs.cluster.one_machine.state import State, load_state
 
@@ -54,8 +55,8 @@ class Machine:
         assert process.returncode == 0, output
         return output
 
-    def submit(self, *command: str, may_fail: bool = False) -> str:
-        """What `ray job submit` prints of a command that runs on the cluster."""
+    def _try_to_submit(self, command: tuple[str, ...]) -> subprocess.CompletedProcess[str] | None:
+        """None while the cluster is too young to take jobs: its agent registers seconds after its job API answers."""
         address = f"http://127.0.0.1:{self.state.ports.dashboard}"
         ran = subprocess.run(
             [*RAY, "job", "submit", "--address", address, "--", *command],
@@ -66,6 +67,11 @@ class Machine:
             timeout=LIMIT_S,
             check=False,
         )
+        return None if NO_AGENT in ran.stdout else ran
+
+    def submit(self, *command: str, may_fail: bool = False) -> str:
+        """What `ray job submit` prints of a command that runs on the cluster."""
+        ran = wait_for(lambda: self._try_to_submit(command), "an agent that takes jobs")
         assert may_fail or ran.returncode == 0, ran.stdout
         return ran.stdout
 
