@@ -79,7 +79,7 @@ def measure(lengths: np.ndarray, rounds: int) -> dict[str, Any]:
     tokens = int(lengths.sum())
     feed, dataset = make_feed(lengths), make_dataset(lengths)
     rows = rows_of_an_epoch(feed)
-    whole, block = rows // ROWS, examples_of_a_block(CAPACITY)
+    whole, block = rows // ROWS, examples_of_a_block(CAPACITY, len(lengths))
     made: dict[str, Any] = {}
     sides: dict[str, Callable[[], Any]] = {
         "pack": lambda: [pack(lengths[start : start + block], CAPACITY) for start in range(0, len(lengths), block)],
