@@ -12,6 +12,7 @@ __all__ = [
     "choose_micro_batch_size",
     "find_device_gib",
     "find_shortage",
+    "fits",
     "predict_memory",
 ]
 
@@ -48,6 +49,12 @@ def choose_micro_batch_size(spec: BackboneSpec, recipe: Recipe, placement: Place
         return divisors[-1]
     fitting = [rows for rows in divisors if predict_memory(spec, recipe, placement, rows).total <= usable]
     return fitting[-1] if fitting else 1
+
+
+def fits(spec: BackboneSpec, recipe: Recipe, placement: Placement, micro_batch_size: int) -> bool | None:
+    """Whether the device holds it; None where the plan does not know the device."""
+    usable = find_device_gib(placement)
+    return None if usable is None else predict_memory(spec, recipe, placement, micro_batch_size).total <= usable
 
 
 def find_shortage(spec: BackboneSpec, recipe: Recipe, placement: Placement) -> str | None:
@@ -89,6 +96,6 @@ def _changes_that_fit(spec: BackboneSpec, recipe: Recipe, placement: Placement) 
 
 
 def _fits(spec: BackboneSpec, recipe: Recipe, placement: Placement) -> bool:
-    rows, usable = choose_micro_batch_size(spec, recipe, placement), find_device_gib(placement)
+    rows = choose_micro_batch_size(spec, recipe, placement)
     whole = placement.parallel.rows_of_a_rank(recipe.global_batch_size) % rows == 0
-    return whole and usable is not None and predict_memory(spec, recipe, placement, rows).total <= usable
+    return whole and fits(spec, recipe, placement, rows) is True

@@ -15,6 +15,7 @@ from orchestrator.planning.memory import (
     choose_micro_batch_size,
     find_device_gib,
     find_shortage,
+    fits,
     predict_memory,
 )
 from orchestrator.planning.occurrence import parse_occurrence
@@ -272,8 +273,8 @@ def _worlds(job: Job, cell: Cell) -> tuple[int, ...]:
     """How many workers an elastic cell may have: those whose shards fit the device."""
     if not job.placement.is_elastic:
         return ()
-    usable = find_device_gib(cell.placement)
     smaller = [cell.on(workers) for workers in job.placement.worlds(cell.recipe.global_batch_size)[1:]]
-    needed = [predict_memory(one.backbone, one.recipe, one.placement, one.micro_batch_size).total for one in smaller]
-    fitting = [one for one, total in zip(smaller, needed, strict=True) if usable is None or total <= usable]
+    fitting = [
+        one for one in smaller if fits(one.backbone, one.recipe, one.placement, one.micro_batch_size) is not False
+    ]
     return (cell.placement.most, *(one.placement.most for one in fitting))

@@ -5,7 +5,7 @@ from typing import Literal
 
 from backbones.registry import BackboneSpec
 from orchestrator.hardware import GIB
-from orchestrator.planning.memory import choose_micro_batch_size, find_device_gib, predict_memory
+from orchestrator.planning.memory import choose_micro_batch_size, find_device_gib, fits, predict_memory
 from orchestrator.spec_files.spec import Placement, Recipe
 
 # Bytes of each parameter that stays gathered, in units of the compute dtype: its value, and what FSDP and the allocator
@@ -24,7 +24,7 @@ def resolve_activation_checkpointing(
     if recipe.activation_checkpointing != "auto":
         return recipe.activation_checkpointing
     keeping = recipe.model_copy(update={"activation_checkpointing": False})
-    return not all(_fits(spec, keeping, placement) for spec in specs)
+    return not all(fits(spec, keeping, placement, choose_micro_batch_size(spec, keeping, placement)) for spec in specs)
 
 
 def keeps_weights_gathered(spec: BackboneSpec, recipe: Recipe, placement: Placement, micro_batch_size: int) -> bool:
@@ -38,9 +38,3 @@ def keeps_weights_gathered(spec: BackboneSpec, recipe: Recipe, placement: Placem
     compute_bytes = 2 if recipe.precision == "bf16" else 4
     whole = spec.parameters * compute_bytes * GATHERED_COPIES / GIB
     return predict_memory(spec, recipe, placement, micro_batch_size).total + whole <= usable
-
-
-def _fits(spec: BackboneSpec, recipe: Recipe, placement: Placement) -> bool:
-    usable = find_device_gib(placement)
-    rows = choose_micro_batch_size(spec, recipe, placement)
-    return usable is not None and predict_memory(spec, recipe, placement, rows).total <= usable
