@@ -54,6 +54,8 @@ class CheckpointSaver:
         """`reserved_bytes`: how large this rank's share of the state will be, allocated behind the first steps."""
         self._root, self._attempt, self._keep, self._mesh = root, attempt, keep, mesh
         self._group: dist.ProcessGroup | None = dist.new_group(backend="gloo", timeout=PATIENCE)
+        # A rank with no step left closes at once, which would cut the connections that another is still making.
+        dist.barrier(self._group)
         self._staging = Staging(mesh.device)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._reserved = self._thread.submit(self._staging.reserve, reserved_bytes)
