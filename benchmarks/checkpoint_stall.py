@@ -3,9 +3,10 @@
     python -m benchmarks.checkpoint_stall --rounds 7 --json stall.json
 
 One FSDP2 model with AdamW on two gloo ranks of this machine, about 140 MB of weights and moments. In each round, in
-turns: some steps with nothing behind them, DCP's own save, and ours: its stall, as many steps while the bytes are
-written, and the seconds until the manifest says COMMITTED. A time is that of the slower rank. DCP's side gets the state
-dictionary for nothing and makes no digests; ours pays for both, the digests behind the training.
+turns: some steps with nothing behind them, DCP's own save, and ours: its stall (until the call returns, and what the
+next update waits for the copy), as many steps while the bytes are copied and written, and the seconds until the
+manifest says COMMITTED. A time is that of the slower rank. DCP's side gets the state dictionary for nothing and makes
+no digests; ours pays for both, the digests behind the training.
 
 `--also thread process` adds `dcp.async_save` with its own staging, in a thread and in a process: the stall, the steps
 behind it, and the seconds until its files are whole, without digests or a manifest.
@@ -18,7 +19,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
@@ -92,10 +93,11 @@ def run_rank(rank: int, scratch: Path, rounds: int, steps: int, also: Sequence[s
     optimizers = build_optimizers(backbone.llm, Optimizer())
     whole, share = state_bytes(backbone, Optimizer().state_bytes)
 
-    def train() -> float:
+    def train(before_update: Callable[[], None] = lambda: None) -> float:
         started = time.perf_counter()
         for _ in range(steps):
             backbone.llm(torch.randint(1088, (2, 256)), use_cache=False).logits.float().logsumexp(-1).mean().backward()
+            before_update()
             optimizers.step(1e-4)
             optimizers.zero_grad()
         return time.perf_counter() - started
@@ -133,11 +135,11 @@ def run_rank(rank: int, scratch: Path, rounds: int, steps: int, also: Sequence[s
         if mesh.is_main:
             shutil.rmtree(scratch / "synchronous")
         mesh.barrier()
-        times["stall_s"] = saver.save(number, backbone, optimizers, {})
-        times["steps_behind_s"] = train()
+        saver.save(number, backbone, optimizers, {})
+        times["steps_behind_s"] = train(saver.copied)
         saver.wait()
         (one,) = saver.committed()
-        times["committed_s"] = one.stall_s + one.committed_after_s
+        times |= {"stall_s": one.stall_s, "committed_s": one.stall_s + one.committed_after_s}
         for kind in also:
             times |= save_by_dcp(kind)
         mesh.barrier()

@@ -69,6 +69,11 @@ def _train(run: CellRun, saver: CheckpointSaver) -> None:
     if run.position.seen.steps == 0:
         score(run)
     steps = PreparedSteps(trainee, run.position.seen.steps, cell.micro_batch_size)
+
+    def meanwhile() -> None:
+        steps.prepare()
+        saver.copied()
+
     for work, batches in steps:
         before = run.share_of(run.position)
         if before >= 1:
@@ -79,7 +84,7 @@ def _train(run: CellRun, saver: CheckpointSaver) -> None:
         started = time.perf_counter()
         run.begin_step(after.seen.steps)
         torch.manual_seed(_random_seed(cell.seed, after.seen.steps, run.mesh.rank))
-        outcome = train_step(cell, trainee, work, rate, run.order, batches=batches, meanwhile=steps.prepare)
+        outcome = train_step(cell, trainee, work, rate, run.order, batches=batches, meanwhile=meanwhile)
         elapsed = time.perf_counter() - started
         _record_step(run, work, after, outcome, rate, elapsed)
         order = order_after(run.position.order, work, steps.following)
@@ -219,16 +224,17 @@ def _checkpoint(run: CellRun, saver: CheckpointSaver, scored: bool, is_last: boo
     run.recorder.phase("checkpointing", step=step)
     run.pulse.rest("checkpointing", step)
     trainer = asdict(position) | ({SCORE: run.scores.bits_per_byte} if scored and run.scores is not None else {})
-    stall_s = saver.save(step, trainee.backbone, trainee.optimizers, trainer, is_last)
+    saver.save(step, trainee.backbone, trainee.optimizers, trainer, is_last)
     run.recorder.phase("training", step=step)
     _tell_committed(run, saver)
-    total_s = position.checkpoint_stall_s + stall_s
-    run.position = replace(position, checkpoints=position.checkpoints + 1, checkpoint_stall_s=total_s)
 
 
 def _tell_committed(run: CellRun, saver: CheckpointSaver) -> None:
     for one in saver.committed():
         run.recorder.phase("training", **asdict(one))
+        before = run.position
+        total_s = before.checkpoint_stall_s + one.stall_s
+        run.position = replace(before, checkpoints=before.checkpoints + 1, checkpoint_stall_s=total_s)
 
 
 def _find_checkpoint(run: CellRun) -> Checkpoint | None:

@@ -41,8 +41,8 @@ def train_step(
 ) -> StepOutcome:
     """One optimizer step over the global batch, with gradients left in place; collective.
 
-    `batches` are this rank's micro-batches, where they were made already; `meanwhile` is called when a device has all
-    its work and the host has none. No update is made when loss or gradient norm is not finite.
+    `batches` are this rank's micro-batches, where they were made already; `meanwhile` is called before the update, when
+    a device has all its work and the host has none. No update is made when loss or gradient norm is not finite.
     """
     mesh = trainee.mesh
     nats = accumulate(trainee, batches or micro_batches(trainee, work, cell.micro_batch_size), work.targets)

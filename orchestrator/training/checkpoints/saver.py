@@ -28,7 +28,7 @@ from orchestrator.hardware import GIB
 from orchestrator.layout import checkpoint_folder
 from orchestrator.parallel import Mesh
 from orchestrator.training.checkpoints.checkpoint import Digest, learned_state, prune, write_manifest
-from orchestrator.training.checkpoints.staging import Staging
+from orchestrator.training.checkpoints.staging import Moment, Staging
 from orchestrator.training.model.optimizer import Optimizers
 
 # How long a rank that has written its files waits for the slowest one.
@@ -42,7 +42,7 @@ class Committed:
     """A checkpoint that counts from now on."""
 
     step: int
-    stall_s: float  # how long the training stood still for it
+    stall_s: float  # how long the training stood still for it, waiting for its copy included
     checkpoint_bytes: int  # over all ranks
     committed_after_s: float  # from the copy of the state to the manifest
 
@@ -59,6 +59,7 @@ class CheckpointSaver:
         self._staging = Staging(mesh.device)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._reserved = self._thread.submit(self._staging.reserve, reserved_bytes)
+        self._copying: Future[dict[str, Any]] | None = None
         self._pending: Future[Committed] | None = None
         self._stall_s = 0.0  # of what is pending
         self._committed: list[Committed] = []  # and not yet told
@@ -71,21 +72,30 @@ class CheckpointSaver:
         trainer: dict[str, Any],
         is_last: bool = False,
     ) -> float:
-        """Copies the state, once the checkpoint before is committed, and begins to write it; collective.
+        """Begins to copy the state and to write it, once the checkpoint before is committed; collective.
 
-        Returns how long that took; the last one is waited for. Raises CheckpointError on every rank when any rank could
-        not write the one before, or the last; earlier checkpoints stay untouched.
+        Nothing may update the model before `copied` has returned; the last one is waited for. Returns how long this
+        took. Raises CheckpointError on every rank when any rank could not write the one before, or the last; earlier
+        checkpoints stay untouched.
         """
         started = time.perf_counter()
         self.wait()
-        self._reserved.result()
-        staged = self._staging.copy(learned_state(backbone, optimizers))
+        state, moment = learned_state(backbone, optimizers), self._staging.moment()
         folder = checkpoint_folder(self._root, step, self._attempt)
-        self._pending = self._thread.submit(self._write, folder, step, staged, trainer)
+        self._copying = self._thread.submit(self._copy, state, moment)
+        self._pending = self._thread.submit(self._write, folder, step, self._copying, trainer)
         if is_last:
             self._pending.result()
         self._stall_s = time.perf_counter() - started
         return self._stall_s
+
+    def copied(self) -> None:
+        """Returns when the state that is being saved is copied, so that an update may be made."""
+        if self._copying is not None:
+            started = time.perf_counter()
+            self._copying.result()
+            self._copying = None
+            self._stall_s += time.perf_counter() - started
 
     def committed(self) -> list[Committed]:
         """What was committed since this was asked last. Errors wait for a moment at which all ranks look."""
@@ -108,7 +118,12 @@ class CheckpointSaver:
         dist.destroy_process_group(self._group)
         self._group = None
 
-    def _write(self, folder: Path, step: int, staged: dict[str, Any], trainer: dict[str, Any]) -> Committed:
+    def _copy(self, state: dict[str, Any], moment: Moment) -> dict[str, Any]:
+        self._reserved.result()
+        return self._staging.copy(state, moment)
+
+    def _write(self, folder: Path, step: int, copying: Future[dict[str, Any]], trainer: dict[str, Any]) -> Committed:
+        staged = copying.result()
         copied = time.perf_counter()
         with _named_remedy(folder):
             files = DigestingFileSystem()

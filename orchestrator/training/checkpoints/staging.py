@@ -1,7 +1,8 @@
-"""A copy of this rank's state in CPU memory that is allocated once: all that a checkpoint costs the training path."""
+"""A copy of this rank's state in CPU memory that is allocated once: all that a checkpoint asks of the training."""
 
 import mmap
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch.distributed.tensor import DTensor
 
 ALIGNMENT = 64  # bytes: where a tensor may begin
 Key = tuple[int, torch.dtype, torch.Size, tuple[int, ...]]
+Moment = torch.cuda.Event | None  # of a device's stream; a CPU has done what it was told
 PORTABLE = 1  # cudaHostRegisterPortable: page-locked for every thread and device of the process
 
 
@@ -36,11 +38,15 @@ class Staging:
         else:
             whole.zero_()
 
-    def copy(self, state: dict[str, Any]) -> dict[str, Any]:
-        """The state with every tensor replaced by its copy in this memory; valid until the next call.
+    def moment(self) -> Moment:
+        """Now, in the work that this thread has given the device: what `copy` in another thread has to wait for."""
+        return torch.cuda.current_stream(self._device).record_event() if self._device.type == "cuda" else None
 
-        Returns when all is copied. Allocates where less was reserved than the state needs. What stands under two names,
-        as tied embeddings do, is copied once.
+    def copy(self, state: dict[str, Any], moment: Moment = None) -> dict[str, Any]:
+        """The state, as of `moment`, with every tensor replaced by its copy in this memory; valid until the next call.
+
+        Returns when all is copied, by a stream of its own: what computes meanwhile does not stop. Allocates where less
+        was reserved than the state needs. What stands under two names, as tied embeddings do, is copied once.
         """
         originals = {_key(local): local for local in map(_local, _tensors(state))}
         self.used_bytes = sum(_aligned(local.nbytes) for local in originals.values())
@@ -50,10 +56,10 @@ class Staging:
         offset = 0
         for key, local in originals.items():
             copies[key] = self._tensor_at(offset, local)
-            copies[key].copy_(local, non_blocking=True)
             offset += _aligned(local.nbytes)
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        with self._beside(moment):
+            for key, local in originals.items():
+                copies[key].copy_(local, non_blocking=True)
 
         def copy_of(tensor: torch.Tensor) -> torch.Tensor:
             copy = copies[_key(_local(tensor))]
@@ -68,6 +74,18 @@ class Staging:
         if self._memory is not None and self._device.type == "cuda":
             torch.cuda.check_error(torch.cuda.cudart().cudaHostUnregister(self._address))
         self._memory = None
+
+    @contextmanager
+    def _beside(self, moment: Moment) -> Iterator[None]:
+        """On a stream of its own, from `moment` on, until its work is done."""
+        if self._device.type != "cuda":
+            yield
+            return
+        stream = torch.cuda.Stream(self._device)
+        stream.wait_event(moment if moment is not None else torch.cuda.current_stream(self._device).record_event())
+        with torch.cuda.stream(stream):
+            yield
+        stream.synchronize()
 
     def _tensor_at(self, offset: int, like: torch.Tensor) -> torch.Tensor:
         """Over a storage of just its bytes: DCP would copy a part of a larger one before it writes it."""

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ from orchestrator.layout import MANIFEST, CellFolder, checkpoint_folder
 from orchestrator.parallel import Mesh, is_peer_lost
 from orchestrator.training.checkpoints.checkpoint import find_latest, learned_state, load_checkpoint, state_bytes
 from orchestrator.training.checkpoints.saver import CheckpointSaver
+from orchestrator.training.checkpoints.staging import Staging
 from orchestrator.training.trainee import build_trainee
 
 EXACT = ("loss", "grad_norm", "learning_rate", "bytes_seen", "tokens_seen", "examples_seen", "progress")
@@ -108,6 +110,31 @@ def test_training_goes_on_while_bytes_are_written_and_they_are_of_the_step_that_
     assert len(curve(begun)) == 12
     assert [folder.name for folder in begun.checkpoint_root.iterdir()] == ["step-00000006-attempt-001"]
     assert find_latest(begun.checkpoint_root)[0] is None
+
+
+def test_no_update_is_made_before_the_state_is_copied(finished: CellJob, begun: CellJob) -> None:
+    run_ranks(2, train_with_slow_copies, begun)
+
+    half, theirs = (checkpoint_folder(job.checkpoint_root, 6, 1) for job in (begun, finished))
+    assert weight_files(half) == weight_files(theirs)
+    (copied_s,) = [
+        entry.fields["stall_s"]
+        for entry in entries(begun, "phase")
+        if entry.fields.get("step") == 6 and "stall_s" in entry.fields
+    ]
+    assert copied_s > 0.2, "what the update waits for counts"
+
+
+def train_with_slow_copies(job: CellJob) -> None:
+    """Whatever updates the model within half a second after a save is in the copy."""
+    copy = Staging.copy
+
+    def late(*arguments: Any) -> dict[str, Any]:
+        time.sleep(0.5)
+        return copy(*arguments)
+
+    Staging.copy = late  # type: ignore[method-assign]
+    train(job)
 
 
 def test_a_rank_killed_while_a_checkpoint_is_written_costs_one_interval_and_no_bit(
