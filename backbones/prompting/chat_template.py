@@ -60,9 +60,10 @@ class ChatTemplatePromptBuilder(PromptBuilder):
         return self.prompt
 
     def _frame(self) -> tuple[str, str]:
-        prompt = self._render(self._messages, prompt=True)
+        # The first question's piece is that very text.
+        prompt = self.prompt if self.turn_count == 1 else self._render(self._messages, prompt=True)
         history = [*self._messages, {"role": "assistant", "content": _MARK}]
-        answered = self._render(history)
+        answered, followed = self._render_all([history, [*history, {"role": "user", "content": "Q"}]])
         before, mark, closing = answered.rpartition(_MARK)
         if not mark or not before.startswith(prompt):
             raise ValueError(
@@ -70,7 +71,7 @@ class ChatTemplatePromptBuilder(PromptBuilder):
                 f"prompt that inference gives: prompt ends {prompt[-40:]!r}, conversation has {before[-40:]!r}. "
                 "Correct chat_template in the model's folder."
             )
-        followed = self._render([*history, {"role": "user", "content": "Q"}]).rpartition(_MARK)[2]
+        followed = followed.rpartition(_MARK)[2]
         for ending in (closing, closing.removesuffix(self.eos)):
             if followed.startswith(ending) and bool(ending) == bool(closing):
                 return before.removeprefix(prompt), ending
@@ -82,10 +83,15 @@ class ChatTemplatePromptBuilder(PromptBuilder):
 
     @classmethod
     def _render(cls, messages: list[dict[str, str]], prompt: bool = False) -> str:
-        text = cls.tokenizer.apply_chat_template(
-            messages, chat_template=cls.template, tokenize=False, add_generation_prompt=prompt
+        (text,) = cls._render_all([messages], prompt)
+        return text
+
+    @classmethod
+    def _render_all(cls, conversations: list[list[dict[str, str]]], prompt: bool = False) -> list[str]:
+        texts: list[str] = cls.tokenizer.apply_chat_template(
+            conversations, chat_template=cls.template, tokenize=False, add_generation_prompt=prompt
         )
-        return str(text)
+        return texts
 
 
 def chat_template_builder(tokenizer: "PreTrainedTokenizerBase") -> type[ChatTemplatePromptBuilder]:

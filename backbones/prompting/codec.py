@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _ROLES = {"user": "human", "assistant": "gpt"}
+NO, YES = b"\0", b"\1"
 _PROBE = [("system", "S"), ("user", "Q 1?"), ("assistant", "A 1."), ("user", "Q 2?"), ("assistant", "A 2.")]
 
 
@@ -34,8 +35,18 @@ class Encoded:
     """
 
     input_ids: list[int]
-    is_target: list[bool]
-    is_scored: list[bool]
+    targets: bytes  # a 1 or a 0 for each id
+    scored: bytes
+
+    @property
+    def is_target(self) -> list[bool]:
+        """Whether each id is learned."""
+        return [flag == 1 for flag in self.targets]
+
+    @property
+    def is_scored(self) -> list[bool]:
+        """Whether each id is scored."""
+        return [flag == 1 for flag in self.scored]
 
 
 @dataclass(frozen=True)
@@ -45,6 +56,16 @@ class _Piece:
     text: str
     start: int
     end: int
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """An encoded text, of which the piece's tokens begin at `first`, and its characters `shift` behind the piece's."""
+
+    encoding: Any
+    text: str
+    first: int
+    shift: int
 
 
 class Codec:
@@ -92,15 +113,15 @@ class Codec:
         line between, where the format would ignore it.
         """
         input_ids: list[int] = []
-        is_target: list[bool] = []
-        is_scored: list[bool] = []
+        targets, scored = bytearray(), bytearray()
         for human_ids, answer in self._encode_turns(turns):
             if not input_ids:
                 human_ids = self._with_bos(human_ids)
-            input_ids += human_ids + answer.input_ids
-            is_target += [False] * len(human_ids) + answer.is_target
-            is_scored += [False] * len(human_ids) + answer.is_scored
-        return Encoded(input_ids, is_target, is_scored)
+            input_ids += human_ids
+            input_ids += answer.input_ids
+            targets += NO * len(human_ids) + answer.targets
+            scored += NO * len(human_ids) + answer.scored
+        return Encoded(input_ids, bytes(targets), bytes(scored))
 
     def encode_prompt(self, turns: Sequence[tuple[str, str]]) -> list[int]:
         """The inference prompt: ends where the answer to the last user turn starts."""
@@ -114,8 +135,8 @@ class Codec:
         ids = self._tokenize_text(text)
         return Encoded(
             [context, *ids, self.text_eos_token_id],
-            [False, *[True] * len(ids), True],
-            [False, *[token_id not in self._special_ids for token_id in ids], False],
+            NO + YES * (len(ids) + 1),
+            NO + bytes(token_id not in self._special_ids for token_id in ids) + NO,
         )
 
     def round_trips(self, text: str) -> bool:
@@ -184,34 +205,66 @@ class Codec:
 
     def _encode_answer(self, prompt: str, prompt_ids: list[int], piece: _Piece | None, guarded: bool) -> Encoded:
         if piece is None:
-            return Encoded([], [], [])
-        ids, spans, moved = self._continue(prompt, prompt_ids, piece.text, guarded)
+            return Encoded([], b"", b"")
+        tokens = self._continue(prompt, prompt_ids, piece.text, guarded)
+        ids = tokens.encoding.ids[tokens.first :]
         count = len(ids) - ids[::-1].index(self.eos_token_id)  # behind the end nothing is learned
-        start, end = piece.start - moved, piece.end - moved
-        is_scored = [
-            first < end and start < last and first < last and token_id not in self._special_ids
-            for token_id, (first, last) in zip(ids[:count], spans[:count], strict=True)
-        ]
+        start, end = piece.start + tokens.shift, piece.end + tokens.shift
         if start >= end:  # an answer of which the prompt format left nothing
-            is_scored = [False] * count
-        rest = [False] * (len(ids) - count)
-        return Encoded(ids, [True] * count + rest, is_scored + rest)
+            scored = NO * len(ids)
+        else:
+            run = None if guarded else self._scored_run(tokens, ids, start, end)
+            scored = self._scored_each(tokens, ids, start, end) if run is None else run
+        rest = NO * (len(ids) - count)
+        return Encoded(ids, YES * count + rest, scored[:count] + rest)
 
-    def _continue(
-        self, prompt: str, prompt_ids: list[int], text: str, guarded: bool
-    ) -> tuple[list[int], list[tuple[int, int]], int]:
-        """Ids of `text` after `prompt`, the characters that each covers, and by how many those count too low."""
-        moved = 0
+    def _scored_each(self, tokens: _Tokens, ids: list[int], start: int, end: int) -> bytes:
+        """Which ids are made of the characters from `start` to `end`, at least in part, and are no control tokens."""
+        return bytes(
+            first < end and start < last and first < last and token_id not in self._special_ids
+            for token_id, (first, last) in zip(ids, tokens.encoding.offsets[tokens.first :], strict=True)
+        )
+
+    def _scored_run(self, tokens: _Tokens, ids: list[int], start: int, end: int) -> bytes | None:
+        """The same by where they begin and end, which is much faster; None where each has to be looked at."""
+        if not self._covers(tokens.text):
+            return None
+        encoding = tokens.encoding
+        begin = _place(encoding.char_to_token(start))
+        behind = _place(encoding.char_to_token(end)) if end < len(tokens.text) else tokens.first + len(ids)
+        if begin < tokens.first or behind < begin:
+            return None
+        if end < len(tokens.text) and encoding.token_to_chars(behind)[0] < end:
+            return None
+        begin, behind = begin - tokens.first, behind - tokens.first
+        if not self._special_ids.isdisjoint(ids[begin:behind]):
+            return None
+        return NO * begin + YES * (behind - begin) + NO * (len(ids) - behind)
+
+    def _covers(self, text: str) -> bool:
+        """Whether every token is known to have characters of this text, in its order: bytes, which nobody rewrote."""
+        return self._is_byte_level and (self._backend.normalizer is None or text.isascii())
+
+    @cached_property
+    def _is_byte_level(self) -> bool:
+        """Whether pieces are of bytes, none of which is put in front, and offsets are those of the pieces."""
+        state = json.loads(self._backend.to_str())
+        parts = state["pre_tokenizer"] or {}
+        level = [one for one in parts.get("pretokenizers", [parts]) if one.get("type") == "ByteLevel"]
+        trims = '"trim_offsets": true' in json.dumps(state["post_processor"])
+        return bool(level) and not trims and not any(one["add_prefix_space"] for one in level)
+
+    def _continue(self, prompt: str, prompt_ids: list[int], text: str, guarded: bool) -> _Tokens:
+        """`text` as tokens behind `prompt`."""
+        shift = 0
         if self.variant == "standard" and self._adds_prefix_space:
             if not text.startswith(" "):
-                joint = self._tokenize(prompt + text, guarded)
-                ids, count = joint.ids, len(prompt_ids)
-                if ids[:count] == prompt_ids:
-                    return ids[count:], joint.offsets[count:], -len(prompt)
+                joint, count = self._tokenize(prompt + text, guarded), len(prompt_ids)
+                if joint.ids[:count] == prompt_ids:
+                    return _Tokens(joint, prompt + text, count, len(prompt))
             else:
-                text, moved = text[1:], 1
-        encoding = self._tokenize(text, guarded)
-        return encoding.ids, encoding.offsets, moved
+                text, shift = text[1:], -1
+        return _Tokens(self._tokenize(text, guarded), text, 0, shift)
 
     def _tokenize(self, text: str, guarded: bool) -> Any:
         backend = self._control.renamed if guarded else self._fresh_backend()
@@ -252,6 +305,11 @@ class Codec:
                 "its EOS to the chat template."
             )
         return int(ends[-1])
+
+
+def _place(found: int | None) -> int:
+    """A token's place, -1 where there is none."""
+    return -1 if found is None else found
 
 
 def adds_bos(tokenizer: "PreTrainedTokenizerBase") -> bool:

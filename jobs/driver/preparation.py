@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -77,15 +78,17 @@ def _tokenized(plan: Plan, say: Say) -> list[Prepared]:
 
     shared = ray.put(plan)
     ((missing, found),) = _gather(_make_small, [(shared,)], say)
-    for backbone_id, split in missing:
+    for backbone_id, splits in missing.items():
         spec = next(spec for spec in plan.backbones if spec.backbone_id == backbone_id)
-        folder = parts_folder(split)
+        folders = [parts_folder(split) for split in splits]
         try:
-            calls = [(shared, spec, split, number, folder) for number in range(len(split.parts))]
-            parts = _gather(_make_part, calls, say, f"tokenizing for {backbone_id}")
-            _gather(_join, [(parts, split.folder)], say)
+            numbered = [(s, number) for s, split in enumerate(splits) for number in range(len(split.parts))]
+            calls = [(shared, spec, splits[s], number, folders[s]) for s, number in numbered]
+            parts = iter(_gather(_make_part, calls, say, f"tokenizing for {backbone_id}"))
+            _gather(_join, [([next(parts) for _ in split.parts], split.folder) for split in splits], say)
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            for folder in folders:
+                shutil.rmtree(folder, ignore_errors=True)
     if missing:
         (found,) = _gather(_find_prepared, [(shared,)], say)
     prepared: list[Prepared] = found
@@ -146,24 +149,35 @@ def _codec(plan: Plan, spec: BackboneSpec) -> Codec:
 
     for module in plan.plugins:
         registry.load_plugin(module)
-    return registry.load_codec(spec, max_length=plan.job.recipe.sequence_length)
+    return _load_codec(spec, plan.job.recipe.sequence_length)
 
 
-def _make_small(plan: Plan) -> tuple[list[tuple[str, Split]], list[Prepared]]:
-    """Makes what is missing and has one part. Returns what is missing still, backbone and split; else what is there."""
-    large: list[tuple[str, Split]] = []
+@lru_cache(maxsize=1)
+def _load_codec(spec: BackboneSpec, max_length: int) -> Codec:
+    """Kept in its process from one part to the next: a tokenizer takes up to a second to load."""
+    from backbones import registry
+
+    return registry.load_codec(spec, max_length=max_length)
+
+
+def _make_small(plan: Plan) -> tuple[dict[str, list[Split]], list[Prepared]]:
+    """Makes what is missing, if that is small. Returns what is missing still, by backbone; else what is there."""
     found = list(_codecs(plan))
-    made: set[Path] = set()  # candidates with one tokenizer share their arrays
+    missing: dict[str, list[Split]] = {}
+    codecs: dict[str, Codec] = {}
+    seen: set[Path] = set()  # candidates with one tokenizer share their arrays
     for spec, codec, *splits in found:
         for split in splits:
-            if split.is_ready or split.folder in made:
-                continue
-            made.add(split.folder)
-            if len(split.parts) > 1:
-                large.append((spec.backbone_id, split))
-            else:
-                make_here(codec, split)
-    return large, [] if large else [prepared_of(spec.backbone_id, codec, *splits) for spec, codec, *splits in found]
+            if not split.is_ready and split.folder not in seen:
+                seen.add(split.folder)
+                codecs[spec.backbone_id] = codec
+                missing.setdefault(spec.backbone_id, []).append(split)
+    if any(len(split.parts) > 1 for splits in missing.values() for split in splits):
+        return missing, []
+    for backbone_id, splits in missing.items():
+        for split in splits:
+            make_here(codecs[backbone_id], split)
+    return {}, [prepared_of(spec.backbone_id, codec, *splits) for spec, codec, *splits in found]
 
 
 def _make_part(plan: Plan, spec: BackboneSpec, split: Split, number: int, folder: Path) -> Path:

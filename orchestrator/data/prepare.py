@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from backbones.prompting.codec import Codec, Encoded
 
 FORMAT = 3  # raise it when the meaning of an array changes
-ROWS_A_PART = 4000  # of tables: their bytes are not known. Of JSONL a part has a span's bytes
+PARTS = 256  # of large data; of less, a part is a span
+ROWS_A_SPAN = 4000  # of tables: their bytes are not known
 
 Blocks = tuple[Block | HeldBlock, ...]
 
@@ -123,8 +124,8 @@ def tokenize(codec: "Codec", examples: Iterable[Example], checks_round_trips: bo
     for example in examples:
         encoded = _encode(codec, example)
         input_ids.extend(encoded.input_ids)
-        is_target.extend(encoded.is_target)
-        is_scored.extend(encoded.is_scored)
+        is_target += encoded.targets
+        is_scored += encoded.scored
         lengths.append(len(encoded.input_ids))
         sizes.append(example.learnable_bytes)
         if checks_round_trips:
@@ -146,21 +147,27 @@ def load_tokenized(file: str) -> TokenizedDataset:
 
 def _split(codec: "Codec", dataset: Dataset, folder: Path, checks_round_trips: bool) -> Split:
     key = json.dumps([FORMAT, codec.fingerprint, dataset.digest, checks_round_trips])
-    parts: list[Blocks] = []
-    weight = 1.0  # of the last part
-    for block in dataset.blocks:
-        parts, weight = ([*parts, (block,)], 0.0) if weight >= 1 else ([*parts[:-1], (*parts[-1], block)], weight)
-        weight += _weight(block)
-    return Split(folder / hashlib.sha256(key.encode()).hexdigest()[:32], tuple(parts), checks_round_trips)
+    weights = [_weight(block) for block in dataset.blocks]
+    full = max(1.0, sum(weights) / PARTS)
+    parts: list[list[Block | HeldBlock]] = []
+    weight = full  # of the last part
+    for block, more in zip(dataset.blocks, weights, strict=True):
+        if weight >= full:
+            parts.append([])
+            weight = 0.0
+        parts[-1].append(block)
+        weight += more
+    name = hashlib.sha256(key.encode()).hexdigest()[:32]
+    return Split(folder / name, tuple(map(tuple, parts)), checks_round_trips)
 
 
 def _weight(block: Block | HeldBlock) -> float:
-    """How much of a part a block is; what is in memory stays together."""
+    """How many spans' work a block is; what is in memory stays together."""
     if isinstance(block, HeldBlock):
         return 1.0
     if block.span.suffix in (".jsonl", ".txt"):
         return (block.span.end - block.span.start) / (SPAN_BYTES * 0.9)  # a span but for its last, broken line
-    return block.count / ROWS_A_PART
+    return block.count / ROWS_A_SPAN
 
 
 def _encode(codec: "Codec", example: Example) -> "Encoded":

@@ -258,6 +258,30 @@ def test_any_conversation_keeps_the_promises(name: str, contents: list[str]) -> 
     assert _decode(codec, scored).replace(" ", "") == answers.replace(" ", "")
 
 
+class Slow(Codec):
+    """Looks at every token."""
+
+    _is_byte_level = False  # type: ignore[assignment]
+
+
+@cache
+def slow_codec_of(name: str) -> Codec:
+    codec = codec_of(name)
+    return Slow(codec.tokenizer, codec.prompt_builder, variant=codec.variant)
+
+
+BYTE_LEVEL = [*TINY, "chat:qwen3", "chat:llama3", "chat:smollm2", "pure:gpt2"]
+
+
+@settings(max_examples=150, deadline=None)
+@given(name=st.sampled_from(BYTE_LEVEL), contents=st.lists(CONTENT.map(str.strip), min_size=2, max_size=5))
+def test_what_is_scored_is_the_same_by_two_ends_as_token_by_token(name: str, contents: list[str]) -> None:
+    fast, slow = codec_of(name), slow_codec_of(name)
+    assert fast._is_byte_level and not slow._is_byte_level
+    turns = [(("user", "assistant")[index % 2], content) for index, content in enumerate(contents)]
+    assert fast.encode_conversation(turns) == slow.encode_conversation(turns)
+
+
 @settings(max_examples=60, deadline=None)
 @given(name=st.sampled_from(TINY), text=CONTENT)
 def test_any_text_round_trips_through_byte_tokenizers(name: str, text: str) -> None:

@@ -19,7 +19,7 @@ from pydantic_core import from_json
 from orchestrator.data.sources.hub import PREFIX, open_rows, rows_between
 from orchestrator.data.sources.rows import RowError
 
-SPAN_BYTES = 8 << 20
+SPAN_BYTES = 2 << 20  # of JSONL and text: what one process reads, or tokenizes, at a time
 HUB_ROWS = 10_000  # of a span
 LARGEST_ARRAY = 1 << 30  # bytes of a JSON array, which is parsed whole
 _BOM = b"\xef\xbb\xbf"
