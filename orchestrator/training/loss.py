@@ -4,7 +4,7 @@ import torch
 
 from backbones.contract import TrainableBackbone
 from backbones.inputs import Inputs, PlacedInputs
-from orchestrator.planning.chunks import count_chunks
+from orchestrator.planning.chunks import CACHED_BYTES, MOST_BYTES, count_chunks
 
 
 def place(backbone: TrainableBackbone, inputs: Inputs, device: torch.device) -> PlacedInputs:
@@ -14,7 +14,9 @@ def place(backbone: TrainableBackbone, inputs: Inputs, device: torch.device) -> 
 
 def labelled_nats(backbone: TrainableBackbone, placed: PlacedInputs) -> torch.Tensor:
     """Negative log-likelihood in nats of each labelled position, fp32 (N,)."""
-    return backbone.nats(placed, count_chunks(len(placed.positions_N), backbone.tokenizer_rows.total))
+    recomputes = torch.is_grad_enabled()  # each chunk, in the backward pass
+    most_bytes = MOST_BYTES if recomputes or placed.positions_N.device.type != "cpu" else CACHED_BYTES
+    return backbone.nats(placed, count_chunks(len(placed.positions_N), backbone.tokenizer_rows.total, most_bytes))
 
 
 def token_nats(backbone: TrainableBackbone, inputs: Inputs, device: torch.device) -> torch.Tensor:
