@@ -10,7 +10,7 @@ Tokenizing: our preparation on two CPUs of one Ray (rows read and checked, ids, 
 the prompt), in turns. Its conversion of the file to Arrow is timed apart; ours has no such step. Both sides are warm.
 
 Ranks: two processes map the same arrays and read all of them; what each holds is the PSS of the mapped files and what
-grew of its anonymous memory. Linux only.
+grew of its anonymous memory. Linux only. `--only large` makes those arrays of one file by two processes, minutes long.
 """
 
 import argparse
@@ -59,10 +59,11 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--plan-gigabytes", type=float, default=0.1)
     arguments.add_argument("--tokenize-megabytes", type=int, default=32)
+    arguments.add_argument("--large-megabytes", type=int, default=1000, help="of --only large")
     arguments.add_argument("--rank-tokens", type=int, default=50_000_000)
     arguments.add_argument("--rounds", type=int, default=2, help="of tokenizing")
     arguments.add_argument("--backbone", default="tiny-qwen")
-    arguments.add_argument("--only", choices=("plan", "tokenize", "ranks"))
+    arguments.add_argument("--only", choices=("plan", "tokenize", "ranks", "large"))
     arguments.add_argument("--json", type=Path, help="where to write every single measurement")
     chosen = arguments.parse_args()
     facts = machine()
@@ -74,6 +75,8 @@ def main() -> None:
         if chosen.only in (None, "tokenize"):
             megabytes, rounds = chosen.tokenize_megabytes, chosen.rounds
             results["tokenize"] = measure_tokenizing(Path(folder), megabytes, rounds, chosen.backbone)
+        if chosen.only == "large":
+            results["large"] = measure_large(Path(folder), chosen.large_megabytes, chosen.backbone)
         if chosen.only in (None, "ranks"):
             results["ranks"] = measure_ranks(Path(folder), chosen.rank_tokens)
     facts["load_after"] = os.getloadavg()[0]
@@ -194,11 +197,33 @@ def measure_ranks(folder: Path, tokens: int) -> dict[str, Any]:
     ids = draw.integers(0, 32_000, total, dtype=np.int32)
     data = TokenizedDataset(ids, mask, mask, offsets, lengths * 4, np.array([], np.bool_))
     save_arrays(folder / "arrays", data, {})
-    copy = sum(file.stat().st_size for file in (folder / "arrays").iterdir())
     del data, ids, mask
+    return held_by_two(folder / "arrays")
+
+
+def measure_large(folder: Path, megabytes: int, backbone: str) -> dict[str, Any]:
+    """One file, tokenized by two processes, and its arrays held by two ranks."""
+    import ray
+
+    from jobs.driver.preparation import prepare_data
+    from orchestrator.planning.plan import load_comparison
+
+    plan = load_comparison(write_spec(folder, megabytes * 10**6, backbone))
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    started = time.perf_counter()
+    preparation = prepare_data(plan)
+    seconds = time.perf_counter() - started
+    ray.shutdown()
+    facts = {"bytes": (folder / "train.jsonl").stat().st_size, "seconds": seconds, "parity": preparation.facts}
+    return facts | held_by_two(Path(preparation.prepared[backbone].train_file))
+
+
+def held_by_two(arrays: Path) -> dict[str, Any]:
+    """What two processes hold together of arrays that both have read whole."""
+    copy = sum(file.stat().st_size for file in arrays.iterdir())
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(2), context.Queue()
-    ranks = [context.Process(target=hold, args=(folder / "arrays", barrier, results)) for _ in range(2)]
+    ranks = [context.Process(target=hold, args=(arrays, barrier, results)) for _ in range(2)]
     for rank in ranks:
         rank.start()
     held = [results.get(timeout=300) for _ in ranks]
@@ -247,7 +272,13 @@ def render(facts: dict[str, Any], results: dict[str, Any]) -> str:
             f"{median(found['to_arrow_s']):.1f} s to Arrow; map / ours {found['ratio']:.2f}; again in "
             f"{median(found['ours_again_s']):.2f} s"
         )
-    if found := results.get("ranks"):
+    if found := results.get("large"):
+        counts = ", ".join(f"{name} {count}" for name, count in found["parity"]["dropped"].items())
+        lines.append(
+            f"{found['bytes'] / 1e9:.2f} GB tokenized by two processes in {found['seconds']:.0f} s; of "
+            f"{found['parity']['rows_read']['train']} rows {found['parity']['kept']} kept; left out: {counts}"
+        )
+    for found in (results[part] for part in ("large", "ranks") if part in results):
         lines.append(f"two ranks hold {found['ratio']:.3f} of one copy of {found['one_copy_bytes'] / MIB:.0f} MiB")
     return "\n".join(lines)
 

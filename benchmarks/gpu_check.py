@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from transformers import AutoModelForCausalLM, MistralConfig, PreTrainedConfig, Qwen3Config
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedConfig, Qwen3Config
 
 from backbones.attention import AttentionUnavailableError, resolve_attention
 from backbones.inputs import make_inputs
@@ -51,7 +51,12 @@ TINY = {
     "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 4096,
 }  # fmt: skip
+LLAMA3_8B = {
+    "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 128_256,
+}  # fmt: skip
 WINDOW = 16
+LORA_RANK = 16
 
 
 @dataclass(frozen=True)
@@ -59,15 +64,35 @@ class Scale:
     """What is measured: a shape, the work of a step at both widths, and how many steps."""
 
     shape: dict[str, int]
+    lora_shape: dict[str, int]
     narrow: Work
     wide: Work
+    lora: Work
     steps: int
     warm_up: int
     disk_bytes: int
 
 
-GPU = Scale(QWEN3_17B, Work(16, 2048, 4, 200), Work(4, 8192, 1, 1600), steps=6, warm_up=3, disk_bytes=8 * 10**9)
-CPU = Scale(TINY, Work(4, 64, 2, 16), Work(2, 128, 1, 32), steps=3, warm_up=1, disk_bytes=64 * 10**6)
+GPU = Scale(
+    QWEN3_17B,
+    LLAMA3_8B,
+    narrow=Work(16, 2048, 4, 200),
+    wide=Work(4, 8192, 1, 1600),
+    lora=Work(16, 2048, 2, 200),
+    steps=6,
+    warm_up=3,
+    disk_bytes=8 * 10**9,
+)
+CPU = Scale(
+    TINY,
+    TINY,
+    narrow=Work(4, 64, 2, 16),
+    wide=Work(2, 128, 1, 32),
+    lora=Work(4, 64, 2, 16),
+    steps=3,
+    warm_up=1,
+    disk_bytes=64 * 10**6,
+)
 
 
 @dataclass(frozen=True)
@@ -88,28 +113,38 @@ Part = Callable[[Setting], dict[str, Any]]
 
 
 def speed(setting: Setting, work: Work) -> dict[str, Any]:
-    """The product between two runs of the reference loop; ratios of tokens/s, a median over the measured steps."""
+    """All weights learn; the product also with recomputation left to the plan."""
+    planned = {"product, recomputation as planned": {"activation_checkpointing": "auto"}}
+    return beside_reference(setting, setting.config, work, {"product": {}} | planned)
+
+
+def lora(setting: Setting) -> dict[str, Any]:
+    """Adapters learn; the reference recomputes nothing, so neither does the product."""
+    config = LlamaConfig(**setting.scale.lora_shape, max_position_embeddings=8192, rope_theta=500_000.0)
+    adaptation = {"kind": "lora", "rank": LORA_RANK, "alpha": 2 * LORA_RANK}
+    recipes = {"product": {"adaptation": adaptation, "activation_checkpointing": False}}
+    return beside_reference(setting, config, setting.scale.lora, recipes, lora_rank=LORA_RANK)
+
+
+def beside_reference(
+    setting: Setting, config: PreTrainedConfig, work: Work, recipes: dict[str, dict[str, Any]], **options: Any
+) -> dict[str, Any]:
+    """The product by each recipe, between two runs of the reference loop; ratios of tokens/s, medians over steps."""
     scale, device = setting.scale, setting.device
-    model = make_model_folder(setting.config, setting.scratch / "model", device)
+    model = make_model_folder(config, setting.scratch / f"model-{config.model_type}", device)
 
     def loop() -> dict[str, Any]:
-        return run_loop(setting.config, work, device, steps=scale.steps, warm_up=scale.warm_up)
+        return run_loop(config, work, device, steps=scale.steps, warm_up=scale.warm_up, **options)
 
-    def product(**recipe: Any) -> dict[str, Any]:
+    def product(recipe: dict[str, Any]) -> dict[str, Any]:
         plan = plan_cell(model, setting.scratch, work, setting.accelerator, scale.steps, scale.warm_up, **recipe)
         gc.collect()
         return run_planned(plan, device)
 
-    sides = {
-        "reference": loop(),
-        "product": product(),
-        "product, recomputation as planned": product(activation_checkpointing="auto"),
-        "reference again": loop(),
-    }
+    sides = {"reference": loop()} | {name: product(recipe) for name, recipe in recipes.items()}
+    sides["reference again"] = loop()
     best = max(sides["reference"]["tokens_per_second"], sides["reference again"]["tokens_per_second"])
-    ratios = {
-        name: float(np.median(side["tokens_per_second"])) / best for name, side in sides.items() if "product" in name
-    }
+    ratios = {name: float(np.median(sides[name]["tokens_per_second"])) / best for name in recipes}
     return {"work": asdict(work), "sides": sides, "of_reference": ratios}
 
 
@@ -153,7 +188,7 @@ def compare(config: PreTrainedConfig, kernel: str, device: torch.device) -> dict
 def cells(setting: Setting) -> dict[str, Any]:
     """From the call to the end of the first step, of one cell after another in this process."""
     scale = setting.scale
-    model = make_model_folder(setting.config, setting.scratch / "model", setting.device)
+    model = make_model_folder(setting.config, setting.scratch / f"model-{setting.config.model_type}", setting.device)
     found = []
     for _ in range(2):
         plan = plan_cell(model, setting.scratch, scale.narrow, setting.accelerator, steps=3, warm_up=1)
@@ -184,6 +219,7 @@ PARTS: dict[str, tuple[Part, int]] = {
     "cells-again": (cells, 200),
     "disk": (disk, 120),
     "speed-8192": (lambda setting: speed(setting, setting.scale.wide), 300),
+    "lora": (lora, 300),
 }
 
 

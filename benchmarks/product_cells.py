@@ -68,7 +68,8 @@ def plan_cell(
     model: Path, scratch: Path, work: Work, accelerator: str | None, steps: int, warm_up: int, **recipe: Any
 ) -> Plan:
     """A benchmark of one cell; `recipe` holds what differs from the default one."""
-    name = f"{work.width}-{'-'.join(map(str, recipe.values())) or 'default'}"
+    chosen = [one["kind"] if isinstance(one, dict) else str(one) for one in recipe.values()]
+    name = f"{work.width}-{'-'.join(chosen) or 'default'}"
     needed = 4 * work.tokens * (steps + warm_up + 2) // work.document
     for split, count in (("train", min(needed, DOCUMENTS)), ("validation", 16)):
         file = scratch / f"{split}-{work.document}.jsonl"

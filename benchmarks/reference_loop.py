@@ -13,6 +13,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from peft import LoraConfig
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -22,6 +23,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 from backbones.varlen import document_bounds, register_varlen
 
 IGNORED = -100
+MATRICES = r".*\.layers\..*_proj"
 
 
 @dataclass(frozen=True)
@@ -39,17 +41,28 @@ class Work:
 
 
 def run_loop(
-    config: PreTrainedConfig, work: Work, device: torch.device, *, steps: int, warm_up: int, recompute: bool = False
+    config: PreTrainedConfig,
+    work: Work,
+    device: torch.device,
+    *,
+    steps: int,
+    warm_up: int,
+    recompute: bool = False,
+    lora_rank: int | None = None,
 ) -> dict[str, Any]:
-    """Seconds of each step after `warm_up`, tokens/s of their median, the first step's seconds, peak GiB, the loss."""
+    """Seconds of each step after `warm_up`, tokens/s of their median, the first step's seconds, peak GiB, the loss.
+
+    `lora_rank`: adapters on every matrix of the decoder layers learn alone; all weights are bf16, and none is a master.
+    """
     torch._dynamo.reset()
     gc.collect()
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    model = _build(config, device, recompute)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    model = _build(config, device, recompute, lora_rank)
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(learning, lr=1e-5, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     batch, targets = _batch(config, work, device)
     passes = work.rows // work.rows_at_a_time
     taken, loss = [], 0.0
@@ -62,7 +75,7 @@ def run_loop(
             nats = model(**batch)
             (nats / (targets * passes)).backward()
             total += nats.detach()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(learning, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         loss = float(total) / (targets * passes)  # waits for the device
@@ -77,11 +90,16 @@ def run_loop(
     }
 
 
-def _build(config: PreTrainedConfig, device: torch.device, recompute: bool) -> nn.Module:
+def _build(config: PreTrainedConfig, device: torch.device, recompute: bool, lora_rank: int | None) -> nn.Module:
     on_gpu = device.type == "cuda"
     kernel = register_varlen() if on_gpu else "sdpa"
+    dtype = torch.float32 if lora_rank is None else torch.bfloat16
     with device:
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=kernel)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=kernel)
+    if lora_rank is not None:
+        adapters = LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, target_modules=MATRICES, bias="none")
+        model.add_adapter(adapters)
+        model.to(device=device, dtype=dtype)
     model.config.use_cache = False
     model.train()
     if recompute:

@@ -6,12 +6,17 @@ from typing import Any
 import torch
 from gang import run_ranks
 
-from benchmarks.gpu_check import CPU, Setting, disk, kernels, speed, summary
+from benchmarks.gpu_check import CPU, Setting, disk, kernels, lora, speed, summary
 
 
 def run_parts(scratch: Path) -> dict[str, Any]:
     setting = Setting(CPU, torch.device("cpu"), None, scratch)
-    return {"speed": speed(setting, CPU.narrow), "kernels": kernels(setting), "disk": disk(setting)}
+    return {
+        "speed": speed(setting, CPU.narrow),
+        "lora": lora(setting),
+        "kernels": kernels(setting),
+        "disk": disk(setting),
+    }
 
 
 def test_every_part_measures_what_it_says(tmp_path: Path) -> None:
@@ -23,6 +28,9 @@ def test_every_part_measures_what_it_says(tmp_path: Path) -> None:
     assert all(share > 0 for share in found["speed"]["of_reference"].values())
     assert len(product["stalls_s"]) == 2 and product["checkpoint_bytes"] > 4 * product["contract"]["parameters"]
     assert product["contract"]["activation_checkpointing"] is True
+    adapted = found["lora"]["sides"]["product"]
+    assert 0 < adapted["checkpoint_bytes"] < product["checkpoint_bytes"] / 2
+    assert [len(side["step_s"]) for side in found["lora"]["sides"].values()] == [CPU.steps] * 3
     by = {kernel: one for kernel, one in found["kernels"]["found"]["mistral, window of 16"].items() if "holds" in one}
     assert found["kernels"]["holds"] and set(by) >= {"sdpa", "eager"}
     assert found["disk"]["bytes_per_second"] > 0
