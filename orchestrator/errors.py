@@ -121,6 +121,10 @@ class ResumeError(OrchestratorError):
     """A resumed run reads other rows, or computes another loss, than an earlier attempt did; retrying repeats it."""
 
 
+class JobError(OrchestratorError):
+    """A job ended, and there is no result of it to give."""
+
+
 class StoreError(OrchestratorError):
     """The queue's database cannot be opened or is not ours alone."""
 

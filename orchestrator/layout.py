@@ -112,6 +112,11 @@ class JobFolder:
         return self.path / "report.html"
 
     @property
+    def output(self) -> Path:
+        """What a driver prints that a Python program started on this machine."""
+        return self.path / "output.txt"
+
+    @property
     def benchmark(self) -> Path:
         return self.path / "benchmark.json"
 

@@ -41,6 +41,7 @@ DOORS = (
     ("backbones.varlen", "backbones.attention"),
     ("pyarrow", "orchestrator.data.sources.containers"),
     ("datasets", "orchestrator.data.sources.hub"),
+    ("pandas", "jobs.notebook.frames"),
 )
 
 # The rooms of a package, from the ground up. Files import from their own room and from those before it, lazily or not.
@@ -51,11 +52,11 @@ ROOMS = {
     ),
     "jobs": (
         *("formats", "queue", "cluster", "results", "report", "simulation"),
-        *("tracking", "driver", "dispatch", "doctor", "cli"),
+        *("tracking", "driver", "dispatch", "doctor", "cli", "notebook"),
     ),
 }
 # What people start with `python -m` or import: nothing of ours imports them.
-DOORS_OF_JOBS = ("compare", "finetune", "benchmark", "certify", "dispatcher", "client")
+DOORS_OF_JOBS = ("compare", "finetune", "benchmark", "certify", "dispatcher", "client", "api")
 MOST_MODULES = 6  # at the top of jobs/, besides the doors
 MOST_LINES = 300
 WHY_LONG = "Over 300 lines"  # how the sentence begins that says why
@@ -64,7 +65,7 @@ WHY_LONG = "Over 300 lines"  # how the sentence begins that says why
 TORCH_FREE = (
     *(f"orchestrator.{name}" for name in ("errors", "identity", "results", "spec_files.spec")),
     *(f"orchestrator.planning.{name}" for name in ("plan", "memory", "flops")),
-    *("orchestrator.data.examples", "orchestrator.data.stdlib", "jobs.cli.app", "backbones.registry"),
+    *("orchestrator.data.examples", "orchestrator.data.stdlib", "jobs.cli.app", "jobs.api", "backbones.registry"),
     *("jobs.queue.policy", "jobs.simulation.simulate", "jobs.simulation.trace"),
 )
 HEAVY = ("torch", "ray", "mlflow", "transformers")

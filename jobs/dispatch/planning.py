@@ -36,7 +36,7 @@ def plan_submission(question: Question) -> JobRequest:
         owner=question["owner"],
         priority=request.priority if priority is None else priority,
         spec_file=question["spec"],
-        arguments=tuple(_arguments(question)),
+        arguments=tuple(entry_arguments(question)),
         code=str(keep_code(Path.cwd(), Storage(plan.storage).code)),
         occurrence=question.get("occurrence"),
     )
@@ -57,7 +57,7 @@ def plan_schedule(question: ScheduleQuestion) -> tuple[str, Template, str, str, 
     return question["name"], template, question["cron"], question["timezone"], dict(question["rules"])
 
 
-def _arguments(question: Question) -> Iterator[str]:
+def entry_arguments(question: Question) -> Iterator[str]:
     """The options of the entry point that repeat what was asked for."""
     for plugin in question["plugins"]:
         yield from ("--plugin", plugin)

@@ -40,6 +40,18 @@ def instead_of_driver(job_folder: Path) -> Iterator[bool]:
         yield True
 
 
+def has_driver(job_folder: Path) -> bool:
+    """Whether a driver of the job lives, or somebody who sends in its place, which takes seconds."""
+    if not JobFolder(job_folder).driver_lock.exists():
+        return False
+    with _lock_file(job_folder) as descriptor:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
+
+
 def driver_waits(job_folder: Path) -> bool:
     """Whether a driver wants to begin, and so whoever sends in its place must leave."""
     return (JobFolder(job_folder).driver_waits).exists()

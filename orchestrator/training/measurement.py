@@ -32,6 +32,12 @@ class ItemScores:
         return bits_per_byte(float(self.nats.sum()), int(self.bytes.sum()))
 
     @property
+    def each_bits_per_byte(self) -> np.ndarray:
+        """Of every item by itself, (items,) float64."""
+        each: np.ndarray = self.nats / math.log(2) / np.maximum(self.bytes, 1)
+        return each
+
+    @property
     def loss(self) -> float:
         """Nats per scored token."""
         return float(self.nats.sum()) / max(int(self.tokens.sum()), 1)
