@@ -1,5 +1,6 @@
 """The plots of the report, each one an inline SVG. matplotlib is imported when the first one is drawn."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -214,7 +215,7 @@ def _line_plot(
     scale: float = 1.0,
 ) -> Markup:
     limit = max(20, POINTS_PER_PLOT // len(curves))
-    seeds = max(sum(curve.backbone_id == other.backbone_id for other in curves) for curve in curves)
+    seeds = max(Counter(curve.backbone_id for curve in curves).values())
     with styled_axes(HEIGHT) as (figure, axes):
         for curve in curves:
             look = looks[curve.backbone_id]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from jobs.formats import count, duration, is_number, percent, significant, words
 from jobs.report.contract import contract_differences, contract_facts
+from jobs.report.excerpt import DRAWN_BACKBONES, best_of, curved_cells, shown_pairs
 from jobs.report.history import history_view
 from jobs.report.palette import Look, looks
 from jobs.report.plots import (
@@ -17,6 +18,7 @@ from jobs.report.plots import (
     ranking_plot,
     time_plot,
 )
+from jobs.report.scope import scope
 from jobs.results.documents import DataFacts, Facts, RankedBackbone, Report, TrainedCell, Verdict, find_verdict
 
 # metric, heading, how it is written, whether a bar helps to compare
@@ -73,13 +75,17 @@ def report_view(document: Report) -> dict[str, object]:
     """The variables of the template."""
     cells: Sequence[TrainedCell] = document["cells"]
     looked = looks(cell["backbone_id"] for cell in cells)
-    backbones = {name: Backbone(name, look, _of(cells, name)) for name, look in looked.items()}
+    runs: dict[str, list[TrainedCell]] = {name: [] for name in looked}
+    for cell in cells:
+        runs[cell["backbone_id"]].append(cell)
+    backbones = {name: Backbone(name, look, runs[name]) for name, look in looked.items()}
     comparison, verdict, ranking = (
         document["comparison"],
         find_verdict(document),
         document.get("ranking") or [],
     )
     is_finetune = comparison["kind"] == "finetune"
+    curved = curved_cells(cells, ranking)
     return {
         "comparison": comparison,
         "environment": document["environment"],
@@ -94,7 +100,12 @@ def report_view(document: Report) -> dict[str, object]:
         "unranked": _unranked(backbones, ranking),
         "seeds": sorted({cell["seed"] for cell in cells}),
         "ranking_plots": [] if is_finetune else _ranking_plots(ranking, verdict, looked),
-        "curves": _curve_plots(cells, looked),
+        "scope": scope(document),
+        "pairs": [] if verdict is None else shown_pairs(verdict["pairs"], ranking),
+        "drawn_backbones": DRAWN_BACKBONES,
+        "curved_runs": len(curved),
+        "curved": {cell["backbone_id"]: None for cell in curved},
+        "curves": _curve_plots(curved, looked),
         "cost_headings": [heading for _, heading, _, _ in COSTS],
         "costs": _costs(list(backbones.values())),
         "dropped": _dropped(document["data"]),
@@ -104,10 +115,6 @@ def report_view(document: Report) -> dict[str, object]:
         "contract_backbones": _with_contract(cells),
         "history": history_view(document.get("history"), looked),
     }
-
-
-def _of(cells: Sequence[TrainedCell], backbone_id: str) -> list[TrainedCell]:
-    return [cell for cell in cells if cell["backbone_id"] == backbone_id]
 
 
 def _unranked(backbones: Mapping[str, Backbone], ranking: Sequence[RankedBackbone]) -> list[Backbone]:
@@ -120,11 +127,14 @@ def _ranking_plots(
 ) -> list[Plot]:
     if not ranking:
         return []
-    plots: list[Plot | None] = [ranking_plot(ranking, looked)]
+    drawn = best_of(ranking)
+    plots: list[Plot | None] = [ranking_plot(drawn, looked)]
     if verdict is not None:
-        best = ranking[0]["backbone_id"]
+        best, among = ranking[0]["backbone_id"], {row["backbone_id"] for row in drawn}
+        pairs = [pair for pair in verdict["pairs"] if best in (pair["a"], pair["b"])]
+        pairs = [pair for pair in pairs if among >= {pair["a"], pair["b"]}]
         margin, level = verdict["margin"] * ranking[0]["val_bits_per_byte"], percent(1 - verdict["alpha"], 0)
-        plots.append(difference_plot(verdict["pairs"], best, looked, margin, level))
+        plots.append(difference_plot(pairs, best, looked, margin, level))
     return [plot for plot in plots if plot is not None]
 
 

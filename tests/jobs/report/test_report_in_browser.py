@@ -11,6 +11,7 @@ import pytest
 from matplotlib.image import imread
 from report_documents import comparison_document, finetune_document
 
+from benchmarks.report_size import made_up
 from jobs.report.html import render_report
 
 CHROMIUM = shutil.which("chromium")
@@ -28,6 +29,8 @@ QUIET = (
     "--hide-scrollbars",
     "--host-resolver-rules=MAP * ~NOTFOUND",
 )
+# What this browser asks for by itself, whatever the page: its components, its accounts, its search engine.
+CHROMIUMS_OWN = re.compile(r"https?://([\w-]+\.)*(google|googleapis|gstatic|gvt1|chromium|duckduckgo)\.(com|org)/")
 DARK = "--blink-settings=preferredColorScheme=0"
 # Tells in the title what the layout engine made of the page; only the test's copy of the page carries it.
 MEASURE = """<script>
@@ -83,9 +86,9 @@ def test_nothing_is_wider_than_the_window(tmp_path: Path, width: int, kind: str)
     assert unescape(title) == f"[{width},{width},[],{plots}]"
 
 
-@pytest.mark.parametrize("width", [360, 400])
-def test_nothing_is_wider_than_a_phone(tmp_path: Path, width: int) -> None:
-    page = render_report(comparison_document()).replace("</body>", MEASURE)
+@pytest.mark.parametrize(("width", "many"), [(360, False), (400, False), (400, True)])
+def test_nothing_is_wider_than_a_phone(tmp_path: Path, width: int, many: bool) -> None:
+    page = render_report(made_up(250) if many else comparison_document()).replace("</body>", MEASURE)
     page = page.replace("document.title =", "parent.document.title =")
     frame = tmp_path / "phone.html"
     frame.write_text(page, encoding="utf-8")
@@ -98,6 +101,37 @@ def test_nothing_is_wider_than_a_phone(tmp_path: Path, width: int) -> None:
     )
     (title,) = re.findall(r"<title>(.*?)</title>", dom)
     assert unescape(title) == f"[{width},{width},[],6]"
+
+
+@pytest.mark.parametrize("mode", ["light", "dark", "print"])
+def test_the_browser_asks_the_network_for_nothing_and_complains_of_nothing(tmp_path: Path, mode: str) -> None:
+    """Whatever a page requests is in chromium's own log of the network, also where no host can be resolved."""
+    assert CHROMIUM is not None
+    file, network = tmp_path / "report.html", tmp_path / "network.json"
+    file.write_text(render_report(made_up(250)), encoding="utf-8")
+    end = {"light": ["--dump-dom"], "dark": [DARK, "--dump-dom"], "print": [f"--print-to-pdf={tmp_path / 'page.pdf'}"]}
+    log = [f"--log-net-log={network}", "--enable-logging=stderr", "--v=0"]
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    command = [CHROMIUM, *QUIET, profile, *log, *end[mode], file.as_uri()]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+
+    assert "CONSOLE" not in ran.stderr
+    asked = re.findall(r'"url":"(https?://[^"]*)"', network.read_text(encoding="utf-8"))
+    assert not [url for url in asked if not CHROMIUMS_OWN.match(url)]
+    if mode == "print":
+        assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_a_console_message_and_a_request_would_be_seen(tmp_path: Path) -> None:
+    assert CHROMIUM is not None
+    file, network = tmp_path / "page.html", tmp_path / "network.json"
+    file.write_text("<script>console.error('seen')</script><img src='https://example.org/seen.png'>", encoding="utf-8")
+    log = [f"--log-net-log={network}", "--enable-logging=stderr", "--v=0"]
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    command = [CHROMIUM, *QUIET, profile, *log, "--dump-dom", file.as_uri()]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert "CONSOLE" in ran.stderr
+    assert "https://example.org/seen.png" in network.read_text(encoding="utf-8")
 
 
 def test_the_page_is_drawn_in_light_and_in_dark(tmp_path: Path) -> None:

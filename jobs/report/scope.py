@@ -1,0 +1,53 @@
+"""What a report's answer holds for: its budget, its tuning and its data, in words. Pure."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jobs.formats import count, fact, flatten, significant, size
+from jobs.results.documents import Report
+
+UNITS = {"tokens": "tokens", "steps": "optimizer steps", "flops": "FLOPs", "gpu_hours": "GPU hours"}
+
+
+def scope(document: Report) -> list[tuple[str, str]]:
+    """(aspect, sentence) for each that the document tells; reports of tests and of earlier versions may tell less."""
+    spec: Mapping[str, Any] = document["comparison"]["spec"]
+    recipe = spec.get("recipe") or {}
+    told = (("Budget", _budget(recipe)), ("Tuning", _tuning(spec, recipe)), ("Data", _data(document, recipe)))
+    return [(aspect, sentence) for aspect, sentence in told if sentence]
+
+
+def _budget(recipe: Mapping[str, Any]) -> str:
+    budget = recipe.get("budget")
+    if not budget:
+        return ""
+    kind, amount = budget["kind"], budget["amount"]
+    number = (
+        f"{size(amount)} of learnable text" if kind == "bytes" else f"{significant(amount)} {UNITS.get(kind, kind)}"
+    )
+    return f"{number} for each run. More or less training may rank the backbones differently."
+
+
+def _tuning(spec: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
+    if tuning := spec.get("tuning") or recipe.get("tuning"):
+        return "; ".join(f"{name} {fact(value)}" for name, value in flatten(tuning).items()) + "."
+    optimizer = recipe.get("optimizer") or {}
+    if "learning_rate" not in optimizer:
+        return ""
+    method = (recipe.get("adaptation") or {}).get("kind", "full")
+    return (
+        f"none: every backbone was trained with a learning rate of {optimizer['learning_rate']:g}, adaptation {method}."
+        " A rate of its own may suit a backbone better."
+    )
+
+
+def _data(document: Report, recipe: Mapping[str, Any]) -> str:
+    data, asked = document["data"], recipe.get("data") or {}
+    named = data.get("train") or asked.get("train")
+    length = f", in rows of {count(recipe['sequence_length'])} tokens" if "sequence_length" in recipe else ""
+    training = f"trained on {named or 'the training text'} ({size(data['train_bytes'])}{length})"
+    held_out = data.get("validation") or asked.get("validation") or "the held-out text"
+    scored = count(data.get("scored", data["validation_examples"]))
+    return (
+        f"{training}, scored on {scored} items of {held_out} ({size(data['validation_bytes'])}). Other text may differ."
+    )
