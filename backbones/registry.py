@@ -188,12 +188,18 @@ def _import_file(path: Path) -> None:
     """Imports a file under its own name, so that a spec's `backbone_cls` can name a class in it."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
-    if path.stem in sys.modules or importlib.util.find_spec(path.stem) is not None:
+    if path.stem in sys.modules or not _is_free(path):
         raise ImportError(f"there already is a module called {path.stem!r}; rename the file")
     found = importlib.util.spec_from_file_location(path.stem, path)
     assert found is not None and found.loader is not None  # a .py file
     sys.modules[path.stem] = importlib.util.module_from_spec(found)
     found.loader.exec_module(sys.modules[path.stem])
+
+
+def _is_free(path: Path) -> bool:
+    """Whether its name imports nothing yet, or the file itself: `python -m` looks in the working directory."""
+    found = importlib.util.find_spec(path.stem)
+    return found is None or (found.origin is not None and Path(found.origin).resolve() == path)
 
 
 @cache

@@ -51,6 +51,14 @@ def _registers(backbone_id: str) -> str:
     return "\n".join(line.strip() for line in source.splitlines())
 
 
+def test_a_file_in_the_folder_that_python_looks_in_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `python -m jobs.compare SPEC --plugin family.py` does from the file's own folder."""
+    file = _write(tmp_path, "family_of_this_folder.py", _registers("of-this-folder"))
+    monkeypatch.syspath_prepend(tmp_path)
+    load_plugin(str(file))
+    assert get_spec("of-this-folder").family == "tiny"
+
+
 def test_the_guides_file_states_what_is_true_of_its_class(tmp_path: Path) -> None:
     import torch
     from transformers import LlamaForCausalLM
