@@ -5,7 +5,7 @@ BIN := .venv/bin
 PRETRAINED := runs/smollm2-135m-instruct
 HELD_OUT := runs/held-out-sample.jsonl
 
-.PHONY: demo demo-pretrained test e2e chaos gpu-check check format clean
+.PHONY: demo demo-pretrained test e2e chaos gpu-check check docs format clean
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -55,9 +55,14 @@ check: .venv/.installed
 	$(BIN)/mypy
 	$(BIN)/pytest tests/test_architecture.py
 
+# The site, in site/index.html; a warning is an error.
+docs: .venv/.installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 format: .venv/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv runs site build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
