@@ -36,6 +36,10 @@ class Storage:
         """The jobs that have a report, by name."""
         return [JobFolder(path.parent) for path in sorted(self.path.glob("*/report.json"))]
 
+    def looks(self) -> list[Path]:
+        """What each job keeps of its looks at a comparison."""
+        return sorted(self.path.glob("*/looks.json"))
+
     @property
     def certificates(self) -> Path:
         return self.path / "certificates"
@@ -115,6 +119,11 @@ class JobFolder:
     def output(self) -> Path:
         """What a driver prints that a Python program started on this machine."""
         return self.path / "output.txt"
+
+    @property
+    def looks(self) -> Path:
+        """The verdicts that were made in this folder, and what each cost of alpha."""
+        return self.path / "looks.json"
 
     @property
     def benchmark(self) -> Path:

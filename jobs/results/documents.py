@@ -129,6 +129,41 @@ class Pair(TypedDict):
     equivalent: bool  # two one-sided tests at alpha: the 1 - 2 alpha interval lies within +-margin
 
 
+class Look(TypedDict):
+    """Which look at the comparison a verdict is. A look by hand has no `declared` number of seeds."""
+
+    number: int  # from 1
+    alpha: float  # that this look's tests use
+    spent: float  # of `total_alpha`, by this look
+    total_alpha: float  # of all looks together: the spec's
+    declared: int | None  # verdict.max_seeds, over whose looks alpha is spent
+    earlier_winners: dict[str, str]  # number of an earlier look -> whom it named
+    earlier_seeds: list[int]  # the most seeds of a backbone, at each earlier look
+
+
+class LookRecord(TypedDict):
+    """A look, as the folder of a job keeps it."""
+
+    number: int
+    cells: str  # hash of the cells that were judged, and the metric
+    seeds: dict[str, int]  # backbone -> how many
+    declared: int | None
+    share: float | None  # of the declared seeds
+    alpha: float
+    spent: float  # of the spec's alpha, by this look
+    outcome: str
+    winner: str | None
+    judged: str  # ISO 8601, UTC
+
+
+class LooksDocument(TypedDict):
+    """`looks.json`. `comparison`: the hash of everything but the seeds."""
+
+    format: Literal[1]
+    comparison: str
+    looks: list[LookRecord]
+
+
 @final
 class Verdict(TypedDict):
     """What a comparison showed. `further_seeds` is per backbone and assumes that the observed differences stay."""
@@ -138,12 +173,16 @@ class Verdict(TypedDict):
     sentence: str
     ranking: NotRequired[list[RankedBackbone]]  # best first; stands beside the verdict in `report.json`
     pairs: list[Pair]  # every two backbones with two seeds or more, in order of rank
-    alpha: float
+    alpha: float  # of this look
+    look: NotRequired[Look]
     margin: float  # relative to the best score
     # [low, high] below 3 degrees of freedom; None: seeds alone would not decide
     further_seeds: NotRequired[int | list[int] | None]
     notes: list[str]
-    noise: dict[str, float | None]  # seed_std (pooled), seed_df, item_se (best against second), item_df, groups, items
+    seed_noise: NotRequired[Literal["pooled", "paired"]]  # paired: what a seed does to all backbones is left out
+    # seed_std (pooled), seed_df, seed_std_paired, shared_seed_share, item_se (best against second), item_df, groups,
+    # items
+    noise: dict[str, float | None]
 
 
 @final

@@ -20,6 +20,7 @@ from jobs.results.documents import (
     TrainedCell,
     Verdict,
 )
+from jobs.results.looks import find_look, keep_look, load_looks, new_record, sentences_of, what_is_judged
 from jobs.results.paired_tests import CellScores
 from jobs.results.verdict import judge
 from orchestrator.certificate.record import find_cell_certificate
@@ -38,7 +39,7 @@ def build_document(
 ) -> Report:
     """Everything the report shows, as plain data. `export` is the folder of a finished export."""
     rule = plan.job.rule
-    verdict = None if rule is None else _judge(plan, rule, results)
+    verdict = None if rule is None else judge_cells(plan, rule, results)
     measured = [result for result in results if result.measurement is not None]
     first = measured[0].measurement if measured else None
     return {
@@ -62,21 +63,39 @@ def build_document(
     }
 
 
-def _judge(plan: Plan, rule: VerdictRule, results: Sequence[CellResult]) -> Verdict:
-    """The verdict over the items that every finished cell scored."""
+def judge_cells(plan: Plan, rule: VerdictRule, results: Sequence[CellResult]) -> Verdict:
+    """The verdict over the items that every finished cell scored; its look is kept in the job's folder."""
     finished = [result for result in results if result.status is CellStatus.SUCCEEDED]
+    ids: dict[str, list[str]] = {}
+    for result in finished:
+        ids.setdefault(result.backbone_id, []).append(result.cell_id)
+    judged = what_is_judged(ids, "bits_per_byte", rule.max_seeds, rule.alpha)
+    if not judged.can_claim:
+        return _judge(plan, rule, finished, rule.alpha)
+    look = find_look(judged, load_looks(plan))
+    verdict = _judge(plan, rule, finished, look["alpha"])
+    if verdict["outcome"] == "no verdict":
+        return verdict
+    keep_look(plan, new_record(judged, look, verdict["outcome"], verdict["winner"]))
+    verdict["look"] = look
+    verdict["notes"] = [*sentences_of(look), *verdict["notes"]]
+    rate = plan.job.recipe.optimizer.learning_rate
+    verdict["sentence"] += f" Untuned: each at one learning rate, {rate:g}."
+    return verdict
+
+
+def _judge(plan: Plan, rule: VerdictRule, finished: Sequence[CellResult], alpha: float) -> Verdict:
     scores = {result.cell_id: load_item_scores(Path(result.folder)) for result in finished}
     common = _common_items(list(scores.values()))
     items = plan.validation.items
     assert items is not None, "held-out data is planned with its items"
-    cells = [
-        CellScores(result.backbone_id, result.seed, _at(scores[result.cell_id], common).nats) for result in finished
-    ]
+    at = {cell_id: _at(one, common) for cell_id, one in scores.items()}
+    cells = [CellScores(result.backbone_id, result.seed, at[result.cell_id].nats) for result in finished]
     return judge(
         cells,
         items.learnable_bytes[common],
         items.groups_of(common),
-        alpha=rule.alpha,
+        alpha=alpha,
         margin=rule.margin,
     )
 

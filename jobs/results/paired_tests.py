@@ -4,9 +4,10 @@ For two backbones A and B the difference of corpus bits per byte has two indepen
 
     SE^2 = s2_seed (1/n_A + 1/n_B)  +  s2(D_g) / n_groups
 
-The seed term pools the variance between seeds over all backbones; a pair whose variances differ more than fourfold
-uses Welch's form. The item term is the delete-one-group jackknife of the byte-weighted corpus ratio of the
-seed-averaged difference: with groups of equal bytes exactly s2(D_g) / n_groups, with unequal ones still cluster-robust.
+That is the pooled form of the seed term. Since a seed is common to all backbones it can also be paired by seed, which
+leaves out what a seed does to all of them: `seed_noise` has both forms, and says when which is used. The item term is
+the delete-one-group jackknife of the byte-weighted corpus ratio of the seed-averaged difference: with groups of equal
+bytes exactly s2(D_g) / n_groups, with unequal ones still cluster-robust.
 
 Does it count something twice? A seed effect that is the same per byte in every group moves every D_g alike, so the
 item term does not see it. The part of seed noise that differs between groups (variance v per group) is in both terms:
@@ -18,25 +19,19 @@ Degrees of freedom: SE^2 / df = sum over its terms of (variance / df). Satterthw
 with two or three seeds it trusts too much that seeds which happen to lie close are close: 9 % false winners at alpha
 0.05 where items and seeds matter alike and one of two backbones is three times as noisy, against 5 % here.
 
-Not covered: a backbone that has fewer seeds *and* much more seed noise than its rival (2 seeds against 5, three times
-the deviation: about 15 % false winners, since two seeds cannot show it). A note says where seed counts differ.
+Not covered by the pooled form: a backbone that has fewer seeds *and* much more seed noise than its rival (2 seeds
+against 5, three times the deviation: about 15 % false winners, since two seeds cannot show it). A note says where seed
+counts differ.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import log, sqrt
-from typing import Any
 
 import numpy as np
 
+from jobs.results.seed_noise import ROUNDING, Array, PairedSeeds, SeedNoise, find_seed_noise, shared_seeds
 from orchestrator.errors import InputError
-
-Array = np.ndarray[Any, np.dtype[Any]]
-
-WELCH_RATIO = 4.0  # a pair whose seed variances differ more than this is not pooled
-
-ROUNDING = 1e-12  # a deviation below this share of the score is float noise of equal runs
 
 
 @dataclass(frozen=True)
@@ -59,6 +54,7 @@ class Standings:
     variances: Array  # (K,) between seeds; 0 with one, which then has no weight
     group_bits: Array  # (K, G) averaged over seeds
     group_bytes: Array  # (G,)
+    by_seed: list[dict[str, Array]]  # seed -> (G,) bits
 
     def take(self, rows: list[int]) -> "Standings":
         """The same for some of the backbones."""
@@ -70,7 +66,17 @@ class Standings:
             variances=self.variances[rows],
             group_bits=self.group_bits[rows],
             group_bytes=self.group_bytes,
+            by_seed=[self.by_seed[k] for k in rows],
         )
+
+    def paired(self, noise: PairedSeeds) -> "Standings":
+        """The same with means adjusted for the seeds that each backbone has: equal where all have the same ones."""
+        names = shared_seeds(self.seeds)
+        none = np.full(len(self.group_bytes), np.nan)
+        bits = np.array([[one.get(seed, none) for seed in names] for one in self.by_seed])
+        means, group_bits = noise.fit(noise.scores), noise.fit(bits)
+        order = sorted(range(len(self.ids)), key=lambda k: (means[k], self.ids[k]))
+        return replace(self, means=means, group_bits=group_bits).take(order)
 
     @property
     def pooled(self) -> tuple[float, int]:
@@ -96,7 +102,7 @@ class PairTests:
     difference: Array
     standard_error: Array
     df: Array
-    welch: Array
+    own: Array  # whose seed noise is the pair's own, not that of all
     p_value: Array
     half_width: Array  # of the 1 - alpha interval
     equivalent: Array
@@ -124,23 +130,29 @@ def check_scores(cells: Sequence[CellScores], item_bytes: Array, item_groups: Se
 def find_standings(cells: Sequence[CellScores], item_bytes: Array, item_groups: Sequence[str]) -> Standings:
     """Sorts first, so that the order of the cells cannot change even the last bit."""
     names, group_of_item = np.unique(np.asarray(item_groups, dtype=str), return_inverse=True)
-    group_bytes = np.bincount(group_of_item, weights=item_bytes, minlength=len(names))
-    rows = []
-    by_backbone = groupby(sorted(cells, key=lambda cell: (cell.backbone_id, cell.seed)), lambda cell: cell.backbone_id)
-    for backbone_id, members in by_backbone:
-        seeds = {str(cell.seed): cell.nats / log(2) for cell in members}
-        bits = np.mean(list(seeds.values()), axis=0)
-        scores = {seed: float(values.sum() / np.sum(item_bytes)) for seed, values in seeds.items()}
-        rows.append((float(np.mean(list(scores.values()))), backbone_id, scores, np.bincount(group_of_item, bits)))
-    rows.sort(key=lambda row: row[:2])
+    bits: dict[str, dict[str, Array]] = {}
+    for cell in sorted(cells, key=lambda cell: (cell.backbone_id, cell.seed)):
+        of_groups = np.bincount(group_of_item, cell.nats / log(2), minlength=len(names))
+        bits.setdefault(cell.backbone_id, {})[str(cell.seed)] = of_groups
+    return rank_backbones(bits, np.bincount(group_of_item, weights=item_bytes, minlength=len(names)))
+
+
+def rank_backbones(bits: Mapping[str, dict[str, Array]], group_bytes: Array) -> Standings:
+    """From each backbone's bits by seed and source group, (G,) each."""
+    total = group_bytes.sum()
+    scores = {name: {seed: float(one.sum() / total) for seed, one in by_seed.items()} for name, by_seed in bits.items()}
+    means = {name: float(np.mean(list(by_seed.values()))) for name, by_seed in scores.items()}
+    ids = sorted(bits, key=lambda name: (means[name], name))
+    group_bits = [np.mean(list(bits[name].values()), axis=0) for name in ids]
     return Standings(
-        ids=[row[1] for row in rows],
-        seeds=[row[2] for row in rows],
-        means=np.array([row[0] for row in rows]),
-        counts=np.array([len(row[2]) for row in rows], dtype=int),
-        variances=np.array([_seed_variance(list(row[2].values())) for row in rows]),
-        group_bits=np.array([row[3] for row in rows]).reshape(len(rows), len(names)),
+        ids=ids,
+        seeds=[scores[name] for name in ids],
+        means=np.array([means[name] for name in ids]),
+        counts=np.array([len(bits[name]) for name in ids], dtype=int),
+        variances=np.array([_seed_variance(list(scores[name].values())) for name in ids]),
+        group_bits=np.array(group_bits).reshape(len(ids), len(group_bytes)),
         group_bytes=group_bytes,
+        by_seed=[bits[name] for name in ids],
     )
 
 
@@ -176,25 +188,30 @@ def measure_item_noise(standings: Standings) -> ItemNoise:
     return ItemNoise(per_byte**2 @ factor, float(trace**2 / norm))
 
 
-def measure_seed_noise(standings: Standings, more: int, scale: float) -> tuple[Array, Array, Array]:
-    """Seed variance V of every pair's difference, sum of V / df over its terms, and which pairs are not pooled."""
-    pair = np.stack(np.triu_indices(len(standings.ids), 1))  # (2, P)
-    counts, variances = standings.counts + more, standings.variances * scale
-    welch = variances[pair].max(axis=0) > WELCH_RATIO * variances[pair].min(axis=0)
-    own = variances[pair] / counts[pair]
-    pooled = standings.pooled[0] * scale * (1 / counts[pair]).sum(axis=0)
-    variance = np.where(welch, own.sum(axis=0), pooled)
-    return variance, np.where(welch, (own / (counts[pair] - 1)).sum(axis=0), pooled / np.sum(counts - 1)), welch
+def model_seeds(standings: Standings) -> tuple[Standings, SeedNoise]:
+    """The form of the seed noise, and the standings under it. Every backbone has two seeds or more."""
+    noise = find_seed_noise(standings.seeds, standings.counts, standings.variances)
+    if not isinstance(noise, PairedSeeds) or (noise.present.all() and len(noise.present[0]) == standings.counts.max()):
+        return standings, noise
+    adjusted = standings.paired(noise)
+    return adjusted, find_seed_noise(adjusted.seeds, adjusted.counts, adjusted.variances)
 
 
 def run_pair_tests(
-    standings: Standings, items: ItemNoise, alpha: float, limit: float, *, more: int = 0, scale: float = 1.0
+    standings: Standings,
+    noise: SeedNoise,
+    items: ItemNoise,
+    alpha: float,
+    limit: float,
+    *,
+    more: int = 0,
+    scale: float = 1.0,
 ) -> PairTests:
     """Tests every pair; `more` seeds per backbone and a seed variance `scale` times as large make it a projection."""
     from scipy.special import stdtr, stdtrit
 
     first, second = np.triu_indices(len(standings.ids), 1)
-    variance, inverse, welch = measure_seed_noise(standings, more, scale)
+    variance, inverse, own = noise.measure(more, scale)
     variance, inverse = variance + items.variance, inverse + items.variance / items.df
     df = np.divide(variance, inverse, out=np.full(len(first), items.df), where=inverse > 0)
     difference = standings.means[second] - standings.means[first]
@@ -209,7 +226,7 @@ def run_pair_tests(
         difference,
         error,
         df,
-        welch,
+        own,
         p_value=2 * stdtr(df, -t),
         half_width=stdtrit(df, 1 - alpha / 2) * error,
         equivalent=difference + stdtrit(df, 1 - alpha) * error <= limit,
@@ -222,3 +239,8 @@ def holm(p_values: Array) -> Array:
     corrected = np.empty(len(p_values))
     corrected[order] = np.minimum(1.0, np.maximum.accumulate(p_values[order] * np.arange(len(p_values), 0, -1)))
     return corrected
+
+
+def find_beaten(tests: PairTests, alpha: float) -> list[int]:
+    """The rows that are worse than the best, corrected for all pairs, since the best was picked by the data."""
+    return [int(row) for row in tests.second[(tests.first == 0) & (holm(tests.p_value) < alpha)]]

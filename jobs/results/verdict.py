@@ -10,7 +10,6 @@ import numpy as np
 
 from jobs.results.documents import Pair, RankedBackbone, Verdict, VerdictOutcome
 from jobs.results.paired_tests import (
-    Array,
     CellScores,
     ItemNoise,
     PairTests,
@@ -19,10 +18,17 @@ from jobs.results.paired_tests import (
     find_standings,
     holm,
     measure_item_noise,
+    model_seeds,
     run_pair_tests,
 )
+from jobs.results.seed_noise import Array, PairedSeeds, SeedNoise, pair_seeds
 
 FEW_GROUPS = 10.0  # below this many effective degrees of freedom the item noise is worth a note
+
+ALL_SPENT = (
+    "No verdict: nothing of alpha is left, earlier looks at this comparison spent it. Declare verdict.max_seeds before "
+    "the first look, or raise verdict.alpha."
+)
 
 MOST_SEEDS = 2**20  # if even this many would not decide, the item noise stands in the way
 
@@ -41,15 +47,19 @@ def judge(
     """
     check_scores(cells, item_bytes, item_groups)
     standings = find_standings(cells, item_bytes, item_groups)
-    obstacle = _obstacle(standings)
+    obstacle = _obstacle(standings) or (ALL_SPENT if alpha <= 0 else None)
     one_group = len(standings.group_bytes) < 2
-    judged = standings.take([k for k, count in enumerate(standings.counts) if count >= 2 and not one_group])
+    judged, seeds = model_seeds(
+        standings.take([k for k, count in enumerate(standings.counts) if count >= 2 and not one_group])
+    )
+    if obstacle is None:
+        standings = judged
     items = measure_item_noise(judged)
     limit = margin * float(standings.means[0]) if standings.ids else 0.0
-    tests = run_pair_tests(judged, items, alpha, limit)
+    tests = run_pair_tests(judged, seeds, items, alpha, limit)
     pairs = _pairs(judged, items, tests)
-    outcome, contenders = ("no verdict", []) if obstacle else _outcome(tests, alpha)
-    further = _further_seeds(judged, items, tests, contenders, alpha, limit) if outcome == "undecided" else None
+    outcome, contenders = ("no verdict", []) if obstacle else find_outcome(tests, alpha)
+    further = _further_seeds(judged, seeds, items, tests, contenders, alpha, limit) if outcome == "undecided" else None
     return Verdict(
         outcome=outcome,
         winner=judged.ids[0] if outcome == "winner" else None,
@@ -59,8 +69,9 @@ def judge(
         alpha=alpha,
         margin=margin,
         further_seeds=further,
-        notes=_notes(outcome, judged, items, tests, pairs),
-        noise=_noise(standings, items, pairs) | {"items": len(item_bytes)},
+        notes=_notes(outcome, judged, seeds, items, tests, pairs),
+        seed_noise=seeds.form,
+        noise=_noise(standings, seeds, items, pairs) | {"items": len(item_bytes)},
     )
 
 
@@ -78,7 +89,7 @@ def _obstacle(standings: Standings) -> str | None:
     return None
 
 
-def _outcome(tests: PairTests, alpha: float) -> tuple[VerdictOutcome, list[int]]:
+def find_outcome(tests: PairTests, alpha: float) -> tuple[VerdictOutcome, list[int]]:
     """The outcome, and the rows of the best and of every backbone that it does not beat."""
     unbeaten = (tests.first == 0) & (tests.p_value >= alpha)
     contenders = [0, *tests.second[unbeaten].tolist()]
@@ -94,17 +105,21 @@ def _among(tests: PairTests, contenders: list[int]) -> Array:
 
 
 def _further_seeds(
-    standings: Standings, items: ItemNoise, tests: PairTests, contenders: list[int], alpha: float, limit: float
+    standings: Standings,
+    seeds: SeedNoise,
+    items: ItemNoise,
+    tests: PairTests,
+    contenders: list[int],
+    alpha: float,
+    limit: float,
 ) -> int | list[int] | None:
     """Further seeds per backbone after which the observed differences would decide; items and groups stay."""
     from scipy.special import chdtri
 
     def needed(scale: float) -> int | None:
         def decides(more: int) -> bool:
-            return (
-                _outcome(run_pair_tests(standings, items, alpha, limit, more=more, scale=scale), alpha)[0]
-                != "undecided"
-            )
+            projected = run_pair_tests(standings, seeds, items, alpha, limit, more=more, scale=scale)
+            return find_outcome(projected, alpha)[0] != "undecided"
 
         # Doubling finds an upper end in as many tests as the answer has bits, halving finds the answer: `low` never
         # decides (0 further seeds is the undecided present) and `high` always does. More seeds shrink the seed noise
@@ -165,19 +180,32 @@ def _ranking(standings: Standings, pairs: list[Pair], alpha: float) -> list[Rank
     ]
 
 
-def _noise(standings: Standings, items: ItemNoise, pairs: list[Pair]) -> dict[str, float | None]:
+def _noise(standings: Standings, seeds: SeedNoise, items: ItemNoise, pairs: list[Pair]) -> dict[str, float | None]:
     variance, df = standings.pooled
     return {
         "seed_std": sqrt(variance) if df else None,
         "seed_df": df,
+        "seed_std_paired": sqrt(seeds.variance) if isinstance(seeds, PairedSeeds) else None,
+        "shared_seed_share": _shared(standings),
         "item_se": pairs[0]["item_se"] if pairs else None,
         "item_df": items.df if pairs else None,
         "groups": len(standings.group_bytes),
     }
 
 
+def _shared(standings: Standings) -> float | None:
+    """The estimated share of the seed variance that all backbones have in common."""
+    found = pair_seeds(standings.seeds)
+    return found.shared if found is not None and found.is_estimable else None
+
+
 def _notes(
-    outcome: VerdictOutcome, standings: Standings, items: ItemNoise, tests: PairTests, pairs: list[Pair]
+    outcome: VerdictOutcome,
+    standings: Standings,
+    seeds: SeedNoise,
+    items: ItemNoise,
+    tests: PairTests,
+    pairs: list[Pair],
 ) -> list[str]:
     """What a reader has to know to trust the numbers."""
     notes = []
@@ -187,15 +215,19 @@ def _notes(
     equal = [f"{pair['a']} and {pair['b']}" for pair in pairs if pair["difference"] == pair["standard_error"] == 0]
     if equal:
         notes.append(f"Equal scores to the last digit: {'; '.join(equal)}.")
-    if np.any(tests.welch):
+    if np.any(tests.own):
+        how = "in Welch's form, not with the pooled variance" if seeds.form == "pooled" else "with their own variance"
         notes.append(
-            f"Seed variances differ more than fourfold in {int(tests.welch.sum())} of {len(pairs)} pairs: "
-            "these are tested in Welch's form, not with the pooled variance."
+            f"Seed variances differ {'more than fourfold ' if seeds.form == 'pooled' else ''}in {int(tests.own.sum())} "
+            f"of {len(pairs)} pairs: these are tested {how}."
         )
     if len(set(standings.counts.tolist())) > 1:
         notes.append(
             "Backbones have different numbers of seeds; if one with fewer is also noisier, the verdict is too sure: "
             "finish the missing cells."
+            if seeds.form == "pooled"
+            else "Backbones have different seeds: differences and scores are adjusted to what all would have with the "
+            "same ones."
         )
     if pairs and items.df < FEW_GROUPS:
         notes.append(

@@ -233,6 +233,14 @@ def ids_without_occurrence(plan: Plan) -> dict[str, str]:
     return {cell.cell_id: plain.cell_id for cell, plain in zip(plan.cells, cells, strict=True)}
 
 
+def comparison_identity(plan: Plan) -> str:
+    """The hash of a comparison but for its name and its seeds."""
+    job = plan.job.model_copy(update={"seeds": (0,)})
+    return content_hash(
+        [cell.cell_id for cell in _cells(job, list(plan.backbones), plan.train, plan.validation, plan.occurrence)]
+    )
+
+
 def _cells(
     job: Job,
     specs: list[BackboneSpec],

@@ -289,10 +289,16 @@ class Tracking(Strict):
 
 
 class VerdictRule(Strict):
-    """Two-sided `alpha` of every claim, and the relative `margin` inside which two backbones are a tie."""
+    """Two-sided `alpha` of every claim, and the relative `margin` inside which two backbones are a tie.
+
+    max_seeds: the most seeds that there will be, declared before the first look; the looks up to it share alpha.
+    """
 
     alpha: float = Field(0.05, gt=0, lt=0.5)
     margin: float = Field(0.005, gt=0, lt=1)
+    max_seeds: Annotated[int, Field(ge=2, le=MAX_SEEDS)] | None = Field(
+        None, exclude_if=lambda max_seeds: max_seeds is None
+    )
     constraints: dict[str, float | str] = {}
 
     @field_validator("constraints")

@@ -1,0 +1,153 @@
+"""The looks at a comparison: which one a verdict is, and what it may cost of alpha.
+
+A comparison is the same whatever its seeds are; a look is a verdict over seeds, or by a metric, that was not judged
+before. Each job keeps its looks in its own folder (`looks.json`), so the history of a comparison is what the folders of
+one storage hold of it. A verdict over the same cells by the same metric is the same look, and costs nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from pydantic import TypeAdapter
+
+from jobs.results.documents import Look, LookRecord, LooksDocument, load_document
+from jobs.results.spending import BY_HAND, nominal_levels, spent_by_looks
+from orchestrator.identity import content_hash
+from orchestrator.layout import Storage
+from orchestrator.planning.plan import Plan, comparison_identity
+from orchestrator.results import write_json
+
+LOOKS = TypeAdapter(LooksDocument)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What is judged now: the seeds that each backbone finished, by which metric, and how many seeds were declared."""
+
+    cells: str  # hash of the finished cells and the metric
+    seeds: Mapping[str, int]  # backbone -> how many
+    max_seeds: int | None
+    alpha: float
+
+    @property
+    def share(self) -> float | None:
+        """Of the declared seeds."""
+        return None if self.max_seeds is None else max(self.seeds.values()) / self.max_seeds
+
+    @property
+    def can_claim(self) -> bool:
+        """Whether there can be a verdict; what cannot claim anything costs nothing."""
+        return len(self.seeds) > 1 and min(self.seeds.values()) > 1
+
+
+def what_is_judged(cells: Mapping[str, Sequence[str]], metric: str, max_seeds: int | None, alpha: float) -> Judged:
+    """`cells`: the ids of the finished cells of each backbone."""
+    everything = sorted(cell for of_backbone in cells.values() for cell in of_backbone)
+    seeds = {backbone_id: len(of_backbone) for backbone_id, of_backbone in cells.items()}
+    return Judged(content_hash([everything, metric]), seeds, max_seeds, alpha)
+
+
+def find_look(judged: Judged, earlier: Sequence[LookRecord]) -> Look:
+    """Which look this is after the `earlier` ones, oldest first, and the alpha that its tests may use."""
+    for record in earlier:
+        if record["cells"] == judged.cells:
+            before = earlier[: record["number"] - 1]
+            return _look(judged, before, record["alpha"], record["spent"], record["declared"])
+    segment = _declared_before(judged, earlier)
+    past = [record["share"] or 0.0 for record in segment]
+    if judged.max_seeds is not None:
+        share = judged.share or 0.0
+        if share <= 1 and (not past or past[-1] < share):
+            left = _left(judged, earlier[: len(earlier) - len(segment)])
+            spent = _spent(left, [*past, share]) - (_spent(left, past) if past else 0.0)
+            return _look(judged, earlier, nominal_levels(left, [*past, share])[-1], spent, judged.max_seeds)
+    by_hand = BY_HAND * _left(judged, earlier)
+    return _look(judged, earlier, by_hand, by_hand, None)
+
+
+def _left(judged: Judged, earlier: Sequence[LookRecord]) -> float:
+    """Of alpha after these looks; a rest that is only rounding is none."""
+    left = judged.alpha - sum(record["spent"] for record in earlier)
+    return left if left > 1e-9 * judged.alpha else 0.0
+
+
+def _spent(left: float, shares: Sequence[float]) -> float:
+    """By declared looks at these shares. The last one takes the rest."""
+    return left if shares[-1] >= 1 else spent_by_looks(left, shares)
+
+
+def _declared_before(judged: Judged, earlier: Sequence[LookRecord]) -> Sequence[LookRecord]:
+    """The last looks that were made under the same declaration."""
+    start = len(earlier)
+    while start and judged.max_seeds is not None and earlier[start - 1]["declared"] == judged.max_seeds:
+        start -= 1
+    return earlier[start:]
+
+
+def _look(judged: Judged, earlier: Sequence[LookRecord], alpha: float, spent: float, declared: int | None) -> Look:
+    return {
+        "number": len(earlier) + 1,
+        "alpha": alpha,
+        "spent": spent,
+        "total_alpha": judged.alpha,
+        "declared": declared,
+        "earlier_winners": {str(one["number"]): one["winner"] for one in earlier if one["winner"] is not None},
+        "earlier_seeds": [max(record["seeds"].values()) for record in earlier],
+    }
+
+
+def new_record(judged: Judged, look: Look, outcome: str, winner: str | None) -> LookRecord:
+    """What is kept of a look."""
+    return {
+        "number": look["number"],
+        "cells": judged.cells,
+        "seeds": dict(judged.seeds),
+        "declared": look["declared"],
+        "share": None if look["declared"] is None else judged.share,
+        "alpha": look["alpha"],
+        "spent": look["spent"],
+        "outcome": outcome,
+        "winner": winner,
+        "judged": datetime.now(UTC).isoformat(timespec="microseconds"),
+    }
+
+
+def sentences_of(look: Look) -> list[str]:
+    """What a reader has to know of it."""
+    number, alpha, total = look["number"], look["alpha"], look["total_alpha"]
+    earlier = f", after looks at {_listed(look['earlier_seeds'])} seeds" if look["earlier_seeds"] else ""
+    if look["declared"] is None:
+        rule = f"by hand; {1 - BY_HAND:.0%} of what was left of {total:g} is kept for seeds that are added later"
+    else:
+        rule = f"one of those up to the {look['declared']} seeds that were declared, which share {total:g}"
+    found = [f"Look {number}{earlier}: tested at alpha {alpha:.2g} ({rule})."]
+    found += [f"Look {one} named {name} the winner." for one, name in look["earlier_winners"].items()]
+    return found
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds[:-1])) + (" and " if len(seeds) > 1 else "") + str(seeds[-1])
+
+
+def load_looks(plan: Plan) -> list[LookRecord]:
+    """The looks at this comparison in every job's folder of the storage, oldest first, numbered anew."""
+    identity = comparison_identity(plan)
+    found: dict[str, LookRecord] = {}
+    for file in Storage(plan.storage).looks():
+        document = load_document(file, LOOKS)
+        if document["comparison"] == identity:
+            for record in document["looks"]:
+                known = found.setdefault(record["cells"], record)
+                if record["judged"] < known["judged"]:
+                    found[record["cells"]] = record
+    ordered = sorted(found.values(), key=lambda record: record["judged"])
+    return [{**record, "number": number} for number, record in enumerate(ordered, 1)]
+
+
+def keep_look(plan: Plan, record: LookRecord) -> None:
+    """Adds a look to the job's own folder, where it is not there yet."""
+    file = plan.files.looks
+    kept = load_document(file, LOOKS)["looks"] if file.exists() else []
+    if all(one["cells"] != record["cells"] for one in kept):
+        write_json(file, {"format": 1, "comparison": comparison_identity(plan), "looks": [*kept, record]})
