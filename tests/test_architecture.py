@@ -56,7 +56,7 @@ ROOMS = {
     ),
 }
 # What people start with `python -m` or import: nothing of ours imports them.
-DOORS_OF_JOBS = ("compare", "finetune", "benchmark", "certify", "dispatcher", "client", "api")
+DOORS_OF_JOBS = ("compare", "decide", "finetune", "benchmark", "certify", "dispatcher", "client", "api")
 MOST_MODULES = 6  # at the top of jobs/, besides the doors
 MOST_LINES = 300
 WHY_LONG = "Over 300 lines"  # how the sentence begins that says why

@@ -10,9 +10,8 @@ import typer
 from rich.console import Console
 
 from backbones.reference import HubError
-from jobs.cli import cluster, queue, tables
+from jobs.cli import cluster, documents, queue, tables
 from jobs.cli.options import Storage, storage_folder
-from orchestrator import layout
 from orchestrator.errors import InputError, OrchestratorError, SpecError
 
 if TYPE_CHECKING:
@@ -109,14 +108,50 @@ def compare(
     certificate: Annotated[
         bool, typer.Option("--certificate/--no-certificate", help="Train only backbones whose certificate passes.")
     ] = True,
+    a_a: Annotated[
+        bool, typer.Option("--a-a", help="Train one backbone against itself: what would noise alone call a win?")
+    ] = False,
+    backbone: Annotated[str | None, typer.Option(metavar="ID", help="Of --a-a; else the spec's first.")] = None,
     plugin: Plugins = None,
     occurrence: Occurrence = None,
 ) -> None:
     """Trains every backbone under one recipe, and says which wins and how sure that is."""
     plugins = _load_plugins(plugin)
+    if (backbone is not None and not a_a) or (a_a and occurrence is not None):
+        raise InputError("--backbone is of --a-a, which no schedule fires; add --a-a, or leave them out")
+    from jobs.driver.kinds.self_comparison import load_self_comparison
     from orchestrator.planning.plan import load_comparison
 
-    planned = replace(load_comparison(spec, occurrence), plugins=plugins)
+    loaded = load_self_comparison(spec, backbone) if a_a else load_comparison(spec, occurrence)
+    planned = replace(loaded, plugins=plugins)
+    require_feasible(planned, skip_infeasible)
+    from jobs.driver.launch import launch
+
+    outcome = launch(planned, out, certify=certificate)
+    tables.print_ranking(outcome.document)
+    raise typer.Exit(outcome.exit_code)
+
+
+@app.command()
+def decide(
+    spec: Spec,
+    max_seeds: Annotated[
+        int | None, typer.Option(min=2, help="Declared before the first look; else verdict.max_seeds, else 8.")
+    ] = None,
+    show_plan: Annotated[bool, typer.Option("--plan", help="Show cells and looks instead; starts nothing.")] = False,
+    skip_infeasible: SkipInfeasible = False,
+    certificate: Annotated[bool, typer.Option("--certificate/--no-certificate", help="As for compare.")] = True,
+    plugin: Plugins = None,
+    occurrence: Occurrence = None,
+) -> None:
+    """Compares, and adds seeds until a winner or a tie is decided; clear losers get no further ones."""
+    plugins = _load_plugins(plugin)
+    from jobs.driver.kinds.decision import load_decision
+
+    planned = replace(load_decision(spec, max_seeds, occurrence), plugins=plugins)
+    if show_plan:
+        tables.print_plan(planned)
+        return tables.print_looks(planned)
     require_feasible(planned, skip_infeasible)
     from jobs.driver.launch import launch
 
@@ -192,51 +227,7 @@ def certify(
     run_certification(planned, out).require()
 
 
-@app.command()
-def report(
-    job_id: Annotated[str, typer.Argument(metavar="ID", help="The folder name <name>-<hash> of a job.")],
-    storage: Storage = None,
-) -> None:
-    """Prints a finished job's ranking and writes its report anew from report.json."""
-    from jobs.report.html import render_report
-    from jobs.results.documents import load_report
-
-    root = storage_folder(storage)
-    facts = layout.Storage(root).job(job_id).report
-    if Path(job_id).name != job_id or not facts.is_file():
-        known = [job.path.name for job in layout.Storage(root).reports()]
-        raise InputError(f"no report {job_id!r} in {root}; there are: {', '.join(known) or 'none'}")
-    document = load_report(facts)
-    layout.Storage(root).job(job_id).report_page.write_text(render_report(document), encoding="utf-8")
-    tables.print_ranking(document)
-    out.print(f"report: {layout.Storage(root).job(job_id).report_page}", highlight=False, soft_wrap=True)
-
-
-@app.command()
-def simulate(
-    trace: Annotated[Path, typer.Argument(metavar="TRACE", help="JSON lines, a job each; docs/queue.md has the keys.")],
-    cluster: Annotated[Path, typer.Option(metavar="CLUSTER", help="The described cluster, YAML.")],
-    policy: Annotated[str, typer.Option(help="Whose schedule to show: backbone, fifo or fifo-backfill.")] = "backbone",
-    as_json: AsJson = False,
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with a Gantt picture.")] = None,
-) -> None:
-    """Plays a trace of jobs on a described cluster by the policy of the queue."""
-    from jobs.simulation.figures import run_simulation
-
-    run_simulation(trace, cluster, policy, as_json, html, out)
-
-
-@app.command()
-def schema(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="comparison or finetune")] = "comparison",
-    of: Annotated[str | None, typer.Option(metavar="NAME", help="A document's instead, such as report.")] = None,
-) -> None:
-    """Prints the JSON schema of a spec file, or of a document that the commands write."""
-    from jobs.cli.schemas import document_schema, spec_schema
-
-    print(json.dumps(spec_schema(kind) if of is None else document_schema(of), indent=2))
-
-
+documents.register(app)
 queue.register(app)
 cluster.register(app)
 

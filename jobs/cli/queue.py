@@ -73,6 +73,8 @@ def submit(
     occurrence: Annotated[
         str | None, typer.Option(metavar="NAME", help="A benchmark to continue; else a new one.")
     ] = None,
+    decide: Annotated[bool, typer.Option("--decide", help="Add seeds until the comparison is decided.")] = False,
+    max_seeds: Annotated[int | None, typer.Option(min=2, help="As for decide.")] = None,
     insecure: Insecure = False,
     as_json: AsJson = False,
 ) -> None:
@@ -86,10 +88,16 @@ def submit(
     given: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
     if given and not benchmark:
         raise InputError("--steps, --warmup and --occurrence are of a benchmark; add --benchmark, or leave them out")
+    if (max_seeds is not None and not decide) or (decide and benchmark):
+        raise InputError("--max-seeds is of --decide, which cannot be a benchmark; add --decide, or leave it out")
     measure = Benchmark(**given) if benchmark else None
     client = _client(address, insecure)
     job = client.submit(
-        Submission(spec, priority, owner, tuple(plugin or ()), working_dir, skip_infeasible, certificate, measure)
+        Submission(
+            *(spec, priority, owner, tuple(plugin or ()), working_dir, skip_infeasible, certificate, measure),
+            decide=decide,
+            max_seeds=max_seeds,
+        )
     )
     if as_json:
         print(json.dumps(job, indent=2))

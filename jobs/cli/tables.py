@@ -132,6 +132,19 @@ def print_plan(planned: "Plan") -> None:
         print(f"{name:10} {text}")
 
 
+def print_looks(planned: "Plan") -> None:
+    """At how many seeds a decision looks, and at which level each tests, where nobody looked before."""
+    from jobs.results.spending import nominal_levels
+    from orchestrator.spec_files.spec import Decision
+
+    job = planned.job
+    assert isinstance(job, Decision)
+    seeds = range(job.first, len(job.seed_list) + 1)
+    levels = nominal_levels(job.verdict.alpha, [number / len(job.seed_list) for number in seeds])
+    print(f"looks      {', '.join(f'{n} seeds at {p:.2g}' for n, p in zip(seeds, levels, strict=True))}")
+    print(f"first      {job.first * len(planned.backbones)} cells; the others only where it is still undecided")
+
+
 def print_ranking(document: "Report") -> None:
     """The ranking of a report, or a finetune before and after."""
     table = Table(box=None, pad_edge=False, header_style="bold")

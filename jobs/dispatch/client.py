@@ -42,6 +42,8 @@ class Submission:
     skip_infeasible: bool = False
     certificate: bool = True
     benchmark: Benchmark | None = None
+    decide: bool = False  # seeds are added until it is decided
+    max_seeds: int | None = None  # else the spec's
 
     @property
     def folder(self) -> Path:
@@ -71,6 +73,8 @@ class Submission:
         }
         if self.benchmark is not None:
             question["benchmark"] = cast(BenchmarkQuestion, asdict(self.benchmark))
+        if self.decide:
+            question["decide"] = {"max_seeds": self.max_seeds}
         return question
 
 

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import cast
 
 from jobs.dispatch.wire import Question, ScheduleQuestion, Template
-from jobs.driver.cell_jobs import find_all_finished, open_cells
+from jobs.driver.cell_jobs import find_infeasible
 from jobs.driver.kinds.benchmark import load_benchmark
+from jobs.driver.kinds.decision import load_decision
 from jobs.driver.requests import job_request
+from jobs.driver.rounds import Rounds
 from jobs.queue.rows import JobRequest
 from orchestrator.errors import SpecError
 from orchestrator.layout import Storage
@@ -29,7 +31,7 @@ def plan_submission(question: Question) -> JobRequest:
     plan = _load(question)
     if plan.infeasible and not question["skip_infeasible"]:
         raise SpecError(plan.infeasible)
-    request = job_request(plan, open_cells(plan, find_all_finished(plan)))
+    request = job_request(plan, Rounds(plan, find_infeasible(plan)).advance())
     priority = question["priority"]
     return replace(
         request,
@@ -46,6 +48,8 @@ def _load(question: Question) -> Plan:
     spec = Path(question["spec"])
     if benchmark := question.get("benchmark"):
         return load_benchmark(spec, **benchmark)
+    if decide := question.get("decide"):
+        return load_decision(spec, decide["max_seeds"], question.get("occurrence"))
     return load_plan(spec, question.get("occurrence"))
 
 
@@ -67,6 +71,8 @@ def entry_arguments(question: Question) -> Iterator[str]:
         yield from ("--warmup", str(benchmark["warm_up"]), "--steps", str(benchmark["measured"]))
         yield from ("--occurrence", benchmark["occurrence"])
         return
+    if (decide := question.get("decide")) and decide["max_seeds"] is not None:
+        yield from ("--max-seeds", str(decide["max_seeds"]))
     if not question["certificate"]:
         yield "--no-certificate"
     if question.get("occurrence"):

@@ -16,6 +16,12 @@ class BenchmarkQuestion(TypedDict):
     occurrence: str
 
 
+class DecideQuestion(TypedDict):
+    """A comparison that gets seeds until it is decided."""
+
+    max_seeds: int | None
+
+
 class Question(TypedDict):
     """What the gateway plans: a spec in the folder that travels with it."""
 
@@ -26,6 +32,7 @@ class Question(TypedDict):
     skip_infeasible: bool
     certificate: bool
     benchmark: NotRequired[BenchmarkQuestion]
+    decide: NotRequired[DecideQuestion]
     occurrence: NotRequired[str]
 
 

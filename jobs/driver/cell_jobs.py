@@ -3,7 +3,6 @@
 import os
 import time
 import uuid
-from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -78,17 +77,6 @@ def find_infeasible(plan: Plan) -> dict[str, CellResult]:
         for cell, forecast in zip(plan.cells, plan.forecasts, strict=True)
         if forecast.infeasible is not None
     }
-
-
-def find_all_finished(plan: Plan) -> dict[str, CellResult]:
-    """By cell, the stored results of those with nothing left to do."""
-    return {cell.cell_id: result for cell in plan.cells if (result := find_finished(plan, cell)) is not None}
-
-
-def open_cells(plan: Plan, finished: Collection[str]) -> list[Cell]:
-    """The cells that still have to run, in the plan's order; `finished`: the ids of those with nothing left to do."""
-    forecasts = zip(plan.cells, plan.forecasts, strict=True)
-    return [cell for cell, forecast in forecasts if cell.cell_id not in finished and forecast.infeasible is None]
 
 
 def find_finished(plan: Plan, cell: Cell) -> CellResult | None:

@@ -3,7 +3,7 @@
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from rich.console import Console
 
 from jobs.cluster.ray_cluster import is_remote
 from jobs.driver.attempts import cancelled_result
-from jobs.driver.cell_jobs import CellJobs, export_request, find_all_finished, find_infeasible, open_cells
+from jobs.driver.cell_jobs import CellJobs, export_request, find_infeasible
 from jobs.driver.cells import CellRunner
 from jobs.driver.conclusion import UPLOAD_LIMIT_INTERRUPTED_S, Outcome, conclude
 from jobs.driver.interruption import interrupt, interruption
@@ -21,11 +21,11 @@ from jobs.driver.locks import locked_cells
 from jobs.driver.preparation import Preparation, find_preparation, prepare_data
 from jobs.driver.progress import Progress
 from jobs.driver.requests import job_request
+from jobs.driver.rounds import Rounds, ids_of
 from jobs.tracking.runs import Tracking
 from orchestrator.attempt.gangs import Gangs
 from orchestrator.faults import VARIABLE, parse_faults
-from orchestrator.planning.plan import Cell, Plan
-from orchestrator.results import CellResult
+from orchestrator.planning.plan import Cell, Plan, narrow
 from orchestrator.tracking.sender import driver_of
 
 STOPPING = "stopping at the next checkpoint; interrupt again to stop at once"
@@ -39,48 +39,55 @@ def launch(plan: Plan, console: Console, certify: bool) -> Outcome:
     nobody could mean.
     """
     faults = parse_faults(os.environ.get(VARIABLE, ""))
-    infeasible = find_infeasible(plan)
     with ExitStack() as held, interruption(console) as received:
         held.enter_context(driver_of(plan.folder))
+        rounds = Rounds(plan, find_infeasible(plan))
         if not is_remote():
-            held.enter_context(_locked(plan))
-        finished = find_all_finished(plan)
-        cells = open_cells(plan, finished)
+            held.enter_context(_locked(plan, rounds.advance()))
+            rounds = Rounds(plan, rounds.infeasible)  # some may have finished while the locks were taken
+        cells = rounds.advance()
         plan.files.spec.write_text(plan.source.text, encoding="utf-8")
-        _announce(plan, console, finished, cells)
-        tracking = Tracking(plan, command_line(), export_request(plan))
-        for result in (*finished.values(), *infeasible.values()):
+        _announce(rounds, console, cells)
+        tracking = Tracking(narrow(plan, {*rounds.results, *ids_of(cells)}), command_line(), export_request(plan))
+        for result in rounds.results.values():
             tracking.finish_child(result)
         leases: Leases | None = None
-        results: list[CellResult] = []
         try:
             if cells or find_preparation(plan) is None:
                 console.print("connecting to Ray" if is_remote() else "starting Ray")
                 leases = held.enter_context(hold_leases(plan.job.placement, job_request(plan, cells)))
                 if is_remote() and not leases.counterpart.is_shared:
-                    held.enter_context(_locked(plan))
+                    held.enter_context(_locked(plan, cells))
                 tracking.start()
                 try:
                     with received.answered_by(interrupt, "stopping"):
                         preparation = _prepare(plan, console)
                 except KeyboardInterrupt:  # a signal before anything trained
-                    results = [cancelled_result(cell, plan.cell_folder(cell)) for cell in cells]
+                    rounds.take([cancelled_result(cell, plan.cell_folder(cell)) for cell in cells])
                 else:
-                    progress = Progress(console, [(cell, plan.cell_folder(cell)) for cell in cells])
                     jobs = CellJobs(plan, preparation, certify, faults)
-                    with Gangs() as gangs, progress.running():
-                        runner = CellRunner(
-                            jobs, plan.job.policy, (tracking, progress), progress.say, leases, gangs.run_attempt
-                        )
-                        with received.answered_by(runner.stop, STOPPING):
-                            results = runner.run(cells)
+                    with Gangs() as gangs:
+                        while cells:
+                            progress = Progress(console, [(cell, plan.cell_folder(cell)) for cell in cells])
+                            witnesses = (tracking, progress)
+                            runner = CellRunner(
+                                jobs, plan.job.policy, witnesses, progress.say, leases, gangs.run_attempt
+                            )
+                            with progress.running(), received.answered_by(runner.stop, STOPPING):
+                                rounds.take(runner.run(cells))
+                            cells = [] if received.number else rounds.advance()
+                            if cells:
+                                console.print(rounds.reason(cells), highlight=False, soft_wrap=True)
+                                tracking.follow(plan, cells)
+                                if not leases.counterpart.is_shared:
+                                    held.enter_context(_locked(plan, cells))
+                                leases.extend(job_request(plan, cells))
         except BaseException:
             tracking.abort(UPLOAD_LIMIT_INTERRUPTED_S)
             raise
-        everything = {**finished, **infeasible, **{result.cell_id: result for result in results}}
-        ordered = [everything[cell.cell_id] for cell in plan.cells]
+        tracking.follow(plan, [cell for cell in plan.cells if cell.cell_id in rounds.results])
         with received.answered_by(tracking.expedite, "leaving the upload to the next launch", also_earlier=False):
-            outcome = conclude(plan, console, ordered, tracking, received.number, command_line())
+            outcome = conclude(plan, console, rounds.ordered, tracking, received.number, command_line())
         if leases is not None:
             leases.finish(outcome.exit_code)
         return outcome
@@ -94,15 +101,17 @@ def command_line() -> str:
 
 
 @contextmanager
-def _locked(plan: Plan) -> Iterator[None]:
+def _locked(plan: Plan, cells: Sequence[Cell]) -> Iterator[None]:
     """Holds the locks of the cells that may have to run. Which of them finished meanwhile is looked up afterwards."""
-    with locked_cells([plan.cell_folder(cell) for cell in open_cells(plan, find_all_finished(plan))]):
+    with locked_cells([plan.cell_folder(cell) for cell in cells]):
         yield
 
 
-def _announce(plan: Plan, console: Console, finished: dict[str, CellResult], cells: list[Cell]) -> None:
-    done = f", {len(finished)} already finished" if finished else ""
-    number = "1 cell" if len(plan.cells) == 1 else f"{len(plan.cells)} cells"
+def _announce(rounds: Rounds, console: Console, cells: Sequence[Cell]) -> None:
+    plan, finished = rounds.plan, len(rounds.results) - len(rounds.infeasible)
+    done = f", {finished} already finished" if finished else ""
+    total = len(rounds.results) + len(cells)
+    number = "1 cell" if total == 1 else f"{total} cells"
     console.print(f"{plan.job_id}: {number}{done}; results in {plan.folder}", highlight=False, soft_wrap=True)
     if not cells:
         hint = "delete its folder under cells/ to run it anew"

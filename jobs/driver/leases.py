@@ -87,6 +87,16 @@ class Leases:
         self._released.append(Release(lease_id, status, note))
         self._wake.set()
 
+    def extend(self, request: JobRequest) -> None:
+        """Asks for further cells of the same job, once the queue has heard of every lease that is over."""
+        deadline = time.monotonic() + ATTACH_LIMIT_S
+        while self._released and time.monotonic() < deadline:
+            self._wake.set()
+            time.sleep(0.02)
+        self.request = request
+        self._attach()
+        self._wake.set()
+
     def nodes_of(self, lease: LeaseRow) -> list[str] | None:
         """The node of each worker, or None where Ray may choose."""
         return (

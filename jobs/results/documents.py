@@ -129,6 +129,14 @@ class Pair(TypedDict):
     equivalent: bool  # two one-sided tests at alpha: the 1 - 2 alpha interval lies within +-margin
 
 
+class NoiseFloor(TypedDict):
+    """Of a backbone against itself; differences as in a pair."""
+
+    difference: float  # the smallest that would be called a win
+    relative: float  # to the best score
+    false_winner: str | None  # the label that was called better
+
+
 class Look(TypedDict):
     """Which look at the comparison a verdict is. A look by hand has no `declared` number of seeds."""
 
@@ -175,6 +183,7 @@ class Verdict(TypedDict):
     pairs: list[Pair]  # every two backbones with two seeds or more, in order of rank
     alpha: float  # of this look
     look: NotRequired[Look]
+    noise_floor: NotRequired[NoiseFloor]
     margin: float  # relative to the best score
     # [low, high] below 3 degrees of freedom; None: seeds alone would not decide
     further_seeds: NotRequired[int | list[int] | None]

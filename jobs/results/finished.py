@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,13 +21,14 @@ from jobs.results.documents import (
     Verdict,
 )
 from jobs.results.looks import find_look, keep_look, load_looks, new_record, sentences_of, what_is_judged
+from jobs.results.noise_floor import add_noise_floor
 from jobs.results.paired_tests import CellScores
 from jobs.results.verdict import judge
 from orchestrator.certificate.record import find_cell_certificate
 from orchestrator.layout import CellFolder
 from orchestrator.planning.plan import Plan
 from orchestrator.results import CellResult, CellStatus, Measurement
-from orchestrator.spec_files.spec import VerdictRule
+from orchestrator.spec_files.spec import Decision, SelfComparison, VerdictRule
 from orchestrator.tracking.spool import EntryKind, read_spool
 from orchestrator.training.measurement import ItemScores, load_item_scores
 
@@ -78,10 +79,24 @@ def judge_cells(plan: Plan, rule: VerdictRule, results: Sequence[CellResult]) ->
         return verdict
     keep_look(plan, new_record(judged, look, verdict["outcome"], verdict["winner"]))
     verdict["look"] = look
-    verdict["notes"] = [*sentences_of(look), *verdict["notes"]]
+    verdict["notes"] = [
+        *sentences_of(look),
+        *(_stopped(judged.seeds) if isinstance(plan.job, Decision) else ()),
+        *verdict["notes"],
+    ]
+    if isinstance(plan.job, SelfComparison):
+        add_noise_floor(verdict)
+        return verdict
     rate = plan.job.recipe.optimizer.learning_rate
     verdict["sentence"] += f" Untuned: each at one learning rate, {rate:g}."
     return verdict
+
+
+def _stopped(seeds: Mapping[str, int]) -> list[str]:
+    """Who got no further seeds while a decision went on."""
+    most = max(seeds.values())
+    fewer = [f"{backbone_id} (after {count})" for backbone_id, count in seeds.items() if count < most]
+    return fewer and [f"No further seeds, since significantly worse than the best at that look: {', '.join(fewer)}."]
 
 
 def _judge(plan: Plan, rule: VerdictRule, finished: Sequence[CellResult], alpha: float) -> Verdict:

@@ -256,7 +256,7 @@ def _sentence(
     pair = next(pair for pair in pairs if pair["b"] == standings.ids[1 if outcome == "winner" else contenders[1]])
     best, digits = float(standings.means[0]), _digits(pair)
     low, high = (_number(end, digits) for end in pair["interval"])
-    interval = f"{100 * (1 - alpha):g} % interval {low} to {high}"
+    interval = f"{100 * (1 - alpha):.3g} % interval {low} to {high}"
     score, difference = f"{best:.{digits}f} bits per byte", f"{pair['difference']:.{digits}f}"
     if outcome == "winner":
         other = pair["b"] if len(standings.ids) == 2 else f"the second, {pair['b']}"
@@ -265,7 +265,7 @@ def _sentence(
         beaten = [name for k, name in enumerate(standings.ids) if k not in contenders]
         rest = f"; {_listed(beaten)} {'is' if len(beaten) == 1 else 'are'} worse" if beaten else ""
         return (
-            f"Tie between {names}: {score}, every {100 * (1 - 2 * alpha):g} % interval of a difference lies within "
+            f"Tie between {names}: {score}, every {100 * (1 - 2 * alpha):.3g} % interval of a difference lies within "
             f"the margin of {margin * best:.{digits}f} ({100 * margin:g} %){rest}."
         )
     return f"Undecided between {names}: {pair['b']} is {difference} above {pair['a']}, {interval}; {_outlook(further)}."

@@ -1,6 +1,7 @@
 """What MLflow is told of a job: a parent run for the comparison or finetune, and a child run for each cell."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.formats import flatten
@@ -20,6 +21,7 @@ class Tracking:
         self._synced = plan.files.synced
         self._writer = open_writer(plan.tracking_uri, plan.job.tracking.experiment, plan.storage)
         self._parent = _parent_run(plan, command)
+        self._export = export
         self._children = {cell.cell_id: _child_run(plan, cell, self._parent, export) for cell in plan.cells}
         self._is_described = self._is_sending = False
 
@@ -37,6 +39,14 @@ class Tracking:
             self._synced.unlink(missing_ok=True)
             for run in (self._parent, *self._children.values()):
                 self._writer.track(run)
+
+    def follow(self, plan: Plan, cells: Sequence[Cell]) -> None:
+        """Takes on cells that the job has besides those of its first round."""
+        for cell in cells:
+            if cell.cell_id not in self._children:
+                self._children[cell.cell_id] = run = _child_run(plan, cell, self._parent, self._export)
+                if self._is_described:
+                    self._writer.track(run)
 
     def begin_attempt(self, cell: Cell, attempt: int) -> None:
         """Notes on the cell's run which attempt is under way."""

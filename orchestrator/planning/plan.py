@@ -1,5 +1,9 @@
-"""From a spec file to fully resolved cells: pure, instant, no torch, ray or mlflow."""
+"""From a spec file to fully resolved cells: pure, instant, no torch, ray or mlflow.
 
+Over 300 lines: what a plan is, and each way to make one.
+"""
+
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -231,6 +235,19 @@ def ids_without_occurrence(plan: Plan) -> dict[str, str]:
     """By cell id, what the cell would be called if a person ran it: the same for firings that measure the same."""
     cells = _cells(plan.job, list(plan.backbones), plan.train, plan.validation, None)
     return {cell.cell_id: plain.cell_id for cell, plain in zip(plan.cells, cells, strict=True)}
+
+
+def with_job(plan: Plan, job: Job) -> Plan:
+    """The same data and backbones under a job that has other seeds; `job_id` is left to the caller."""
+    forecasts = dict(zip((cell.backbone.backbone_id for cell in plan.cells), plan.forecasts, strict=True))
+    cells = _cells(job, list(plan.backbones), plan.train, plan.validation, plan.occurrence)
+    return replace(plan, job=job, cells=cells, forecasts=tuple(forecasts[c.backbone.backbone_id] for c in cells))
+
+
+def narrow(plan: Plan, cell_ids: Collection[str]) -> Plan:
+    """The same job with these of its cells."""
+    kept = [pair for pair in zip(plan.cells, plan.forecasts, strict=True) if pair[0].cell_id in cell_ids]
+    return replace(plan, cells=tuple(cell for cell, _ in kept), forecasts=tuple(forecast for _, forecast in kept))
 
 
 def comparison_identity(plan: Plan) -> str:

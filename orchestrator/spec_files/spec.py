@@ -430,6 +430,26 @@ class Comparison(SeveralBackbones):
         return self.verdict
 
 
+class Decision(Comparison):
+    """A comparison that begins with its `first` seeds, and gets more of them until it is decided.
+
+    Nobody writes it: it is made of a comparison's file.
+    """
+
+    kind = "decision"
+
+    first: Annotated[int, Field(ge=2, le=MAX_SEEDS)]
+
+
+class SelfComparison(Comparison):
+    """One backbone against itself: the first half of its seeds against the others.
+
+    Nobody writes it: it is made of a comparison's file.
+    """
+
+    kind = "self-comparison"
+
+
 class Benchmark(SeveralBackbones):
     """A comparison cut down to what its speed shows: `warm_up` steps that do not count, then `measured` ones.
 
@@ -481,6 +501,12 @@ def seconds(text: str) -> float:
     if not 0 < duration <= LONGEST_TIMEOUT_S:
         raise ValueError("write a duration such as 90s, 30m, 12h or 2d, at most 366d")
     return duration
+
+
+def further_seeds(given: tuple[int, ...], most: int) -> tuple[int, ...]:
+    """The given ones, then the smallest that are not among them, up to `most`."""
+    others = (seed for seed in range(most + len(given)) if seed not in given)
+    return (*given, *(next(others) for _ in range(most - len(given))))
 
 
 def _distinct(items: tuple[Item, ...]) -> tuple[Item, ...]:

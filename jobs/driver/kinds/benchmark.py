@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from jobs.driver.kinds.kind import Conclusion, metric_name
+from jobs.driver.kinds.kind import Conclusion, OneRound, metric_name
 from jobs.report.benchmark import render_benchmark
 from jobs.results.benchmark import benchmark_document
 from orchestrator.data.sources.dataset import Dataset
@@ -93,7 +93,7 @@ def _cell(cell: Cell, job: Benchmark, train: Dataset, validation: Dataset) -> Ce
     )
 
 
-class BenchmarkKind:
+class BenchmarkKind(OneRound):
     """`backbone benchmark`."""
 
     entry_point = "jobs.benchmark"

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-from jobs.driver.kinds.kind import Conclusion
+from jobs.driver.kinds.kind import Conclusion, OneRound
 from jobs.driver.kinds.reports import write_report
 from orchestrator.planning.plan import Plan
 from orchestrator.results import CellResult
 
 
-class ComparisonKind:
+class ComparisonKind(OneRound):
     """`backbone compare`."""
 
     entry_point = "jobs.compare"

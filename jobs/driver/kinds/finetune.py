@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 from jobs.driver.cell_jobs import find_finished_export
-from jobs.driver.kinds.kind import Conclusion
+from jobs.driver.kinds.kind import Conclusion, OneRound
 from jobs.driver.kinds.reports import write_report
 from orchestrator.planning.plan import Plan
 from orchestrator.results import CellResult
 
 
-class FinetuneKind:
+class FinetuneKind(OneRound):
     """`backbone finetune`."""
 
     entry_point = "jobs.finetune"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from orchestrator.planning.plan import Plan
+from orchestrator.planning.plan import Cell, Plan
 from orchestrator.results import CellResult
 
 
@@ -25,8 +25,26 @@ class JobKind(Protocol):
 
     entry_point: str  # the module that `python -m` runs
 
+    def next_cells(self, plan: Plan, results: Sequence[CellResult]) -> Sequence[Cell]:
+        """The cells of the plan that come next, after those that have results; none when that is all."""
+
+    def say(self, plan: Plan, results: Sequence[CellResult]) -> str:
+        """Why there are cells after those."""
+
     def conclude(self, plan: Plan, results: Sequence[CellResult], command: str) -> Conclusion:
         """Writes the facts and the page. `results` are in the order of the plan's cells."""
+
+
+class OneRound:
+    """Of a kind whose cells are all known before."""
+
+    def next_cells(self, plan: Plan, results: Sequence[CellResult]) -> Sequence[Cell]:
+        """Every cell, once."""
+        return () if results else plan.cells
+
+    def say(self, plan: Plan, results: Sequence[CellResult]) -> str:
+        """Nothing follows."""
+        return ""
 
 
 def metric_name(name: str, backbone_id: str) -> str:

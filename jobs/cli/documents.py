@@ -1,0 +1,62 @@
+"""`backbone report, simulate, schema`: what is read, drawn or printed without training."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jobs.cli import tables
+from jobs.cli.options import Storage, storage_folder
+from orchestrator import layout
+from orchestrator.errors import InputError
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands to the command line."""
+    for command in (report, simulate, schema):
+        app.command()(command)
+
+
+def report(
+    job_id: Annotated[str, typer.Argument(metavar="ID", help="The folder name <name>-<hash> of a job.")],
+    storage: Storage = None,
+) -> None:
+    """Prints a finished job's ranking and writes its report anew from report.json."""
+    from jobs.report.html import render_report
+    from jobs.results.documents import load_report
+
+    root = storage_folder(storage)
+    facts = layout.Storage(root).job(job_id).report
+    if Path(job_id).name != job_id or not facts.is_file():
+        known = [job.path.name for job in layout.Storage(root).reports()]
+        raise InputError(f"no report {job_id!r} in {root}; there are: {', '.join(known) or 'none'}")
+    document = load_report(facts)
+    layout.Storage(root).job(job_id).report_page.write_text(render_report(document), encoding="utf-8")
+    tables.print_ranking(document)
+    tables.out.print(f"report: {layout.Storage(root).job(job_id).report_page}", highlight=False, soft_wrap=True)
+
+
+def simulate(
+    trace: Annotated[Path, typer.Argument(metavar="TRACE", help="JSON lines, a job each; docs/queue.md has the keys.")],
+    cluster: Annotated[Path, typer.Option(metavar="CLUSTER", help="The described cluster, YAML.")],
+    policy: Annotated[str, typer.Option(help="Whose schedule to show: backbone, fifo or fifo-backfill.")] = "backbone",
+    as_json: AsJson = False,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with a Gantt picture.")] = None,
+) -> None:
+    """Plays a trace of jobs on a described cluster by the policy of the queue."""
+    from jobs.simulation.figures import run_simulation
+
+    run_simulation(trace, cluster, policy, as_json, html, tables.out)
+
+
+def schema(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="comparison or finetune")] = "comparison",
+    of: Annotated[str | None, typer.Option(metavar="NAME", help="A document's instead, such as report.")] = None,
+) -> None:
+    """Prints the JSON schema of a spec file, or of a document that the commands write."""
+    from jobs.cli.schemas import document_schema, spec_schema
+
+    print(json.dumps(spec_schema(kind) if of is None else document_schema(of), indent=2))
