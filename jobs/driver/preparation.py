@@ -82,8 +82,11 @@ def _tokenized(plan: Plan, say: Say) -> list[Prepared]:
         spec = next(spec for spec in plan.backbones if spec.backbone_id == backbone_id)
         folders = [parts_folder(split) for split in splits]
         try:
-            numbered = [(s, number) for s, split in enumerate(splits) for number in range(len(split.parts))]
-            calls = [(shared, spec, splits[s], number, folders[s]) for s, number in numbered]
+            calls = [
+                (shared, spec, split, number, folder)
+                for split, folder in zip(splits, folders, strict=True)
+                for number in range(len(split.parts))
+            ]
             parts = iter(_gather(_make_part, calls, say, f"tokenizing for {backbone_id}"))
             _gather(_join, [([next(parts) for _ in split.parts], split.folder) for split in splits], say)
         finally:
@@ -167,7 +170,7 @@ def _make_small(plan: Plan) -> tuple[dict[str, list[Split]], list[Prepared]]:
     codecs: dict[str, Codec] = {}
     seen: set[Path] = set()  # candidates with one tokenizer share their arrays
     for spec, codec, *splits in found:
-        for split in splits:
+        for split in reversed(splits):  # held-out rows take longest: a part of them must not be the last to begin
             if not split.is_ready and split.folder not in seen:
                 seen.add(split.folder)
                 codecs[spec.backbone_id] = codec
