@@ -13,6 +13,7 @@ cells                    a cell, another one in the same process, and one in a p
 disk                     what the scratch folder takes a second, beside the stalls that the other parts measured
 
 Nothing is downloaded: weights are random, the tokenizer is a tiny backbone's. `--scratch` wants about 60 GB of disk.
+Over 300 lines: the parts and the command that runs each of them are one document.
 """
 
 import argparse

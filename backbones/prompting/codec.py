@@ -12,12 +12,12 @@ from backbones.errors import BackboneError
 from backbones.prompting.base import PromptBuilder
 from backbones.prompting.control_tokens import ControlTokens
 from backbones.prompting.formats import PromptVariant
+from backbones.prompting.message_tokens import NO, YES, EncodedText, MessageTokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _ROLES = {"user": "human", "assistant": "gpt"}
-NO, YES = b"\0", b"\1"
 _PROBE = [("system", "S"), ("user", "Q 1?"), ("assistant", "A 1."), ("user", "Q 2?"), ("assistant", "A 2.")]
 
 
@@ -58,16 +58,6 @@ class _Piece:
     end: int
 
 
-@dataclass(frozen=True)
-class _Tokens:
-    """An encoded text, of which the piece's tokens begin at `first`, and its characters `shift` behind the piece's."""
-
-    encoding: Any
-    text: str
-    first: int
-    shift: int
-
-
 class Codec:
     """A tokenizer with a prompt format.
 
@@ -102,6 +92,7 @@ class Codec:
         self.text_eos_token_id: int = tokenizer.eos_token_id
         self._control = ControlTokens(self._backend, _control_ids(tokenizer))
         self._special_ids = set(self._control.ids.values())
+        self._message_tokens = MessageTokens(self._backend, self._special_ids)
         self._adds_bos = adds_bos(tokenizer)
         self._adds_prefix_space = self._probe_prefix_space()
         self.eos_token_id = self._probe_answer_end()
@@ -207,64 +198,24 @@ class Codec:
         if piece is None:
             return Encoded([], b"", b"")
         tokens = self._continue(prompt, prompt_ids, piece.text, guarded)
-        ids = tokens.encoding.ids[tokens.first :]
+        ids = tokens.ids
         count = len(ids) - ids[::-1].index(self.eos_token_id)  # behind the end nothing is learned
         start, end = piece.start + tokens.shift, piece.end + tokens.shift
-        if start >= end:  # an answer of which the prompt format left nothing
-            scored = NO * len(ids)
-        else:
-            run = None if guarded else self._scored_run(tokens, ids, start, end)
-            scored = self._scored_each(tokens, ids, start, end) if run is None else run
+        scored = self._message_tokens.mask(tokens, start, end, alters_text=guarded)
         rest = NO * (len(ids) - count)
         return Encoded(ids, YES * count + rest, scored[:count] + rest)
 
-    def _scored_each(self, tokens: _Tokens, ids: list[int], start: int, end: int) -> bytes:
-        """Which ids are made of the characters from `start` to `end`, at least in part, and are no control tokens."""
-        return bytes(
-            first < end and start < last and first < last and token_id not in self._special_ids
-            for token_id, (first, last) in zip(ids, tokens.encoding.offsets[tokens.first :], strict=True)
-        )
-
-    def _scored_run(self, tokens: _Tokens, ids: list[int], start: int, end: int) -> bytes | None:
-        """The same by where they begin and end, which is much faster; None where each has to be looked at."""
-        if not self._covers(tokens.text):
-            return None
-        encoding = tokens.encoding
-        begin = _place(encoding.char_to_token(start))
-        behind = _place(encoding.char_to_token(end)) if end < len(tokens.text) else tokens.first + len(ids)
-        if begin < tokens.first or behind < begin:
-            return None
-        if end < len(tokens.text) and encoding.token_to_chars(behind)[0] < end:
-            return None
-        begin, behind = begin - tokens.first, behind - tokens.first
-        if not self._special_ids.isdisjoint(ids[begin:behind]):
-            return None
-        return NO * begin + YES * (behind - begin) + NO * (len(ids) - behind)
-
-    def _covers(self, text: str) -> bool:
-        """Whether every token is known to have characters of this text, in its order: bytes, which nobody rewrote."""
-        return self._is_byte_level and (self._backend.normalizer is None or text.isascii())
-
-    @cached_property
-    def _is_byte_level(self) -> bool:
-        """Whether pieces are of bytes, none of which is put in front, and offsets are those of the pieces."""
-        state = json.loads(self._backend.to_str())
-        parts = state["pre_tokenizer"] or {}
-        level = [one for one in parts.get("pretokenizers", [parts]) if one.get("type") == "ByteLevel"]
-        trims = '"trim_offsets": true' in json.dumps(state["post_processor"])
-        return bool(level) and not trims and not any(one["add_prefix_space"] for one in level)
-
-    def _continue(self, prompt: str, prompt_ids: list[int], text: str, guarded: bool) -> _Tokens:
+    def _continue(self, prompt: str, prompt_ids: list[int], text: str, guarded: bool) -> EncodedText:
         """`text` as tokens behind `prompt`."""
         shift = 0
         if self.variant == "standard" and self._adds_prefix_space:
             if not text.startswith(" "):
                 joint, count = self._tokenize(prompt + text, guarded), len(prompt_ids)
                 if joint.ids[:count] == prompt_ids:
-                    return _Tokens(joint, prompt + text, count, len(prompt))
+                    return EncodedText(joint, prompt + text, count, len(prompt))
             else:
                 text, shift = text[1:], -1
-        return _Tokens(self._tokenize(text, guarded), text, 0, shift)
+        return EncodedText(self._tokenize(text, guarded), text, 0, shift)
 
     def _tokenize(self, text: str, guarded: bool) -> Any:
         backend = self._control.renamed if guarded else self._fresh_backend()
@@ -305,11 +256,6 @@ class Codec:
                 "its EOS to the chat template."
             )
         return int(ends[-1])
-
-
-def _place(found: int | None) -> int:
-    """A token's place, -1 where there is none."""
-    return -1 if found is None else found
 
 
 def adds_bos(tokenizer: "PreTrainedTokenizerBase") -> bool:

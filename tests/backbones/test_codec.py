@@ -258,16 +258,13 @@ def test_any_conversation_keeps_the_promises(name: str, contents: list[str]) -> 
     assert _decode(codec, scored).replace(" ", "") == answers.replace(" ", "")
 
 
-class Slow(Codec):
-    """Looks at every token."""
-
-    _is_byte_level = False  # type: ignore[assignment]
-
-
 @cache
 def slow_codec_of(name: str) -> Codec:
+    """Looks at every token."""
     codec = codec_of(name)
-    return Slow(codec.tokenizer, codec.prompt_builder, variant=codec.variant)
+    slow = Codec(codec.tokenizer, codec.prompt_builder, variant=codec.variant)
+    slow._message_tokens.is_byte_level = False
+    return slow
 
 
 BYTE_LEVEL = [*TINY, "chat:qwen3", "chat:llama3", "chat:smollm2", "pure:gpt2"]
@@ -277,7 +274,7 @@ BYTE_LEVEL = [*TINY, "chat:qwen3", "chat:llama3", "chat:smollm2", "pure:gpt2"]
 @given(name=st.sampled_from(BYTE_LEVEL), contents=st.lists(CONTENT.map(str.strip), min_size=2, max_size=5))
 def test_what_is_scored_is_the_same_by_two_ends_as_token_by_token(name: str, contents: list[str]) -> None:
     fast, slow = codec_of(name), slow_codec_of(name)
-    assert fast._is_byte_level and not slow._is_byte_level
+    assert fast._message_tokens.is_byte_level and not slow._message_tokens.is_byte_level
     turns = [(("user", "assistant")[index % 2], content) for index, content in enumerate(contents)]
     assert fast.encode_conversation(turns) == slow.encode_conversation(turns)
 
