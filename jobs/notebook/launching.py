@@ -44,7 +44,7 @@ def compare(
     submission = Submission(
         file, plugins=load_plugins(tuple(plugins)), skip_infeasible=skip_infeasible, certificate=certificate
     )
-    return _job_result(_run(submission, load_comparison, address, insecure_cluster))
+    return require_success(_run(submission, load_comparison, address, insecure_cluster))
 
 
 def finetune(
@@ -59,7 +59,7 @@ def finetune(
     """Trains one backbone with the same engine, and exports it. Otherwise as `compare`."""
     file = spec_file(spec, keys)
     submission = Submission(file, plugins=load_plugins(tuple(plugins)), skip_infeasible=skip_infeasible)
-    return _job_result(_run(submission, load_finetune, address, insecure_cluster))
+    return require_success(_run(submission, load_finetune, address, insecure_cluster))
 
 
 def benchmark(
@@ -129,7 +129,7 @@ def _run_in_queue(submission: Submission, address: str, insecure: bool) -> Path:
     return folder
 
 
-def _job_result(folder: Path) -> JobResult:
+def require_success(folder: Path) -> JobResult:
     """Raises JobError where no cell succeeded, since then there is nothing to look at but the reasons."""
     result = load_report(folder)
     assert isinstance(result, JobResult)
