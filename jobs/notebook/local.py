@@ -30,7 +30,7 @@ def run_here(plan: Plan, submission: Submission) -> Path:
     try:
         code = _follow(plan, process)
     except KeyboardInterrupt:
-        print(_how_to_come_back(plan, process))
+        print(_how_to_come_back(plan, submission, process))
         raise
     if _written_at(plan) == before:
         raise _ended_without_report(plan, files.output, code)
@@ -92,8 +92,10 @@ def _ended_without_report(plan: Plan, output: Path, code: int | None) -> Excepti
     )
 
 
-def _how_to_come_back(plan: Plan, process: "subprocess.Popen[bytes] | None") -> str:
-    again = "make the same call again" if plan.occurrence is None else "read its report with load_report"
+def _how_to_come_back(plan: Plan, submission: Submission, process: "subprocess.Popen[bytes] | None") -> str:
+    again = "make the same call again"
+    if submission.benchmark is not None:  # the call by itself would measure anew
+        again += f" with occurrence='{submission.benchmark.occurrence}'"
     stop = "" if process is None else f"; `kill -INT {process.pid}` ends it at its next checkpoint"
     return (
         f"\n{plan.job_id} goes on without this cell and writes to {plan.files.output}. To come back, {again}; "
