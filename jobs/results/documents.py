@@ -102,7 +102,7 @@ class TrainedCell(CellOutcome):
 
 
 class RankedBackbone(TypedDict):
-    """One row of the ranking; scores are bits per byte."""
+    """One row of the ranking; scores are of the verdict's metric: bits per byte, unless the spec says otherwise."""
 
     rank: int  # from 1; equal scores rank by id
     backbone_id: str
@@ -182,6 +182,7 @@ class Verdict(TypedDict):
     ranking: NotRequired[list[RankedBackbone]]  # best first; stands beside the verdict in `report.json`
     pairs: list[Pair]  # every two backbones with two seeds or more, in order of rank
     alpha: float  # of this look
+    metric: NotRequired[str]  # what the scores are: verdict.metric of the spec
     look: NotRequired[Look]
     noise_floor: NotRequired[NoiseFloor]
     margin: float  # relative to the best score

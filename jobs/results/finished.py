@@ -21,6 +21,7 @@ from jobs.results.documents import (
     Verdict,
 )
 from jobs.results.looks import find_look, keep_look, load_looks, new_record, sentences_of, what_is_judged
+from jobs.results.metrics import METRICS
 from jobs.results.noise_floor import add_noise_floor
 from jobs.results.paired_tests import CellScores
 from jobs.results.verdict import judge
@@ -70,7 +71,7 @@ def judge_cells(plan: Plan, rule: VerdictRule, results: Sequence[CellResult]) ->
     ids: dict[str, list[str]] = {}
     for result in finished:
         ids.setdefault(result.backbone_id, []).append(result.cell_id)
-    judged = what_is_judged(ids, "bits_per_byte", rule.max_seeds, rule.alpha)
+    judged = what_is_judged(ids, rule.metric, rule.max_seeds, rule.alpha)
     if not judged.can_claim:
         return _judge(plan, rule, finished, rule.alpha)
     look = find_look(judged, load_looks(plan))
@@ -78,7 +79,7 @@ def judge_cells(plan: Plan, rule: VerdictRule, results: Sequence[CellResult]) ->
     if verdict["outcome"] == "no verdict":
         return verdict
     keep_look(plan, new_record(judged, look, verdict["outcome"], verdict["winner"]))
-    verdict["look"] = look
+    verdict["look"], verdict["metric"] = look, rule.metric
     verdict["notes"] = [
         *sentences_of(look),
         *(_stopped(judged.seeds) if isinstance(plan.job, Decision) else ()),
@@ -100,18 +101,20 @@ def _stopped(seeds: Mapping[str, int]) -> list[str]:
 
 
 def _judge(plan: Plan, rule: VerdictRule, finished: Sequence[CellResult], alpha: float) -> Verdict:
+    metric = METRICS[rule.metric]
     scores = {result.cell_id: load_item_scores(Path(result.folder)) for result in finished}
     common = _common_items(list(scores.values()))
     items = plan.validation.items
     assert items is not None, "held-out data is planned with its items"
     at = {cell_id: _at(one, common) for cell_id, one in scores.items()}
-    cells = [CellScores(result.backbone_id, result.seed, at[result.cell_id].nats) for result in finished]
+    cells = [CellScores(result.backbone_id, result.seed, metric.totals(at[result.cell_id])) for result in finished]
     return judge(
         cells,
-        items.learnable_bytes[common],
+        metric.weights(items.learnable_bytes[common].astype(np.float64)),
         items.groups_of(common),
         alpha=alpha,
         margin=rule.margin,
+        unit=metric.unit,
     )
 
 

@@ -26,7 +26,7 @@ counts differ.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import log, sqrt
+from math import sqrt
 
 import numpy as np
 
@@ -40,7 +40,7 @@ class CellScores:
 
     backbone_id: str
     seed: int
-    nats: Array  # (items,) float64 negative log-likelihood summed over the item's scored tokens
+    totals: Array  # (items,) float64, such as bits; the score is their sum over the sum of the items' weights
 
 
 @dataclass(frozen=True)
@@ -108,33 +108,35 @@ class PairTests:
     equivalent: Array
 
 
-def check_scores(cells: Sequence[CellScores], item_bytes: Array, item_groups: Sequence[str]) -> None:
+def check_scores(cells: Sequence[CellScores], item_weights: Array, item_groups: Sequence[str]) -> None:
     """Refuses scores that do not belong to these items."""
-    if len(item_groups) != len(item_bytes) or not np.all(np.asarray(item_bytes) > 0):
-        raise InputError("every held-out item needs a source group and at least one byte; drop empty items")
+    if len(item_groups) != len(item_weights) or not np.all(np.asarray(item_weights) > 0):
+        raise InputError(
+            "every held-out item needs a source group and a weight above zero, such as its bytes; drop empty items"
+        )
     seen = set()
     for cell in cells:
         name = f"{cell.backbone_id} seed {cell.seed}"
-        if np.shape(cell.nats) != (len(item_bytes),):
+        if np.shape(cell.totals) != (len(item_weights),):
             raise InputError(
-                f"{name} has scores of shape {np.shape(cell.nats)} for {len(item_bytes)} held-out items; "
+                f"{name} has scores of shape {np.shape(cell.totals)} for {len(item_weights)} held-out items; "
                 "evaluate it again on the items of this comparison"
             )
-        if not np.all(np.isfinite(cell.nats)):
+        if not np.all(np.isfinite(cell.totals)):
             raise InputError(f"{name} has scores that are not finite; leave it out or evaluate it again")
         if (cell.backbone_id, cell.seed) in seen:
             raise InputError(f"{name} is given twice; keep one of the two")
         seen.add((cell.backbone_id, cell.seed))
 
 
-def find_standings(cells: Sequence[CellScores], item_bytes: Array, item_groups: Sequence[str]) -> Standings:
+def find_standings(cells: Sequence[CellScores], item_weights: Array, item_groups: Sequence[str]) -> Standings:
     """Sorts first, so that the order of the cells cannot change even the last bit."""
     names, group_of_item = np.unique(np.asarray(item_groups, dtype=str), return_inverse=True)
     bits: dict[str, dict[str, Array]] = {}
     for cell in sorted(cells, key=lambda cell: (cell.backbone_id, cell.seed)):
-        of_groups = np.bincount(group_of_item, cell.nats / log(2), minlength=len(names))
+        of_groups = np.bincount(group_of_item, cell.totals, minlength=len(names))
         bits.setdefault(cell.backbone_id, {})[str(cell.seed)] = of_groups
-    return rank_backbones(bits, np.bincount(group_of_item, weights=item_bytes, minlength=len(names)))
+    return rank_backbones(bits, np.bincount(group_of_item, weights=item_weights, minlength=len(names)))
 
 
 def rank_backbones(bits: Mapping[str, dict[str, Array]], group_bytes: Array) -> Standings:

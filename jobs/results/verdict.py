@@ -34,19 +34,25 @@ MOST_SEEDS = 2**20  # if even this many would not decide, the item noise stands 
 
 
 def judge(
-    cells: Sequence[CellScores], item_bytes: Array, item_groups: Sequence[str], *, alpha: float, margin: float
+    cells: Sequence[CellScores],
+    item_weights: Array,
+    item_groups: Sequence[str],
+    *,
+    alpha: float,
+    margin: float,
+    unit: str = "bits per byte",
 ) -> Verdict:
     """The verdict over the finished cells, with the ranking.
 
-    `item_bytes` is (items,) UTF-8 bytes of the scored text, `item_groups` the source group of each item. `alpha` is
-    two-sided, `margin` relative to the best score. The order of the cells does not matter.
+    `item_weights` is (items,), of the metric; `item_groups` the source group of each item. `alpha` is two-sided,
+    `margin` relative to the best score. The order of the cells does not matter.
 
     Winner: the best beats every other at `alpha` (an intersection-union claim needs no correction). Tie: whatever the
     best does not beat is equivalent to it and to each other. Every ranked backbone needs two seeds for a verdict.
     Raises InputError where a cell was not scored on these items.
     """
-    check_scores(cells, item_bytes, item_groups)
-    standings = find_standings(cells, item_bytes, item_groups)
+    check_scores(cells, item_weights, item_groups)
+    standings = find_standings(cells, item_weights, item_groups)
     obstacle = _obstacle(standings) or (ALL_SPENT if alpha <= 0 else None)
     one_group = len(standings.group_bytes) < 2
     judged, seeds = model_seeds(
@@ -63,7 +69,7 @@ def judge(
     return Verdict(
         outcome=outcome,
         winner=judged.ids[0] if outcome == "winner" else None,
-        sentence=obstacle or _sentence(outcome, judged, pairs, contenders, alpha, margin, further),
+        sentence=obstacle or _sentence(outcome, judged, pairs, contenders, alpha, margin, further, unit),
         ranking=_ranking(standings, pairs, alpha),
         pairs=pairs,
         alpha=alpha,
@@ -71,7 +77,7 @@ def judge(
         further_seeds=further,
         notes=_notes(outcome, judged, seeds, items, tests, pairs),
         seed_noise=seeds.form,
-        noise=_noise(standings, seeds, items, pairs) | {"items": len(item_bytes)},
+        noise=_noise(standings, seeds, items, pairs) | {"items": len(item_weights)},
     )
 
 
@@ -250,6 +256,7 @@ def _sentence(
     alpha: float,
     margin: float,
     further: int | list[int] | None,
+    unit: str,
 ) -> str:
     """The verdict in one sentence, for the top of a report."""
     names = _listed([standings.ids[k] for k in contenders])
@@ -257,7 +264,7 @@ def _sentence(
     best, digits = float(standings.means[0]), _digits(pair)
     low, high = (_number(end, digits) for end in pair["interval"])
     interval = f"{100 * (1 - alpha):.3g} % interval {low} to {high}"
-    score, difference = f"{best:.{digits}f} bits per byte", f"{pair['difference']:.{digits}f}"
+    score, difference = f"{best:.{digits}f} {unit}", f"{pair['difference']:.{digits}f}"
     if outcome == "winner":
         other = pair["b"] if len(standings.ids) == 2 else f"the second, {pair['b']}"
         return f"{names} wins: {score}, {difference} ({100 * pair['relative']:.1f} %) below {other}, {interval}."

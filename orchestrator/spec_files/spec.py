@@ -292,6 +292,7 @@ class VerdictRule(Strict):
     """Two-sided `alpha` of every claim, and the relative `margin` inside which two backbones are a tie.
 
     max_seeds: the most seeds that there will be, declared before the first look; the looks up to it share alpha.
+    metric: bits_per_byte of all held-out text, or item_bits_per_byte, in whose mean every held-out item counts alike.
     """
 
     alpha: float = Field(0.05, gt=0, lt=0.5)
@@ -299,6 +300,7 @@ class VerdictRule(Strict):
     max_seeds: Annotated[int, Field(ge=2, le=MAX_SEEDS)] | None = Field(
         None, exclude_if=lambda max_seeds: max_seeds is None
     )
+    metric: Literal["bits_per_byte", "item_bits_per_byte"] = Field("bits_per_byte", exclude_if="bits_per_byte".__eq__)
     constraints: dict[str, float | str] = {}
 
     @field_validator("constraints")

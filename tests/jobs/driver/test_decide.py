@@ -97,3 +97,17 @@ def test_more_seeds_of_the_same_comparison_are_the_next_look_and_the_same_ones_a
     assert renamed["alpha"] == pytest.approx(0.05 * 0.8 * 0.2**2)
     assert renamed["notes"][0].startswith("Look 3, after looks at 2 and 3 seeds")
     assert renamed["sentence"].endswith("Untuned: each at one learning rate, 0.003.")
+
+
+def test_another_metric_of_the_same_cells_is_another_look(tmp_path: Path) -> None:
+    means = {"tiny-llama2": 2.0, "tiny-mistral": 2.001}
+    found = []
+    for metric in ("bits_per_byte", "item_bits_per_byte"):
+        plan = load_comparison(grouped_job(tmp_path, backbones=list(means), seeds=2, verdict={"metric": metric}).spec)
+        assert isinstance(plan.job, Comparison)
+        found.append(judge_cells(plan, plan.job.verdict, trained(plan, list(plan.cells), means)))
+    assert [(one["metric"], one["look"]["number"]) for one in found] == [
+        ("bits_per_byte", 1),
+        ("item_bits_per_byte", 2),
+    ]
+    assert "bits per byte in the mean of the items" in found[1]["sentence"] or found[1]["outcome"] == "undecided"

@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from math import log, sqrt
+from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ TWO_GROUPS = (np.array([10.0, 10.0]), ["module a", "module b"])
 
 
 def cell(backbone_id: str, seed: int, bits: Sequence[float] | Array) -> CellScores:
-    return CellScores(backbone_id, seed, np.array(bits, dtype=np.float64) * log(2))
+    return CellScores(backbone_id, seed, np.array(bits, dtype=np.float64))
 
 
 def judged(cells: list[CellScores], items: Any = TWO_GROUPS, margin: float = 0.005) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def simulated(
         own = 2 + offset + group_std * rng.normal(size=groups)[group] + item_std * rng.normal(size=count)
         for seed in range(seeds):
             effect = seed_std * (noisy if k == 0 else 1) * rng.normal() + shared_std * rng.normal(size=count)
-            cells.append(CellScores(f"b{k}", seed, item_bytes * difficulty * (own + effect) * log(2)))
+            cells.append(CellScores(f"b{k}", seed, item_bytes * difficulty * (own + effect)))
     return cells, (item_bytes, [f"g{g}" for g in group])
 
 
@@ -308,10 +308,10 @@ def test_the_order_of_cells_changes_nothing(random: Any, backbones: int, seeds: 
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.floats(1e-3, 1e3))
-def test_scaling_the_nats_scales_the_scores_and_keeps_the_verdict(seed: int, scale: float) -> None:
+def test_scaling_the_totals_scales_the_scores_and_keeps_the_verdict(seed: int, scale: float) -> None:
     cells, items = simulated(np.random.default_rng(seed), offsets=(0.0, 0.01, 0.02), groups=6)
     before = judged(cells, items)
-    after = judged([CellScores(c.backbone_id, c.seed, c.nats * scale) for c in cells], items)
+    after = judged([CellScores(c.backbone_id, c.seed, c.totals * scale) for c in cells], items)
     assert after["outcome"] == before["outcome"] and after["further_seeds"] == before["further_seeds"]
     for one, other in zip(before["pairs"], after["pairs"], strict=True):
         assert other["difference"] == pytest.approx(scale * one["difference"])
