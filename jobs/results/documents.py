@@ -159,6 +159,7 @@ class LookRecord(TypedDict):
     share: float | None  # of the declared seeds
     alpha: float
     spent: float  # of the spec's alpha, by this look
+    total_alpha: float  # the spec's
     outcome: str
     winner: str | None
     judged: str  # ISO 8601, UTC

@@ -53,7 +53,8 @@ def find_look(judged: Judged, earlier: Sequence[LookRecord]) -> Look:
     for record in earlier:
         if record["cells"] == judged.cells:
             before = earlier[: record["number"] - 1]
-            return _look(judged, before, record["alpha"], record["spent"], record["declared"])
+            scale = judged.alpha / record["total_alpha"]  # the spec's alpha may be another by now
+            return _look(judged, before, scale * record["alpha"], scale * record["spent"], record["declared"])
     segment = _declared_before(judged, earlier)
     past = [record["share"] or 0.0 for record in segment]
     if judged.max_seeds is not None:
@@ -107,6 +108,7 @@ def new_record(judged: Judged, look: Look, outcome: str, winner: str | None) -> 
         "share": None if look["declared"] is None else judged.share,
         "alpha": look["alpha"],
         "spent": look["spent"],
+        "total_alpha": look["total_alpha"],
         "outcome": outcome,
         "winner": winner,
         "judged": datetime.now(UTC).isoformat(timespec="microseconds"),

@@ -67,6 +67,12 @@ def test_the_same_cells_again_are_the_same_look() -> None:
     assert again["number"] == 2 and again["alpha"] == records[1]["alpha"] and again["earlier_seeds"] == [2]
 
 
+def test_the_same_cells_under_another_alpha_are_tested_at_the_same_share_of_it() -> None:
+    records = looked(judged(2), judged(3))
+    again = find_look(Judged("3 seeds", {"a": 3, "b": 3}, None, 0.01), records)
+    assert again["number"] == 2 and again["alpha"] == pytest.approx(records[1]["alpha"] / 5)
+
+
 def test_a_look_says_what_it_is_and_whom_earlier_ones_named() -> None:
     first = new_record(judged(2), find_look(judged(2), []), "winner", "a")
     sentences = sentences_of(find_look(judged(3), [first]))
