@@ -68,9 +68,9 @@ def find_look(judged: Judged, earlier: Sequence[LookRecord]) -> Look:
 
 
 def _left(judged: Judged, earlier: Sequence[LookRecord]) -> float:
-    """Of alpha after these looks; a rest that is only rounding is none."""
+    """Of alpha after these looks; a rest too small for any interval is none."""
     left = judged.alpha - sum(record["spent"] for record in earlier)
-    return left if left > 1e-9 * judged.alpha else 0.0
+    return left if left > 1e-6 * judged.alpha else 0.0
 
 
 def _spent(left: float, shares: Sequence[float]) -> float:

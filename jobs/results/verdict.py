@@ -4,7 +4,7 @@ The statistics are in `paired_tests`; this module says what they mean, in fields
 """
 
 from collections.abc import Sequence
-from math import floor, log10, sqrt
+from math import floor, isinf, log10, sqrt
 
 import numpy as np
 
@@ -288,7 +288,7 @@ def _outlook(further: int | list[int] | None) -> str:
 def _digits(pair: Pair) -> int:
     """Decimals that show the interval's width with two digits, three to six."""
     width = pair["interval"][1] - pair["interval"][0]
-    return 3 if width <= 0 else min(6, max(3, 1 - floor(log10(width))))
+    return 3 if width <= 0 or isinf(width) else min(6, max(3, 1 - floor(log10(width))))
 
 
 def _number(value: float, digits: int) -> str:

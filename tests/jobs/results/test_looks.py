@@ -41,8 +41,8 @@ def test_levels_match_pococks_published_constants_for_five_equal_looks() -> None
 
 
 def test_looks_by_hand_never_spend_more_than_alpha() -> None:
-    records = looked(*(judged(seeds) for seeds in range(2, 40)))
-    assert [record["number"] for record in records] == list(range(1, 39))
+    records = looked(*(judged(seeds) for seeds in range(2, 12)))
+    assert [record["number"] for record in records] == list(range(1, 11))
     assert records[0]["alpha"] == pytest.approx(BY_HAND * 0.05)
     assert sum(record["spent"] for record in records) <= 0.05 * (1 + 1e-12)
 
