@@ -87,12 +87,12 @@ class TokenizedDataset:
 _NAMES = tuple(field.name for field in fields(TokenizedDataset))
 
 
-def save_arrays(folder: Path, data: TokenizedDataset, counts: dict[str, int]) -> None:
-    """Writes arrays and counts as a folder, unless it is there."""
+def save_arrays(folder: Path, data: TokenizedDataset, counts: dict[str, int], is_part: bool = False) -> None:
+    """Writes arrays and counts as a folder, unless it is there. A part need not outlive this machine's next minute."""
     with new_folder(folder) as partial:
         derived = {"stored_targets": data.targets, "stored_first_targets": data.first_targets}
         for name in _NAMES:
-            with _array_file(partial, name) as stream:
+            with _array_file(partial, name, is_durable=not is_part) as stream:
                 np.save(stream, derived.get(name, getattr(data, name)))
         write_json(partial / COUNTS, counts)
 
@@ -138,8 +138,9 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _array_file(folder: Path, name: str) -> Iterator[BinaryIO]:
+def _array_file(folder: Path, name: str, is_durable: bool = True) -> Iterator[BinaryIO]:
     with open(folder / f"{name}.npy", "wb") as stream:
         yield stream
         stream.flush()
-        os.fsync(stream.fileno())
+        if is_durable:
+            os.fsync(stream.fileno())

@@ -98,7 +98,7 @@ def make_part(codec: "Codec", split: Split, number: int, folder: Path) -> Path:
     examples = (example for block in split.parts[number] for example in block.read())
     data = tokenize(codec, examples, split.checks_round_trips)
     part = folder / f"{number:06d}"
-    save_arrays(part, data, _counts(codec, data))
+    save_arrays(part, data, _counts(codec, data), is_part=True)
     return part
 
 
