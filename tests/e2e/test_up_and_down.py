@@ -4,11 +4,13 @@ import json
 import os
 import re
 import signal
+import socket
 import stat
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,7 +103,15 @@ class Machine:
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     folder = tmp_path_factory.mktemp("machine")
     machine = Machine(folder / "storage", folder / "secret" / "token")
-    machine.run(UP)
+    begun = machine.begin(UP)
+    assert begun.stdout is not None
+    said = list(iter(begun.stdout.readline, "ray is starting\n"))
+    # While ours starts, another Ray of this machine takes the port that every Ray has for its agent.
+    with socket.socket() as other:
+        with suppress(OSError):  # where one has it already
+            other.bind(("", 52365))
+        said += begun.communicate(timeout=LIMIT_S)[0]
+    assert begun.wait() == 0, "".join(said)
     yield machine
     machine.run(DOWN)
 

@@ -38,7 +38,8 @@ def ray_command(state: State, folder: Path, resources: Resources) -> list[str]:
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
     command += [f"--temp-dir={folder}", f"--port={ports.ray}", f"--ray-client-server-port={ports.client}"]
     command += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={ports.dashboard}"]
-    command += [f"--dashboard-agent-listen-port={ports.agent}"]
+    # Given by the kernel when it binds: an agent whose port was taken since lives on and takes no job, silently.
+    command += ["--dashboard-agent-listen-port=0"]
     command += [f"--num-cpus={resources.cpus}"] if resources.cpus is not None else []
     return command + ([f"--num-gpus={resources.gpus}"] if resources.gpus is not None else [])
 

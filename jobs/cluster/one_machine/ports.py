@@ -21,12 +21,11 @@ class Ports:
 
 @dataclass(frozen=True)
 class ChosenPorts:
-    """Every port with a number that a user or a second cluster could meet."""
+    """Every port with a number that a user or a second cluster could meet. Ray's agent takes what the kernel gives it."""
 
     ray: int
     dashboard: int
     mlflow: int
-    agent: int
     client: int
 
 
@@ -44,7 +43,6 @@ def choose_ports(wanted: Ports) -> ChosenPorts:
         ray=wanted.ray or _free_port(6379, taken),
         dashboard=wanted.dashboard or _free_port(8265, taken),
         mlflow=wanted.mlflow or _free_port(5000, taken),
-        agent=_free_port(52365, taken),
         client=_free_port(10001, taken),
     )
 

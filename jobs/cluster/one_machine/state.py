@@ -1,7 +1,7 @@
 """What `up` remembers for `down` and for the next `up`. No secret: the token stays in its file."""
 
 import platform
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from jobs.cluster.one_machine.ports import ChosenPorts
@@ -40,7 +40,8 @@ def load_state(storage: Path) -> State | None:
             f"run `backbone down` there, or use another --storage; if that machine is gone, delete the file"
         )
     services = tuple(Service(**service) for service in document["services"])
-    return State(document["host"], ChosenPorts(**document["ports"]), document["token"], services)
+    ports = {field.name: document["ports"][field.name] for field in fields(ChosenPorts)}  # earlier versions noted more
+    return State(document["host"], ChosenPorts(**ports), document["token"], services)
 
 
 def save_state(storage: Path, state: State) -> None:
