@@ -3,11 +3,11 @@
 # stops. With a cluster that runs already (`backbone up` starts one that stays) you need only the `ray job submit` line;
 # docs/cluster.md says where its address and its token come from.
 #
-#   examples/ray_job_submit.sh SPEC STORAGE       # RAY_PORTS="6379 8265 52365 10001" chooses other ports
+#   examples/ray_job_submit.sh SPEC STORAGE       # RAY_PORTS="6379 8265 0 10001" chooses the ports, 0 a free one
 set -euo pipefail
 
 spec=$(realpath "$1")
-read -r gcs_port dashboard_port agent_port client_port <<< "${RAY_PORTS:-6379 8265 52365 10001}"
+read -r gcs_port dashboard_port agent_port client_port <<< "${RAY_PORTS:-6379 8265 0 10001}"
 client_port=${client_port:-$((agent_port + 1))} # Ray's workers have 10002 to 19999
 cd "$(dirname "$0")/.."
 

@@ -161,8 +161,8 @@ def _explain(error: Exception) -> str:
         return "the working directory is larger than the 100 MiB that Ray takes; list what is large in .rayignore"
     if NO_AGENT in text:
         return (
-            f"for {AGENT_LIMIT_S:.0f} s the head had no agent to run it; dashboard_agent.log there says why, mostly that "
-            "another process took its port: start the head with --dashboard-agent-listen-port=0"
+            f"for {AGENT_LIMIT_S:.0f} s the head had no agent to run it; dashboard_agent.log there says why. Where "
+            "another process has its port, start the head with --dashboard-agent-listen-port=0"
         )
     lines = [line for line in text.splitlines() if line.strip()]
     return lines[-1][:300] if lines else type(error).__name__

@@ -107,7 +107,7 @@ class Cluster:
 
     def _start(self, command: list[str]) -> None:
         folder = tempfile.mkdtemp(prefix="doctor-")
-        temp = [f"--temp-dir={folder}", "--num-cpus=2", f"--dashboard-agent-listen-port={free_port()}"]
+        temp = [f"--temp-dir={folder}", "--num-cpus=2", "--dashboard-agent-listen-port=0"]
         service = Service(f"node{len(self.services)}", f"{folder}-{os.getpid()}", folder)
         self.services.append(start(service, [*command, *temp], self.environment))
 

@@ -51,7 +51,6 @@ class Head:
     objects: int = field(default_factory=free_port)
     dashboard: int = field(default_factory=free_port)
     mlflow: int = field(default_factory=free_port)
-    agent: int = field(default_factory=free_port)
     client: int = field(default_factory=free_port)
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
 
@@ -67,7 +66,7 @@ class Head:
             ("~/venv/bin", str(VENV)),
             ("--autoscaling-config=~/ray_bootstrap_config.yaml", unshared),  # the autoscaler would call AWS
             ("~/ray_bootstrap_config.yaml", str(ROOT / "cluster.yaml")),  # as `ray up` copies it to the head
-            ("--dashboard-port=8265", f"--dashboard-port={self.dashboard} --dashboard-agent-listen-port={self.agent}"),
+            ("--dashboard-port=8265", f"--dashboard-port={self.dashboard} --dashboard-agent-listen-port=0"),
             ("--port=6379", f"--port={self.ray}"),
             ("--object-manager-port=8076", f"--object-manager-port={self.objects}"),
             (":5000", f":{self.mlflow}"),

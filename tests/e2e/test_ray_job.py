@@ -25,7 +25,7 @@ class Submission:
         self.output_file = job.folder / "submission.txt"
         ports = free_ports(3)
         self.address = f"http://127.0.0.1:{ports[1]}"
-        self.environment = {**clean_environment(), "RAY_PORTS": " ".join(map(str, ports))}
+        self.environment = {**clean_environment(), "RAY_PORTS": "{} {} 0 {}".format(*ports)}
         self.environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         with open(self.output_file, "w") as stream:
             self.process = subprocess.Popen(

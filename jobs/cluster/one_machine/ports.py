@@ -21,7 +21,7 @@ class Ports:
 
 @dataclass(frozen=True)
 class ChosenPorts:
-    """Every port with a number that a user or a second cluster could meet. Ray's agent takes what the kernel gives it."""
+    """Every port with a number that a user or a second cluster could meet; Ray's agent takes any."""
 
     ray: int
     dashboard: int
