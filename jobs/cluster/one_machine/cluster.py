@@ -4,6 +4,7 @@
 repeated after any crash. Storage, with its queue, results and MLflow database, outlives every `down`.
 """
 
+import os
 import platform
 import shlex
 import shutil
@@ -42,7 +43,7 @@ def up(storage: Path, resources: Resources, ports: Ports, console: Console) -> i
     Interrupted or failed, it ends what it started itself. Raises InputError, ResourcesError, AlreadyRunningError.
     """
     storage = storage.expanduser().absolute()
-    with _locked(storage):
+    with _locked(storage), _first_on_this_machine(console):
         began = _Beginning(storage, console, _known_or_new(storage, ports, console))
         try:
             began.bring_up(RAY, lambda state: _ray_answers(state), _start_ray(resources))
@@ -251,6 +252,21 @@ def _locked(storage: Path) -> Iterator[None]:
         raise AlreadyRunningError(f"another `backbone up` or `down` works on {storage}; wait for its end") from None
     except OSError as error:
         raise InputError(f"{storage} cannot be used: {error.strerror}; choose another --storage") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _first_on_this_machine(console: Console) -> Iterator[None]:
+    """One `up` of a user at a time, whatever its storage: until its services listen, its ports seem free to others."""
+    lock = FileLock(Path(tempfile.gettempdir()) / f"backbone-up-{os.getuid()}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        console.print("another `backbone up` starts on this machine; waiting for its end")
+        lock.acquire()
     try:
         yield
     finally:

@@ -1,17 +1,21 @@
 """What `up` decides before it starts anything, and whom `down` may end. No Ray, no MLflow."""
 
 import json
+import os
 import platform
 import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
+from filelock import FileLock
 from rich.console import Console
 
 from jobs.cluster.one_machine import Ports, Resources, down, up
@@ -115,6 +119,22 @@ def test_mlflow_starts_on_loopback_with_named_hosts() -> None:
 
 
 # --- whom `down` may end ---
+
+
+def test_a_second_up_waits_until_the_first_one_listens(
+    tmp_path: Path, console: Console, taken_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with ThreadPoolExecutor(1) as pool:
+        with FileLock(tmp_path / f"backbone-up-{os.getuid()}.lock"):
+            second = pool.submit(up, tmp_path / "second", Resources(), Ports(dashboard=taken_port), console)
+            deadline = time.monotonic() + 20
+            while "waiting for its end" not in console.export_text(clear=False):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            assert not second.done()
+        with pytest.raises(ResourcesError, match="--dashboard-port"):  # it looks at its ports only now
+            second.result(20)
 
 
 def test_a_service_is_found_by_its_mark_and_by_what_it_writes(tmp_path: Path) -> None:
