@@ -51,7 +51,23 @@ def find_missing_hardware(placement: Placement) -> str | None:
 
 
 def connect(placement: Placement) -> None:
-    """Connects to the cluster of this Ray job or of RAY_ADDRESS, else starts Ray on this machine alone."""
+    """Connects to the cluster of this Ray job or of RAY_ADDRESS, else starts Ray on this machine alone.
+
+    Raises InputError where Ray has no use of the token that it was told of.
+    """
+    import ray
+
+    try:
+        _connect(placement)
+    except ray.exceptions.AuthenticationError as error:
+        said, *_ = str(error).split(". ")
+        raise InputError(
+            f"{said}. Name a file that holds the cluster's token (on its head: ~/.ray/auth_token), "
+            "or, to run on this machine alone, unset RAY_AUTH_TOKEN_PATH and RAY_AUTH_MODE"
+        ) from error
+
+
+def _connect(placement: Placement) -> None:
     import ray
 
     if is_remote():

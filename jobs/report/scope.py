@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jobs.formats import count, fact, flatten, significant, size
+from jobs.formats import count, significant, size
 from jobs.results.documents import Report
 
 UNITS = {"tokens": "tokens", "steps": "optimizer steps", "flops": "FLOPs", "gpu_hours": "GPU hours"}
@@ -13,7 +13,7 @@ def scope(document: Report) -> list[tuple[str, str]]:
     """(aspect, sentence) for each that the document tells; reports of tests and of earlier versions may tell less."""
     spec: Mapping[str, Any] = document["comparison"]["spec"]
     recipe = spec.get("recipe") or {}
-    told = (("Budget", _budget(recipe)), ("Tuning", _tuning(spec, recipe)), ("Data", _data(document, recipe)))
+    told = (("Budget", _budget(recipe)), ("Tuning", _tuning(recipe)), ("Data", _data(document, recipe)))
     return [(aspect, sentence) for aspect, sentence in told if sentence]
 
 
@@ -28,9 +28,7 @@ def _budget(recipe: Mapping[str, Any]) -> str:
     return f"{number} for each run. More or less training may rank the backbones differently."
 
 
-def _tuning(spec: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
-    if tuning := spec.get("tuning") or recipe.get("tuning"):
-        return "; ".join(f"{name} {fact(value)}" for name, value in flatten(tuning).items()) + "."
+def _tuning(recipe: Mapping[str, Any]) -> str:
     optimizer = recipe.get("optimizer") or {}
     if "learning_rate" not in optimizer:
         return ""

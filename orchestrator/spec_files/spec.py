@@ -295,7 +295,7 @@ class VerdictRule(Strict):
     metric: bits_per_byte of all held-out text, or item_bits_per_byte, in whose mean every held-out item counts alike.
     """
 
-    alpha: float = Field(0.05, gt=0, lt=0.5)
+    alpha: float = Field(0.05, ge=1e-6, lt=0.5)
     margin: float = Field(0.005, gt=0, lt=1)
     max_seeds: Annotated[int, Field(ge=2, le=MAX_SEEDS)] | None = Field(
         None, exclude_if=lambda max_seeds: max_seeds is None

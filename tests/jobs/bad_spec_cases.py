@@ -479,6 +479,13 @@ FILES = [
         (("  precision: fp32\n", "  precision: fp32\n  precision: bf16\n"),),
         at="bf16",
     ),
+    key(
+        "an alpha that no interval has",
+        "policy: {timeout: 1h}",
+        "policy: {timeout: 1h}\nverdict: {alpha: 1e-9}",
+        "'verdict.alpha'",
+        "1e-06",
+    ),
     Case("a key that is a number", ("the key 3, which is no text; quote it",), (("policy:", "3:"),), at="3: {"),
 ]
 

@@ -219,6 +219,14 @@ def test_the_address_of_a_job_api_is_no_place_to_train_from(tmp_path: Path) -> N
     assert "`backbone submit SPEC` sends a spec there" in refused.stderr
 
 
+def test_a_token_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    write_spec(tmp_path)
+    refused = run("compare", "spec.yaml", cwd=tmp_path, RAY_AUTH_TOKEN_PATH=str(tmp_path / "gone"))
+    assert refused.returncode == 2, refused.stderr
+    assert f"RAY_AUTH_TOKEN_PATH is set but file cannot be opened or is empty: {tmp_path / 'gone'}. " in refused.stderr
+    assert "unset RAY_AUTH_TOKEN_PATH" in refused.stderr and "Traceback" not in refused.stderr
+
+
 def test_a_plan_hides_the_password_of_the_tracking_server(tmp_path: Path) -> None:
     write_spec(tmp_path)
     for words in (("plan", "spec.yaml"), ("plan", "spec.yaml", "--json")):
