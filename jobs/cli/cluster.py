@@ -1,4 +1,4 @@
-"""`backbone up, down, doctor`: a cluster on this machine, and whether a cluster is sound."""
+"""`backbone up, down, mlflow, doctor`: a cluster on this machine, its pages, and whether a cluster is sound."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +15,7 @@ def register(app: typer.Typer) -> None:
     """Adds the commands to the command line."""
     app.command()(up)
     app.command()(down)
+    app.command()(mlflow)
     app.command()(doctor)
 
 
@@ -40,6 +41,18 @@ def down(storage: Storage = None) -> None:
     from jobs.cluster.one_machine import cluster
 
     raise typer.Exit(cluster.down(storage_folder(storage), out))
+
+
+def mlflow(
+    job: Annotated[str | None, typer.Argument(metavar="[JOB]", help="`<name>-<hash>`; else the newest.")] = None,
+    storage: Storage = None,
+    port: Port = None,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page, or only print it.")] = True,
+) -> None:
+    """Opens MLflow where the runs of a job stand side by side; starts it, for this machine alone, where none runs."""
+    from jobs.tracking.page import show
+
+    raise typer.Exit(show(storage_folder(storage), job, port, browser, out))
 
 
 def doctor(

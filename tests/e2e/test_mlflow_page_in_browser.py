@@ -1,14 +1,18 @@
 """What a person sees on MLflow's own page of a cell, in a real browser against a real server."""
 
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
-from product import free_port, wait_until_it_answers
+from product import clean_environment, free_port, wait_until_it_answers
 
+from jobs.cluster.endpoint import http_get
+from orchestrator.layout import Storage
 from orchestrator.results import EvaluationPoint, StepMetrics
 from orchestrator.tracking.run import TrackedRun
 from orchestrator.tracking.spool import SpoolWriter
@@ -68,6 +72,40 @@ def test_the_page_of_a_cell_shows_its_name_status_metrics_and_tags(server: str, 
         assert text in page, text
     overview = _page(f"{server}/#/experiments/1/runs", tmp_path / "profile")
     assert parent.name in overview
+
+
+def test_the_command_opens_the_page_that_compares_the_cells_of_the_newest_job_and_leaves_nothing(
+    tmp_path: Path,
+) -> None:
+    storage = Storage(tmp_path)
+    writer = RunWriter(f"sqlite:///{storage.mlflow_database}", "backbones", storage.mlflow_artifacts)
+    writer.start()
+    for name in ("older-0123456789", "newer-0123456789"):
+        folder = storage.job(name)
+        tags = {**TAGS, "comparison_id": name}
+        parent = TrackedRun(name, folder.parent_run, {**tags, "role": "comparison"}, {})
+        cells = [f"tiny-{family}-s0-{name}" for family in ("qwen", "llama2")]
+        for run in (
+            parent,
+            *(TrackedRun(cell, folder.child_run(cell), {**tags, "role": "cell"}, {}, parent=parent) for cell in cells),
+        ):
+            writer.track(run)
+            writer.finish(run, "FINISHED")
+    assert writer.close(timeout_s=120) == []
+
+    command = [sys.executable, "-u", "-m", "jobs.cli", "mlflow", "--no-browser", "--storage", str(tmp_path)]
+    shown = subprocess.Popen(command, env=clean_environment(), stdout=subprocess.PIPE, text=True)
+    assert shown.stdout is not None
+    try:
+        said = next(line for line in shown.stdout if line.startswith("newer-0123456789: "))
+        address = said.partition(": ")[2].strip()
+        page = _page(address, tmp_path / "profile")
+    finally:
+        shown.send_signal(signal.SIGINT)
+    assert shown.wait(timeout=60) == 0
+    assert "Comparing 2 Runs from 1 Experiment" in page
+    assert all(cell in page for cell in cells)
+    assert http_get(f"http://{urlsplit(address).netloc}/health").status is None  # nobody listens there any more
 
 
 def _spool(folder: Path) -> Path:

@@ -184,7 +184,9 @@ def _start_ray(resources: Resources) -> Start:
 
 
 def _start_mlflow(state: State, storage: Path, service: Service) -> Service:
-    return start(service, commands.mlflow_command(state, storage), commands.mlflow_environment())
+    files = Storage(storage)
+    command = commands.mlflow_command(state.ports.mlflow, f"sqlite:///{files.mlflow_database}", files.mlflow_artifacts)
+    return start(service, command, commands.mlflow_environment())
 
 
 def _ray_answers(state: State) -> bool:

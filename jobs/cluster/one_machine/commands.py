@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.cluster.one_machine.state import State
-from orchestrator.layout import Storage
 
 # Server-side settings that MLflow leaves open by default; each default has been the way in of a published attack.
 MLFLOW_SETTINGS = {
@@ -44,12 +43,10 @@ def ray_command(state: State, folder: Path, resources: Resources) -> list[str]:
     return command + ([f"--num-gpus={resources.gpus}"] if resources.gpus is not None else [])
 
 
-def mlflow_command(state: State, storage: Path) -> list[str]:
+def mlflow_command(port: int, database: str, artifacts: Path) -> list[str]:
     """The tracking server. One worker: SQLite's locks, and one machine's load, ask for no more."""
-    port = state.ports.mlflow
     command = [sys.executable, "-m", "mlflow", "server", "--host=127.0.0.1", f"--port={port}", "--workers=1"]
-    command += [f"--backend-store-uri=sqlite:///{Storage(storage).mlflow_database}"]
-    command += [f"--artifacts-destination={Storage(storage).mlflow_artifacts}"]
+    command += [f"--backend-store-uri={database}", f"--artifacts-destination={artifacts}"]
     hosts = f"localhost:{port},127.0.0.1:{port}"
     return [*command, f"--allowed-hosts={hosts}", f"--cors-allowed-origins=http://localhost:{port}"]
 

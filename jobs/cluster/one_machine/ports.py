@@ -47,6 +47,13 @@ def choose_ports(wanted: Ports) -> ChosenPorts:
     )
 
 
+def choose_mlflow_port(wanted: int | None) -> int:
+    """The port of a server beside no cluster. Raises as `choose_ports` does."""
+    if wanted is not None:
+        check_port("--port", wanted)
+    return wanted or _free_port(5000, set())
+
+
 def check_port(option: str, port: int) -> None:
     """Raises InputError where Ray cannot use it, ResourcesError where something listens on it."""
     if port in RAY_WORKERS or not 1024 <= port <= 65535:

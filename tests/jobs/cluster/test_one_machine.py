@@ -112,7 +112,7 @@ def test_ray_starts_closed_and_gives_away_what_it_is_told() -> None:
 
 
 def test_mlflow_starts_on_loopback_with_named_hosts() -> None:
-    command = mlflow_command(a_state(), Path("/storage"))
+    command = mlflow_command(5000, "sqlite:////storage/mlflow.db", Path("/storage/mlartifacts"))
     assert {"--host=127.0.0.1", "--workers=1", "--backend-store-uri=sqlite:////storage/mlflow.db"} <= set(command)
     (hosts,) = [word for word in command if word.startswith("--allowed-hosts=")]
     assert "*" not in hosts
