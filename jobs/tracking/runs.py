@@ -9,7 +9,7 @@ from orchestrator.cell_job import ExportRequest
 from orchestrator.layout import CellFolder, Storage
 from orchestrator.planning.plan import Cell, Plan
 from orchestrator.results import CellResult, CellStatus, write_json
-from orchestrator.tracking.run import TrackedRun, describe
+from orchestrator.tracking.run import TrackedDataset, TrackedRun, describe
 from orchestrator.tracking.spool import STREAMED_METRICS, read_spool
 from orchestrator.tracking.writer import RunWriter
 
@@ -158,6 +158,7 @@ def _parent_run(plan: Plan, command: str) -> TrackedRun:
             "attempt": "1",
         },
         params={**_recipe(plan), "train_digest": plan.train.digest, "validation_digest": plan.validation.digest},
+        datasets=_datasets(plan),
     )
 
 
@@ -173,6 +174,7 @@ def _child_run(plan: Plan, cell: Cell, parent: TrackedRun, export: ExportRequest
         }
         | {**facts, "attempt": "1"},
         params={**_recipe(plan), **facts, "micro_batch_size": str(cell.micro_batch_size)},
+        datasets=_datasets(plan),
         spool_folder=CellFolder(plan.cell_folder(cell)).spool,
         parent=parent,
         registered_model=_registered_model(plan, export),
@@ -185,6 +187,13 @@ def _registered_model(plan: Plan, export: ExportRequest | None) -> tuple[str, Pa
     if asked is None or asked.register_as is None or export is None:
         return None
     return asked.register_as, export.folder
+
+
+def _datasets(plan: Plan) -> tuple[TrackedDataset, ...]:
+    return tuple(
+        TrackedDataset(use, data.reference, data.digest, data.count, data.learnable_bytes)
+        for use, data in (("training", plan.train), ("validation", plan.validation))
+    )
 
 
 def _common_tags(plan: Plan, command: str) -> dict[str, str]:

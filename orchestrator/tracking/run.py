@@ -26,6 +26,17 @@ class Destination:
     experiment: str
 
 
+@dataclass(frozen=True)
+class TrackedDataset:
+    """A split that a run sees: as what (training, validation), as the spec calls it, and a digest of its content."""
+
+    use: str
+    reference: str
+    digest: str
+    examples: int
+    learnable_bytes: int
+
+
 @dataclass
 class TrackedRun:
     """One MLflow run: what it is called, where its spool is, and what is to become of it."""
@@ -34,6 +45,7 @@ class TrackedRun:
     state_file: Path  # remembers what was acknowledged
     tags: dict[str, str]
     params: dict[str, str]
+    datasets: tuple[TrackedDataset, ...] = ()
     spool_folder: Path | None = None
     parent: "TrackedRun | None" = None
     began_ms: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
@@ -106,6 +118,7 @@ def describe(run: TrackedRun) -> None:
         "parent": None if run.parent is None else run.parent.state_file.name,
         "tags": run.tags.copy(),
         "params": run.params,
+        "datasets": [asdict(one) for one in run.datasets],
         "spool_folder": None if run.spool_folder is None else os.path.relpath(run.spool_folder, folder),
         "began_ms": run.began_ms,
         "status": run.status,
@@ -139,6 +152,7 @@ def _described(folder: Path, state_name: str, document: dict[str, Any], known: d
         state_file=folder / state_name,
         tags=document["tags"],
         params=document["params"],
+        datasets=tuple(TrackedDataset(**one) for one in document.get("datasets", ())),  # earlier versions had none
         spool_folder=None if spool is None else located(spool),
         parent=None if parent is None else known[parent],
         began_ms=document["began_ms"],

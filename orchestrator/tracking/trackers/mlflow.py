@@ -4,6 +4,7 @@ Identical rows are stored once there, so whatever may have been sent is sent aga
 """
 
 import itertools
+import json
 import logging
 import os
 import uuid
@@ -17,7 +18,7 @@ from filelock import FileLock
 
 from orchestrator.layout import EXPORT_MANIFEST
 from orchestrator.results import write_json
-from orchestrator.tracking.run import TrackedRun
+from orchestrator.tracking.run import TrackedDataset, TrackedRun
 from orchestrator.tracking.spool import Entry, read_from
 from orchestrator.tracking.tracker import Forgotten, Refused, register
 
@@ -111,6 +112,8 @@ class MlflowTracker:
             params = [Param(key, value[:6000]) for key, value in run.params.items() if key not in known]
             for group in _groups(params, 100):
                 self._client.log_batch(sent.run_id, params=group)
+            if run.datasets:
+                self._client.log_inputs(sent.run_id, datasets=[_dataset(one) for one in run.datasets])
             sent.params = True
 
     def _created(self, creation_id: str) -> list[Any]:
@@ -184,6 +187,16 @@ class MlflowTracker:
                 source = f"runs:/{run_id}/export"
             self._client.create_model_version(name, source=source, run_id=run_id, tags={"folder": str(folder)})
         run.sent.model = [name, str(folder)]
+
+
+def _dataset(one: TrackedDataset) -> Any:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    profile = json.dumps({"examples": one.examples, "learnable_bytes": one.learnable_bytes})
+    kind, key = ("hugging_face", "path") if one.reference.startswith("hf-dataset:") else ("local", "uri")
+    name, source = one.reference.rsplit("/", 1)[-1], json.dumps({key: one.reference})
+    dataset = Dataset(name[:500], one.digest[:36], kind, source, profile=profile)  # MLflow takes no longer ones
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", one.use)])
 
 
 def _metrics(entry: Entry) -> list[Any]:

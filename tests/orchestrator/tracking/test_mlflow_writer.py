@@ -3,6 +3,7 @@
 Over 300 lines: every loss is shown against the same runs.
 """
 
+import json
 import math
 import shutil
 import time
@@ -14,7 +15,7 @@ import pytest
 from mlflow import MlflowClient
 
 from orchestrator.results import EvaluationPoint, StepMetrics, read_json, write_json
-from orchestrator.tracking.run import TrackedRun, described_runs, without_password
+from orchestrator.tracking.run import TrackedDataset, TrackedRun, described_runs, without_password
 from orchestrator.tracking.spool import STREAMED_METRICS, SpoolWriter
 from orchestrator.tracking.writer import RunWriter
 
@@ -49,6 +50,10 @@ def tracked(tmp_path: Path, spool: Path | None = None, **changes: Any) -> tuple[
         tmp_path / "child.json",
         {**common, "role": "cell", "cell_id": "cell-1"},
         {"recipe.precision": "bf16", "seed": "0"},
+        datasets=(
+            TrackedDataset("training", "/data/train.jsonl", "a" * 64, 20, 4000),
+            TrackedDataset("validation", "hf-dataset:org/name@main#test", "b" * 32, 5, 700),
+        ),
         spool_folder=spool,
         parent=parent,
         **changes,
@@ -102,6 +107,21 @@ def test_rows_sent_again_after_a_lost_note_are_stored_once(uri: str, spool: Path
     assert child.sent.run_id == note["run_id"]
     assert points(uri, child, "loss") == [(step, 1.0 / step) for step in range(1, STEPS + 1)]
     assert points(uri, child, "val_bits_per_byte") == [(STEPS, 2.25)]
+    assert len(stored_runs_by_name(uri)["cell-1"].inputs.dataset_inputs) == 2
+
+
+def test_a_run_names_the_data_that_it_saw(uri: str, spool: Path, tmp_path: Path) -> None:
+    parent, child = tracked(tmp_path, spool)
+    send(uri, parent, child)
+
+    seen = {one.tags[0].value: one.dataset for one in stored_runs_by_name(uri)["cell-1"].inputs.dataset_inputs}
+    assert {use: (one.name, one.digest) for use, one in seen.items()} == {
+        "training": ("train.jsonl", "a" * 36),
+        "validation": ("name@main#test", "b" * 32),
+    }
+    assert json.loads(seen["training"].profile) == {"examples": 20, "learnable_bytes": 4000}
+    assert json.loads(seen["training"].source) == {"uri": "/data/train.jsonl"}
+    assert seen["validation"].source_type == "hugging_face"
 
 
 def test_a_run_whose_creation_was_not_noted_is_found_again(uri: str, spool: Path, tmp_path: Path) -> None:
