@@ -23,6 +23,7 @@ from orchestrator.tracking.spool import Entry, read_from
 from orchestrator.tracking.tracker import Forgotten, Refused, register
 
 ENTRIES_PER_BATCH = 50  # MLflow takes 1,000 metrics a request
+CHAMPION = "champion"
 GONE = "RESOURCE_DOES_NOT_EXIST"
 PERMANENT_ERRORS = ("INVALID_PARAMETER_VALUE", "PERMISSION_DENIED", "UNAUTHENTICATED", GONE)
 
@@ -180,13 +181,41 @@ class MlflowTracker:
         if not self._client.search_registered_models(f"name = '{name}'"):
             self._client.create_registered_model(name)
         versions = self._client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
-        if not any(version.tags.get("folder") == str(folder) for version in versions):
+        version = next((version for version in versions if version.tags.get("folder") == str(folder)), None)
+        if version is None:
             source = folder.as_uri()
             if self._is_server:
                 self._client.log_artifact(run_id, str(folder / EXPORT_MANIFEST), "export")
                 source = f"runs:/{run_id}/export"
-            self._client.create_model_version(name, source=source, run_id=run_id, tags={"folder": str(folder)})
+            version = self._client.create_model_version(
+                name, source=source, run_id=run_id, tags={"folder": str(folder)}
+            )
+        self._crown(version)
         run.sent.model = [name, str(folder)]
+
+    def _crown(self, version: Any) -> None:
+        """The alias `champion`: the best score on the held-out data on which the first one was scored."""
+        holder = self._client.get_registered_model(version.name).aliases.get(CHAMPION)
+        if holder is not None:
+            held = self._client.get_model_version(version.name, str(holder))
+            ours, theirs = self._score(version.run_id), self._score(held.run_id)
+            if theirs is not None and (ours is None or ours[0] != theirs[0] or ours[1] >= theirs[1]):
+                return
+        self._client.set_registered_model_alias(version.name, CHAMPION, version.version)
+
+    def _score(self, run_id: str) -> tuple[str, float] | None:
+        """On which held-out data a run scored how many bits per byte; None where MLflow does not have both."""
+        try:
+            run = self._client.get_run(run_id)
+        except self._exception as error:
+            if getattr(error, "error_code", "") != GONE:
+                raise
+            return None  # somebody deleted it for good
+        held_out = [
+            one.dataset.digest for one in run.inputs.dataset_inputs if {tag.value for tag in one.tags} == {"validation"}
+        ]
+        score = run.data.metrics.get("val_bits_per_byte")
+        return (held_out[0], score) if held_out and score is not None else None
 
 
 def _dataset(one: TrackedDataset) -> Any:

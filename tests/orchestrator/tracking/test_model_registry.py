@@ -13,8 +13,9 @@ import pytest
 from mlflow import MlflowClient
 from product import free_port, wait_until_it_answers
 
-from orchestrator.results import read_json, write_json
-from orchestrator.tracking.run import TrackedRun
+from orchestrator.results import EvaluationPoint, read_json, write_json
+from orchestrator.tracking.run import TrackedDataset, TrackedRun
+from orchestrator.tracking.spool import SpoolWriter
 from orchestrator.tracking.writer import RunWriter
 
 NAME = "assistant"
@@ -28,9 +29,9 @@ class Launches:
     folder: Path
     runs: list[TrackedRun] = field(default_factory=list)
 
-    def send(self, model: tuple[str, Path] | None) -> TrackedRun:
-        tags = {"comparison_id": "job-1", "role": "finetune", "cell_id": "cell-1", "attempt": "1"}
-        run = TrackedRun("cell-1", self.folder / "cell.json", tags, {"p": "1"}, registered_model=model)
+    def send(self, model: tuple[str, Path] | None, name: str = "cell-1", **more: Any) -> TrackedRun:
+        tags = {"comparison_id": "job-1", "role": "finetune", "cell_id": name, "attempt": "1"}
+        run = TrackedRun(name, self.folder / f"{name}.json", tags, {"p": "1"}, registered_model=model, **more)
         writer = RunWriter(self.uri, "backbones", self.folder / "artifacts")
         writer.track(run)
         writer.finish(run, "FINISHED")
@@ -39,6 +40,21 @@ class Launches:
         assert writer.problems == []
         self.runs.append(run)
         return run
+
+    def send_scored(self, name: str, bits_per_byte: float, held_out: str = "a" * 32) -> None:
+        """A finetune of its own, with its score and what it was scored on."""
+        spool = SpoolWriter(self.folder / name / "spool", attempt=1)
+        spool.evaluation(EvaluationPoint(5, 1.0, 200, 50, 0.5, bits_per_byte, 4.5))
+        spool.close()
+        data = (TrackedDataset("validation", "/data/validation.jsonl", held_out, 5, 700),)
+        folder = export_folder(self.folder / f"{name}-exported")
+        self.send((NAME, folder), name, spool_folder=self.folder / name / "spool", datasets=data)
+
+    @property
+    def champion(self) -> str:
+        """The folder of the version with the alias."""
+        version = MlflowClient(tracking_uri=self.uri).get_model_version_by_alias(NAME, "champion")
+        return Path(version.tags["folder"]).name
 
     def versions(self) -> list[Any]:
         found = MlflowClient(tracking_uri=self.uri).search_model_versions(f"name = '{NAME}'")
@@ -96,6 +112,29 @@ def test_an_export_to_another_folder_is_another_version_of_the_same_run(
 
     assert [version.source for version in launches.versions()] == [exported.as_uri(), other.as_uri()]
     assert len({version.run_id for version in launches.versions()}) == 1
+
+
+def test_the_champion_is_the_best_on_the_same_held_out_data(launches: Launches) -> None:
+    champions = []
+    for name, score, held_out in (
+        ("first", 2.5, "a" * 32),
+        ("worse", 2.6, "a" * 32),
+        ("incomparable", 1.0, "b" * 32),  # of other data: no reason to replace it
+        ("better", 2.4, "a" * 32),
+    ):
+        launches.send_scored(name, score, held_out)
+        champions.append(launches.champion)
+    assert champions == ["first-exported", "first-exported", "first-exported", "better-exported"]
+
+
+def test_a_champion_whose_run_is_gone_makes_room(launches: Launches) -> None:
+    launches.send_scored("first", 2.5)
+    client = MlflowClient(tracking_uri=launches.uri)
+    client.delete_run(str(launches.runs[0].sent.run_id))
+    collect = [sys.executable, "-m", "mlflow", "gc", "--backend-store-uri", launches.uri]
+    subprocess.run(collect, env={**os.environ, "MLFLOW_TRACKING_URI": launches.uri}, check=True, capture_output=True)
+    launches.send_scored("second", 2.6)
+    assert launches.champion == "second-exported"
 
 
 @pytest.fixture
