@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from typing_extensions import TypedDict
 
+from jobs.formats import significant
 from orchestrator.tracking.run import without_password
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def print_plan(planned: "Plan") -> None:
         "job": planned.job_id,
         "data": f"{len(planned.train):,} training examples ({planned.train.learnable_bytes:,} learnable "
         f"bytes), {len(planned.validation):,} held out ({planned.validation.learnable_bytes:,} bytes)",
-        "budget": f"{recipe.budget.amount:,.0f} {recipe.budget.kind} per cell, {recipe.precision}",
+        "budget": f"{significant(recipe.budget.amount)} {recipe.budget.kind} per cell, {recipe.precision}",
         "placement": f"{placement.number} workers x {placement.gpus_per_worker} GPU, {placement.cpus_per_worker} CPU",
         "storage": str(planned.storage),
         "tracking": without_password(planned.tracking_uri),

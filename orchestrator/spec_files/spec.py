@@ -61,18 +61,17 @@ class Data(Strict):
 class Budget(Strict):
     """How long a cell trains. Learning-rate schedule and evaluation follow the share of it that is used up.
 
-    bytes: UTF-8 bytes of learnable text; tokens: input tokens without padding; flops: 6N + 12LHS per token.
+    bytes: UTF-8 bytes of learnable text; tokens: input tokens without padding; flops: 6N + 12LHS per token; gpu_hours:
+    hours in optimizer steps times workers, whatever they run on; two runs do not end at the same step.
     """
 
     kind: Literal["bytes", "tokens", "steps", "flops", "gpu_hours"] = "bytes"
     amount: float = Field(gt=0)
 
-    @field_validator("kind")
-    @classmethod
-    def _check_kind(cls, unit: str) -> str:
-        if unit == "gpu_hours":
-            raise ValueError("this version cannot budget by it; use bytes, tokens, steps or flops")
-        return unit
+    @property
+    def is_timed(self) -> bool:
+        """Whether a clock says when it is used up."""
+        return self.kind == "gpu_hours"
 
     @field_validator("amount")
     @classmethod

@@ -15,6 +15,7 @@ class Seen:
     examples: int = 0
     tokens: int = 0
     bytes: int = 0
+    device_seconds: float = 0.0  # in steps, times workers; counted where the budget is of time
 
     def plus(self, work: StepWork) -> "Seen":
         return Seen(
@@ -22,6 +23,7 @@ class Seen:
             self.examples + work.examples,
             self.tokens + work.tokens,
             self.bytes + work.learnable_bytes,
+            self.device_seconds,
         )
 
 
@@ -32,6 +34,7 @@ def progress(seen: Seen, budget: Budget, flops_per_token: float) -> float:
         "tokens": seen.tokens,
         "steps": seen.steps,
         "flops": seen.tokens * flops_per_token,
+        "gpu_hours": seen.device_seconds / 3600,
     }[budget.kind]
     return min(spent / budget.amount, 1.0)
 

@@ -27,6 +27,7 @@ from orchestrator.training.measurement import ItemScores, bits_per_byte, measure
 from orchestrator.training.rate import Seen, learning_rate, passed_a_mark
 from orchestrator.training.run import CellRun, Position
 from orchestrator.training.step import CONTINUE, TIMED_OUT, StepOutcome, train_step
+from orchestrator.training.timer import StepTimer
 from orchestrator.training.trainee import build_trainee
 
 
@@ -74,6 +75,8 @@ def _train(run: CellRun, saver: CheckpointSaver) -> None:
         steps.prepare()
         saver.copied()
 
+    timer = StepTimer(cell.recipe, run.remade.recorded, run.mesh.dims.world) if cell.recipe.budget.is_timed else None
+
     for work, batches in steps:
         before = run.share_of(run.position)
         if before >= 1:
@@ -81,11 +84,16 @@ def _train(run: CellRun, saver: CheckpointSaver) -> None:
         after = replace(run.position, seen=run.position.seen.plus(work))
         # A step asks with the middle of its own progress, so that neither the first nor the last has rate 0.
         rate = learning_rate(cell.recipe.optimizer, (before + run.share_of(after)) / 2)
+        if timer is not None:
+            rate = timer.begin(after.seen.steps, before)
         started = time.perf_counter()
         run.begin_step(after.seen.steps)
         torch.manual_seed(_random_seed(cell.seed, after.seen.steps, run.mesh.rank))
-        outcome = train_step(cell, trainee, work, rate, run.order, batches=batches, meanwhile=meanwhile)
+        clock = None if timer is None else timer.read
+        outcome = train_step(cell, trainee, work, rate, run.order, clock=clock, batches=batches, meanwhile=meanwhile)
         elapsed = time.perf_counter() - started
+        if timer is not None:
+            after = replace(after, seen=timer.end(after.seen, outcome.seconds))
         _record_step(run, work, after, outcome, rate, elapsed)
         order = order_after(run.position.order, work, steps.following)
         run.position = replace(after, order=order, train_time_s=run.position.train_time_s + elapsed)

@@ -22,6 +22,7 @@ class StepOutcome:
     loss: float
     grad_norm: float
     order: int
+    seconds: float = 0.0  # what the main rank's clock showed, where it has one
 
     @property
     def is_finite(self) -> bool:
@@ -36,11 +37,13 @@ def train_step(
     rate: float,
     order: int = CONTINUE,
     *,
+    clock: Callable[[], float] | None = None,
     batches: Iterable[PlacedInputs] | None = None,
     meanwhile: Callable[[], None] = lambda: None,
 ) -> StepOutcome:
     """One optimizer step over the global batch, with gradients left in place; collective.
 
+    The main rank's `clock` is read before the ranks hear of each other; it has to be None on all of them or on none.
     `batches` are this rank's micro-batches, where they were made already; `meanwhile` is called before the update, when
     a device has all its work and the host has none. No update is made when loss or gradient norm is not finite.
     """
@@ -49,13 +52,14 @@ def train_step(
     # The order travels with loss and norm: one reduction a step, and every rank stops at the same step. Replicas hold
     # the same gradients, so each adds its share of their squares.
     squares = trainee.optimizers.squared_gradients() / mesh.dims.replicate
-    sums = torch.stack((nats, squares, torch.full_like(nats, order)))
     meanwhile()
+    told = (order,) if clock is None else (order, clock() if mesh.is_main else 0.0)
+    sums = torch.stack((nats, squares, *(torch.full_like(nats, value) for value in told)))
     mesh.sum_over_data(sums)
     # The one time that the host waits for a device. Read a step later, it would save the launch of the update, but the
     # next step would already stand on a model that has to be recorded, stored or given up as of this one.
-    total, squared_norm, decided = sums.tolist()
-    outcome = StepOutcome(total / work.targets, math.sqrt(squared_norm), int(decided))
+    total, squared_norm, decided, *seconds = sums.tolist()
+    outcome = StepOutcome(total / work.targets, math.sqrt(squared_norm), int(decided), *seconds)
     if outcome.is_finite:
         trainee.optimizers.clip(outcome.grad_norm, cell.recipe.optimizer.max_grad_norm)
         trainee.optimizers.step(rate)

@@ -215,12 +215,12 @@ KEYS = [
     key("a beta of one", "[0.9, 0.95]", "[0.9, 1.0]", "'recipe.optimizer.betas' is [0.9, 1.0]", "below 1", at="betas"),
     key("one beta", "[0.9, 0.95]", "[0.9]", "'recipe.optimizer.betas' is [0.9]", "a list of at least 2", at="betas"),
     key(
-        "a budget in GPU hours",
+        "a budget in days",
         "kind: bytes",
-        "kind: gpu_hours",
-        "'recipe.budget.kind' is \"gpu_hours\"",
-        "use bytes, tokens, steps or flops",
-        at="gpu_hours",
+        "kind: days",
+        "'recipe.budget.kind' is \"days\"",
+        "steps, flops or gpu_hours",
+        at="days",
     ),
     key(
         "half a step",

@@ -1,6 +1,7 @@
 """Progress, learning rate and marks: pure functions of what a run has seen."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -63,6 +64,11 @@ def test_progress_is_the_share_of_the_budget_that_is_used_up(kind: str, amount: 
     seen = Seen().plus(WORK).plus(WORK)
     assert (seen.steps, seen.examples, seen.tokens, seen.bytes) == (2, 6, 200, 480)
     assert progress(seen, Budget.model_validate({"kind": kind, "amount": amount}), flops_per_token=10) == share
+
+
+def test_a_budget_of_time_is_hours_times_workers() -> None:
+    seen = replace(Seen().plus(WORK), device_seconds=5400.0).plus(WORK)
+    assert progress(seen, Budget(kind="gpu_hours", amount=6), flops_per_token=10) == 0.25
 
 
 @given(every=st.floats(0.001, 1), pieces=st.lists(st.floats(1e-6, 1), min_size=1, max_size=300))

@@ -242,3 +242,37 @@ def test_a_manifest_without_digests_resumes_and_the_spool_says_that_nothing_was_
     assert resumed["compared"].startswith("nothing:")
     newest = interrupted.checkpoint_root / "step-00000006-attempt-002" / MANIFEST
     assert len(json.loads(newest.read_text())["trainer"]["order"]) == KEPT
+
+
+# --- On a budget of time ----------------------------------------------------------------------------------------------
+
+DEVICE_SECONDS = 8.0
+
+
+def test_gpu_hours_end_every_rank_at_one_step_and_steps_made_again_take_their_old_time(tmp_path: Path) -> None:
+    budget = {"kind": "gpu_hours", "amount": DEVICE_SECONDS / 3600}
+    settings = {"budget": budget, "checkpoint": {"every": 0.25, "keep": 4}, "evaluate": {"every": 0.25}}
+    first = make_job(tmp_path, workers=2, **settings)
+    run_ranks(2, train, first)
+
+    shares, rates, times = (curve(first, metric) for metric in ("progress", "learning_rate", "step_time_s"))
+    assert shares[-1] == 1.0 > shares[-2]
+    assert all(before < after for before, after in pairwise(shares))
+    assert 2 * sum(times) >= DEVICE_SECONDS > 2 * sum(times[:-2])  # a reading comes before the update of its step
+    assert max(rates) < 1e-3 and rates[-1] < 1e-4 and min(rates) > 0
+    points = [entry.fields for entry in entries(first, "evaluation")]
+    assert [points[0]["progress"], points[-1]["progress"]] == [0.0, 1.0]
+
+    again = replace(first, folder=tmp_path / "again", attempt=2)
+    shutil.copytree(first.folder, again.folder)
+    left, *later = sorted(again.checkpoint_root.iterdir())
+    for checkpoint in later:  # as if the attempt had died in its last step
+        shutil.rmtree(checkpoint)
+    end = len(shares)
+    edit_spool(again.folder, lambda entry: None if entry["fields"].get("step") == end else entry)
+    run_ranks(2, train, again)
+
+    (resumed,) = phases(again, "resumed")
+    assert resumed["step"] < end - 2, left  # of two that are made again the second stands on the rate of the first
+    assert curve(again)[: end - 1] == curve(first)[: end - 1]
+    assert curve(again, "progress")[-1] == 1.0
