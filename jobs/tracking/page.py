@@ -111,18 +111,26 @@ def _running_server(storage: Path, job: TrackedJob) -> str | None:
     raise ClusterError(f"MLflow at {job.address} does not answer: {answer.text}")
 
 
+def _database(storage: Path, job: TrackedJob) -> str:
+    """Where the job's runs lie, for a server to be started on. Raises ClusterError for another machine's database."""
+    if job.address.startswith("sqlite:///") and Path(job.address.removeprefix("sqlite:///")).exists():
+        return job.address
+    if job.address.startswith(("sqlite:", "http")) and Storage(storage).mlflow_database.exists():
+        return f"sqlite:///{Storage(storage).mlflow_database}"  # of a storage that was moved here
+    raise ClusterError(f"the runs of {job.name} are in {job.address}; a server of that database shows them")
+
+
 @contextmanager
 def _served(storage: Path, job: TrackedJob, port: int | None, console: Console) -> Iterator[tuple[str, Service]]:
     """A server of the job's database while it is looked at; interrupted, it ends, and so does the block."""
-    port = choose_mlflow_port(port)
-    files = Storage(storage)
-    database = job.address if job.address.startswith("sqlite") else f"sqlite:///{files.mlflow_database}"
+    database, port = _database(storage, job), choose_mlflow_port(port)
     folder = tempfile.mkdtemp(prefix="backbone-mlflow-")
     service = Service("mlflow", f"mlflow-{uuid.uuid4().hex}", folder)
     url, began = f"http://127.0.0.1:{port}", time.monotonic()
     console.print("MLflow is starting")
     try:
-        service = start(service, mlflow_command(port, database, files.mlflow_artifacts), mlflow_environment())
+        command = mlflow_command(port, database, Storage(storage).mlflow_artifacts)
+        service = start(service, command, mlflow_environment())
         while http_get(f"{url}/health").status != 200:
             if not is_running(service):
                 raise ResourcesError(f"MLflow ended before it answered; its last words:\n{last_lines(service)}")
