@@ -41,6 +41,11 @@ def significant(value: Any, digits: int = 3) -> str:
     return fixed(value, decimals)
 
 
+def scientific(value: Any) -> str:
+    """`2.05e+15`."""
+    return f"{value:.3g}" if is_number(value) else NOT_AVAILABLE
+
+
 def percent(value: Any, digits: int = 1) -> str:
     """A share as per cent: 0.005 is `0.5 %`."""
     return f"{fixed(100 * value, digits)}\N{NO-BREAK SPACE}%" if is_number(value) else NOT_AVAILABLE

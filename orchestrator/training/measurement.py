@@ -97,6 +97,7 @@ def measure(
         "examples_seen": steps[-1].examples_seen,
         "tokens_seen": steps[-1].tokens_seen,
         "bytes_seen": steps[-1].bytes_seen,
+        "training_flops": steps[-1].tokens_seen * flops_per_token,
         "parameters": contract["parameters"],
         **extra,
     }

@@ -1,9 +1,6 @@
 """A comparison of a thousand runs, and what every report says its answer holds for."""
 
-import copy
-
-import pytest
-from report_documents import comparison_document, finetune_document
+from report_documents import comparison_document
 
 from benchmarks.report_size import MOST_BYTES, made_up
 from jobs.report.excerpt import CURVED_BACKBONES, CURVES, PAIRED_BACKBONES, curved_cells, shown_pairs
@@ -56,14 +53,6 @@ def test_a_report_says_for_which_budget_tuning_and_data_its_answer_holds() -> No
     page = render_report(document)
     assert "What this answer holds for" in page
     assert "held-out.jsonl" in page
-
-
-@pytest.mark.parametrize("where", ["spec", "recipe"])
-def test_tuning_is_told_where_there_was_some(where: str) -> None:
-    document = copy.deepcopy(finetune_document())
-    recipe = document["comparison"]["spec"].setdefault("recipe", {})
-    (recipe if where == "recipe" else document["comparison"]["spec"])["tuning"] = {"learning_rate": [1e-5, 1e-4]}
-    assert dict(scope(document))["Tuning"] == "learning_rate 1e-05, 0.0001."
 
 
 def test_what_a_report_does_not_tell_is_not_made_up() -> None:
