@@ -18,6 +18,8 @@ Value = TypeVar("Value")
 
 # What torch says when a collective failed because another rank went away.
 PEER_LOST_WORDS = ("gloo/transport", "remote process exited", "Connection reset by peer", "Connection closed by peer")
+# What it says once Ray Train has ended all groups of a worker because another one died.
+GROUP_ENDED_WORDS = ("Invalid process group specified", "Default process group has not been initialized")
 
 
 @dataclass(frozen=True)
@@ -152,4 +154,7 @@ def is_peer_lost(error: BaseException) -> bool:
 
     if isinstance(error, DistNetworkError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in PEER_LOST_WORDS)
+    said = {RuntimeError: PEER_LOST_WORDS, ValueError: GROUP_ENDED_WORDS}
+    return any(
+        isinstance(error, kind) and words in str(error) for kind, all_words in said.items() for words in all_words
+    )

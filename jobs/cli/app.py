@@ -41,11 +41,14 @@ err = Console(stderr=True)
 def main() -> None:
     """The console script: turns designed errors into one message and an exit code."""
     try:
-        app()
-    except OrchestratorError as error:
-        _exit_with(str(error) if isinstance(error, SpecError) else f"error: {error}", error.exit_code)
-    except HubError as error:
-        _exit_with(f"error: {error}", 1)
+        try:
+            app()
+        except OrchestratorError as error:
+            _exit_with(str(error) if isinstance(error, SpecError) else f"error: {error}", error.exit_code)
+        except HubError as error:
+            _exit_with(f"error: {error}", 1)
+    except KeyboardInterrupt:  # while an error was told
+        sys.exit(130)
 
 
 def run_command(command: str) -> None:

@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -115,7 +115,8 @@ class CheckpointSaver:
         self._thread.shutdown()
         self._pending = None
         self._staging.close()
-        dist.destroy_process_group(self._group)
+        with suppress(ValueError):  # Ray Train ends all groups of a worker whose peer died: that is what is to be told
+            dist.destroy_process_group(self._group)
         self._group = None
 
     def _copy(self, state: dict[str, Any], moment: Moment) -> dict[str, Any]:

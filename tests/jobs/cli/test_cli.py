@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
@@ -196,18 +197,24 @@ def test_an_interrupted_plan_exits_130_without_a_traceback(tmp_path: Path) -> No
     command = [str(BACKBONE), "plan", "spec.yaml"]
     process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
-    while True:  # opens for writing only once the command waits in its own open
-        try:
-            writer = os.open(tmp_path / "train.jsonl", os.O_WRONLY | os.O_NONBLOCK)
-            break
-        except OSError:
-            assert time.monotonic() < deadline, "the command never opened its data"
-            time.sleep(0.01)
+    while not waits_for_a_writer(process.pid):
+        assert time.monotonic() < deadline, "the command never opened its data"
+        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
-    os.close(writer)
     assert process.returncode == 130
     assert "Traceback" not in said
+
+
+def waits_for_a_writer(pid: int) -> bool:
+    """Whether a process is in its `open` of a pipe: the kernel tells, or else a second in which it does nothing."""
+    place = Path(f"/proc/{pid}/wchan")
+    if place.exists() and (waits_in := place.read_text()) not in ("", "0"):
+        return waits_in == "wait_for_partner"
+    process = psutil.Process(pid)
+    before = process.cpu_times()
+    time.sleep(1)
+    return process.cpu_times() == before
 
 
 def test_the_address_of_a_job_api_is_no_place_to_train_from(tmp_path: Path) -> None:

@@ -227,6 +227,23 @@ def save_alone(job: CellJob) -> bool | None:
     return is_peer_lost(raised.value)
 
 
+def test_a_saver_whose_group_was_taken_away_does_not_hide_why(begun: CellJob) -> None:
+    """Ray Train ends all groups of a worker that outlived another, while the worker still tells what it met."""
+    assert run_ranks(1, lose_all_groups, begun) == [("Connection closed by peer", True)]
+
+
+def lose_all_groups(job: CellJob) -> tuple[str, bool]:
+    try:
+        with closing(CheckpointSaver(job.checkpoint_root, 1, 1, Mesh.build(CPU))):
+            dist.destroy_process_group()
+            raise RuntimeError("Connection closed by peer")
+    except Exception as error:  # whichever it is that comes out
+        came_out = str(error)
+    with pytest.raises(ValueError, match="process group") as raised:
+        dist.barrier()  # as a rank that hears of the death only now
+    return came_out, is_peer_lost(raised.value)
+
+
 def test_what_is_reserved_is_enough_and_the_predicted_size_is_that_of_the_files(begun: CellJob) -> None:
     for reserved, staged, predicted in run_ranks(2, sizes, begun):
         assert staged <= reserved < 1.5 * staged
