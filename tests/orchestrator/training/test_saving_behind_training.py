@@ -1,4 +1,7 @@
-"""Checkpoints that are written while the training goes on: of the state as it was, and with nothing left behind."""
+"""Checkpoints that are written while the training goes on: of the state as it was, and with nothing left behind.
+
+Over 300 lines: the same small run is saved while each thing happens that may happen to it.
+"""
 
 import json
 import os
