@@ -1,7 +1,7 @@
 """Every name in a storage and in an export, in this one place. Pure; nothing here looks at a disk but the globs.
 
 A storage holds `cells/`, a folder for each job, and what jobs share. Its names outlive versions: a stored run is found
-by them.
+by them. Over 300 lines: nobody has to look for a name elsewhere.
 """
 
 from collections.abc import Iterator
@@ -52,6 +52,18 @@ class Storage:
     def prepared(self) -> Path:
         """Token arrays, named by content."""
         return self.path / "prepared"
+
+    def work(self, work: str, cell_id: str) -> Path:
+        """What a cell of that `Cell.work` learned from."""
+        return self.path / "works" / work[:32] / f"{cell_id}.json"
+
+    def works(self, work: str) -> dict[str, Path]:
+        """Those files by cell, of all cells of that work."""
+        return {file.name.removesuffix(".json"): file for file in sorted(self.work(work, "").parent.glob("*.json"))}
+
+    def learned(self, digest: str) -> Path:
+        """A set of training examples that cells learned from, named by content."""
+        return self.path / "works" / "learned" / f"{digest[:32]}.npy"
 
     @property
     def queue_store(self) -> Path:
@@ -256,6 +268,17 @@ class CellFolder:
     @property
     def result(self) -> Path:
         return self.path / "result.json"
+
+    @property
+    def adoption(self) -> Path:
+        """Whose result the cell took over. Without a result beside it, the taking over was cut off."""
+        return self.path / "adoption.json"
+
+    @property
+    def outcome(self) -> tuple[Path, ...]:
+        """What attempts leave behind; the result goes first, so that nothing unfinished looks finished."""
+        files = (self.result, self.measurement, self.items, self.contract, self.certificate, self.attempts)
+        return (*files, self.spool, self.checkpoints, self.path / "failures")
 
 
 @dataclass(frozen=True)

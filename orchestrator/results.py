@@ -107,6 +107,21 @@ class CellResult:
     restarts: list[str] = field(default_factory=list)  # why each attempt but the last ended
 
 
+@dataclass(frozen=True)
+class Adoption:
+    """Whose result a cell took over instead of training, and in what its comparison would have trained it otherwise."""
+
+    adopted_from: str  # the cell that was trained
+    learned_more: int = 0  # training examples that it learned from, and the comparison drops
+    learned_fewer: int = 0  # those that the comparison keeps, and it did not learn from
+    scored_more: int = 0  # held-out items that it was scored on, and the comparison drops
+
+    @property
+    def is_marked(self) -> bool:
+        """Whether it learned from other examples."""
+        return bool(self.learned_more or self.learned_fewer)
+
+
 def measurement_from_json(document: dict[str, Any]) -> Measurement:
     """The inverse of `dataclasses.asdict` for a `Measurement`."""
     points = [EvaluationPoint(**point) for point in document["evaluations"]]
@@ -161,6 +176,17 @@ def find_cell_result(folder: Path) -> CellResult | None:
     """The stored result of a cell, or None while it has none."""
     path = CellFolder(folder).result
     return cell_result_from_json(load_json(path)) if path.exists() else None
+
+
+def find_adoption(folder: Path) -> Adoption | None:
+    """Whose result a finished cell took over; None of one that was trained."""
+    path = CellFolder(folder).adoption
+    return Adoption(**_without_format(load_json(path))) if path.exists() else None
+
+
+def save_adoption(folder: Path, adoption: Adoption) -> None:
+    """Notes that a cell takes a result over. Until the result stands beside it, nothing in the folder is whole."""
+    write_json(CellFolder(folder).adoption, {"format": FORMAT, **asdict(adoption)})
 
 
 def save_cell_result(folder: Path, result: CellResult) -> None:

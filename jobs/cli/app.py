@@ -33,6 +33,10 @@ Occurrence = Annotated[
     str | None, typer.Option(metavar="SCHEDULE/TICK", help="The firing of a schedule that this run is.", hidden=True)
 ]
 SkipInfeasible = Annotated[bool, typer.Option(help="Report cells that cannot fit instead of refusing the whole job.")]
+KeepFinished = Annotated[
+    bool,
+    typer.Option("--keep-finished", help="Take finished cells over, marked, whose examples another backbone drops."),
+]
 
 out = tables.out
 err = Console(stderr=True)
@@ -115,6 +119,7 @@ def compare(
         bool, typer.Option("--a-a", help="Train one backbone against itself: what would noise alone call a win?")
     ] = False,
     backbone: Annotated[str | None, typer.Option(metavar="ID", help="Of --a-a; else the spec's first.")] = None,
+    keep_finished: KeepFinished = False,
     plugin: Plugins = None,
     occurrence: Occurrence = None,
 ) -> None:
@@ -130,7 +135,7 @@ def compare(
     require_feasible(planned, skip_infeasible)
     from jobs.driver.launch import launch
 
-    outcome = launch(planned, out, certify=certificate)
+    outcome = launch(planned, out, certify=certificate, keep_finished=keep_finished)
     tables.print_ranking(outcome.document)
     raise typer.Exit(outcome.exit_code)
 
@@ -144,6 +149,7 @@ def decide(
     show_plan: Annotated[bool, typer.Option("--plan", help="Show cells and looks instead; starts nothing.")] = False,
     skip_infeasible: SkipInfeasible = False,
     certificate: Annotated[bool, typer.Option("--certificate/--no-certificate", help="As for compare.")] = True,
+    keep_finished: KeepFinished = False,
     plugin: Plugins = None,
     occurrence: Occurrence = None,
 ) -> None:
@@ -158,7 +164,7 @@ def decide(
     require_feasible(planned, skip_infeasible)
     from jobs.driver.launch import launch
 
-    outcome = launch(planned, out, certify=certificate)
+    outcome = launch(planned, out, certify=certificate, keep_finished=keep_finished)
     tables.print_ranking(outcome.document)
     raise typer.Exit(outcome.exit_code)
 

@@ -67,6 +67,7 @@ def submit(
     plugin: Plugins = None,
     skip_infeasible: Annotated[bool, typer.Option(help="Report cells that cannot fit instead of refusing.")] = False,
     certificate: Annotated[bool, typer.Option("--certificate/--no-certificate", help="As for compare.")] = True,
+    keep_finished: Annotated[bool, typer.Option("--keep-finished", help="As for compare.")] = False,
     benchmark: Annotated[bool, typer.Option("--benchmark", help="Measure the comparison's speed instead.")] = False,
     steps: Annotated[int | None, typer.Option(help="As for benchmark.")] = None,
     warmup: Annotated[int | None, typer.Option(help="As for benchmark.")] = None,
@@ -97,6 +98,7 @@ def submit(
             *(spec, priority, owner, tuple(plugin or ()), working_dir, skip_infeasible, certificate, measure),
             decide=decide,
             max_seeds=max_seeds,
+            keep_finished=keep_finished,
         )
     )
     if as_json:

@@ -44,6 +44,7 @@ class Submission:
     benchmark: Benchmark | None = None
     decide: bool = False  # seeds are added until it is decided
     max_seeds: int | None = None  # else the spec's
+    keep_finished: bool = False  # takes over, marked, what learned from examples that another backbone drops
 
     @property
     def folder(self) -> Path:
@@ -73,6 +74,8 @@ class Submission:
         }
         if self.benchmark is not None:
             question["benchmark"] = cast(BenchmarkQuestion, asdict(self.benchmark))
+        if self.keep_finished:
+            question["keep_finished"] = True
         if self.decide:
             question["decide"] = {"max_seeds": self.max_seeds}
         return question

@@ -75,6 +75,8 @@ def entry_arguments(question: Question) -> Iterator[str]:
         yield from ("--max-seeds", str(decide["max_seeds"]))
     if not question["certificate"]:
         yield "--no-certificate"
+    if question.get("keep_finished"):
+        yield "--keep-finished"
     if question.get("occurrence"):
         yield from ("--occurrence", question["occurrence"])
 

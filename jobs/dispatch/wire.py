@@ -31,6 +31,7 @@ class Question(TypedDict):
     plugins: list[str]
     skip_infeasible: bool
     certificate: bool
+    keep_finished: NotRequired[bool]
     benchmark: NotRequired[BenchmarkQuestion]
     decide: NotRequired[DecideQuestion]
     occurrence: NotRequired[str]

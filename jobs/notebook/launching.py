@@ -32,6 +32,7 @@ def compare(
     plugins: Sequence[str] = (),
     skip_infeasible: bool = False,
     certificate: bool = True,
+    keep_finished: bool = False,
     **keys: Any,
 ) -> JobResult:
     """Trains every backbone under one recipe, and says which wins and how sure that is.
@@ -42,7 +43,11 @@ def compare(
     """
     file = spec_file(spec, keys)
     submission = Submission(
-        file, plugins=load_plugins(tuple(plugins)), skip_infeasible=skip_infeasible, certificate=certificate
+        file,
+        plugins=load_plugins(tuple(plugins)),
+        skip_infeasible=skip_infeasible,
+        certificate=certificate,
+        keep_finished=keep_finished,
     )
     return require_success(_run(submission, load_comparison, address, insecure_cluster))
 

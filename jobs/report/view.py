@@ -85,6 +85,7 @@ def report_view(document: Report) -> dict[str, object]:
         document.get("ranking") or [],
     )
     is_finetune = comparison["kind"] == "finetune"
+    adoptions = {cell["cell_id"]: cell["adoption"] for cell in cells if "adoption" in cell}
     curved = curved_cells(cells, ranking)
     return {
         "comparison": comparison,
@@ -92,6 +93,8 @@ def report_view(document: Report) -> dict[str, object]:
         "data": document["data"],
         "certificates": document.get("certificates", {}),  # reports of earlier versions have none
         "cells": cells,
+        "adoptions": adoptions,
+        "marked": {cell_id for cell_id, one in adoptions.items() if one["learned_more"] or one["learned_fewer"]},
         "unsuccessful": [cell for cell in cells if cell["status"] != "SUCCEEDED"],
         "backbones": backbones,
         "is_finetune": is_finetune,

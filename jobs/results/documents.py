@@ -2,6 +2,7 @@
 
 The document is the typed thing: what is built is what is written and what is read, so nothing is turned to and fro.
 `backbone schema --of NAME` publishes these types. A key that earlier versions did not write is `NotRequired`.
+Over 300 lines: whole documents, in the order in which they are read.
 """
 
 from pathlib import Path
@@ -80,6 +81,15 @@ class CellOutcome(TypedDict):
     folder: str
 
 
+class AdoptionFacts(TypedDict):
+    """Whose result a cell took over, and in what training it would have differed."""
+
+    adopted_from: str  # the cell that was trained
+    learned_more: int  # training examples that it learned from, and the comparison drops
+    learned_fewer: int  # those that the comparison keeps, and it did not learn from
+    scored_more: int  # held-out items that it was scored on, and the comparison drops
+
+
 class Evaluation(TypedDict):
     """Held-out bits per byte after `step` optimizer steps (0: before training)."""
 
@@ -99,6 +109,7 @@ class TrainedCell(CellOutcome):
     evaluations: list[Evaluation]
     loss_curve: list[tuple[float, float | None]]  # (step, nats per target token)
     contract: Facts
+    adoption: NotRequired[AdoptionFacts]  # of a cell that an earlier comparison trained
 
 
 class RankedBackbone(TypedDict):
@@ -147,6 +158,7 @@ class Look(TypedDict):
     declared: int | None  # verdict.max_seeds, over whose looks alpha is spent
     earlier_winners: dict[str, str]  # number of an earlier look -> whom it named
     earlier_seeds: list[int]  # the most seeds of a backbone, at each earlier look
+    earlier_backbones: NotRequired[dict[str, list[str]]]  # number of an earlier look -> its backbones, if others
 
 
 class LookRecord(TypedDict):
@@ -170,6 +182,7 @@ class LooksDocument(TypedDict):
 
     format: Literal[1]
     comparison: str
+    subjects: NotRequired[list[str]]  # a hash of each candidate, its recipe and its data, whatever its rivals
     looks: list[LookRecord]
 
 

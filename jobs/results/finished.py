@@ -2,15 +2,18 @@
 
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from pydantic_core import to_jsonable_python
 
-from jobs.formats import NOT_AVAILABLE
+from jobs.formats import NOT_AVAILABLE, listed
 from jobs.results.documents import (
+    AdoptionFacts,
     CellOutcome,
     DataFacts,
     Environment,
@@ -28,7 +31,7 @@ from jobs.results.verdict import judge
 from orchestrator.certificate.record import find_cell_certificate
 from orchestrator.layout import CellFolder
 from orchestrator.planning.plan import Plan
-from orchestrator.results import CellResult, CellStatus, Measurement
+from orchestrator.results import Adoption, CellResult, CellStatus, Measurement, find_adoption
 from orchestrator.spec_files.spec import Decision, SelfComparison, VerdictRule
 from orchestrator.tracking.spool import EntryKind, read_spool
 from orchestrator.training.measurement import ItemScores, load_item_scores
@@ -108,7 +111,7 @@ def _judge(plan: Plan, rule: VerdictRule, finished: Sequence[CellResult], alpha:
     assert items is not None, "held-out data is planned with its items"
     at = {cell_id: _at(one, common) for cell_id, one in scores.items()}
     cells = [CellScores(result.backbone_id, result.seed, metric.totals(at[result.cell_id])) for result in finished]
-    return judge(
+    verdict = judge(
         cells,
         metric.weights(items.learnable_bytes[common].astype(np.float64)),
         items.groups_of(common),
@@ -116,6 +119,33 @@ def _judge(plan: Plan, rule: VerdictRule, finished: Sequence[CellResult], alpha:
         margin=rule.margin,
         unit=metric.unit,
     )
+    verdict["notes"] += _adopted(finished)
+    return verdict
+
+
+def _adopted(finished: Sequence[CellResult]) -> list[str]:
+    """In what cells that were taken over from earlier comparisons differ from those that were not."""
+    adoptions = [(result.backbone_id, find_adoption(Path(result.folder))) for result in finished]
+    groups: dict[Adoption, dict[str, None]] = {}
+    for backbone_id, adoption in adoptions:
+        if adoption is not None:
+            groups.setdefault(replace(adoption, adopted_from=""), {})[backbone_id] = None
+    return [note for adoption, names in groups.items() for note in _differences(adoption, [*names])]
+
+
+def _differences(adoption: Adoption, names: list[str]) -> Iterator[str]:
+    counts = ((adoption.learned_more, "more"), (adoption.learned_fewer, "fewer"))
+    if parts := [f"{count} training example{'' if count == 1 else 's'} {which}" for count, which in counts if count]:
+        yield (
+            f"{listed(names)} learned from {' and '.join(parts)} than this comparison keeps: finished before and kept, "
+            "on request."
+        )
+    if count := adoption.scored_more:
+        items = "1 held-out item" if count == 1 else f"{count} held-out items"
+        yield (
+            f"Finished cells of {listed(names)} were also scored on {items} that another tokenizer cannot give back; "
+            "the verdict leaves them out, the curves and tables of single runs do not."
+        )
 
 
 def _common_items(scores: list[ItemScores]) -> np.ndarray:
@@ -183,13 +213,17 @@ def outcome(result: CellResult) -> CellOutcome:
 
 def _cell_facts(result: CellResult) -> TrainedCell:
     measurement = result.measurement
-    return {
-        **outcome(result),
+    facts: TrainedCell = {
+        **outcome(result),  # type: ignore[typeddict-item]  # which has no adoption
         "metrics": measurement.metrics if measurement else {},
         "evaluations": to_jsonable_python(measurement.evaluations) if measurement else [],
         "loss_curve": _loss_curve(result) if measurement else [],
         "contract": measurement.contract if measurement else {},
     }
+    adoption = find_adoption(Path(result.folder)) if result.status is CellStatus.SUCCEEDED else None
+    if adoption is not None:
+        facts["adoption"] = cast(AdoptionFacts, asdict(adoption))
+    return facts
 
 
 def _loss_curve(result: CellResult) -> list[tuple[float, float | None]]:

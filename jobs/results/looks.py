@@ -1,8 +1,9 @@
 """The looks at a comparison: which one a verdict is, and what it may cost of alpha.
 
-A comparison is the same whatever its seeds are; a look is a verdict over seeds, or by a metric, that was not judged
-before. Each job keeps its looks in its own folder (`looks.json`), so the history of a comparison is what the folders of
-one storage hold of it. A verdict over the same cells by the same metric is the same look, and costs nothing.
+A comparison is the same whatever its seeds are, and stays so when it gets or loses candidates, as long as two remain:
+their difference was looked at. A look is a verdict over cells, or by a metric, that was not judged before. Each job
+keeps its looks in its own folder (`looks.json`), so the history of a comparison is what the folders of one storage hold
+of it. A verdict over the same cells by the same metric is the same look, and costs nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,11 +12,12 @@ from datetime import UTC, datetime
 
 from pydantic import TypeAdapter
 
+from jobs.formats import listed
 from jobs.results.documents import Look, LookRecord, LooksDocument, load_document
 from jobs.results.spending import BY_HAND, nominal_levels, spent_by_looks
 from orchestrator.identity import content_hash
 from orchestrator.layout import Storage
-from orchestrator.planning.plan import Plan, comparison_identity
+from orchestrator.planning.plan import Plan, comparison_identity, subjects
 from orchestrator.results import write_json
 
 LOOKS = TypeAdapter(LooksDocument)
@@ -79,11 +81,15 @@ def _spent(left: float, shares: Sequence[float]) -> float:
 
 
 def _declared_before(judged: Judged, earlier: Sequence[LookRecord]) -> Sequence[LookRecord]:
-    """The last looks that were made under the same declaration."""
+    """The last looks that were made under the same declaration, at the same backbones: their scores go together."""
     start = len(earlier)
-    while start and judged.max_seeds is not None and earlier[start - 1]["declared"] == judged.max_seeds:
+    while start and judged.max_seeds is not None and _goes_on(judged, earlier[start - 1]):
         start -= 1
     return earlier[start:]
+
+
+def _goes_on(judged: Judged, record: LookRecord) -> bool:
+    return record["declared"] == judged.max_seeds and record["seeds"].keys() == judged.seeds.keys()
 
 
 def _look(judged: Judged, earlier: Sequence[LookRecord], alpha: float, spent: float, declared: int | None) -> Look:
@@ -95,6 +101,9 @@ def _look(judged: Judged, earlier: Sequence[LookRecord], alpha: float, spent: fl
         "declared": declared,
         "earlier_winners": {str(one["number"]): one["winner"] for one in earlier if one["winner"] is not None},
         "earlier_seeds": [max(record["seeds"].values()) for record in earlier],
+        "earlier_backbones": {
+            str(one["number"]): [*one["seeds"]] for one in earlier if one["seeds"].keys() != judged.seeds.keys()
+        },
     }
 
 
@@ -118,27 +127,28 @@ def new_record(judged: Judged, look: Look, outcome: str, winner: str | None) -> 
 def sentences_of(look: Look) -> list[str]:
     """What a reader has to know of it."""
     number, alpha, total = look["number"], look["alpha"], look["total_alpha"]
-    earlier = f", after looks at {_listed(look['earlier_seeds'])} seeds" if look["earlier_seeds"] else ""
+    earlier = f", after looks at {listed(look['earlier_seeds'])} seeds" if look["earlier_seeds"] else ""
     if look["declared"] is None:
         rule = f"by hand; {1 - BY_HAND:.0%} of what was left of {total:g} is kept for seeds that are added later"
     else:
         rule = f"one of those up to the {look['declared']} seeds that were declared, which share {total:g}"
     found = [f"Look {number}{earlier}: tested at alpha {alpha:.2g} ({rule})."]
+    among = look.get("earlier_backbones", {})
+    found += [f"Look {one} was at {listed(names)}." for one, names in among.items()]
     found += [f"Look {one} named {name} the winner." for one, name in look["earlier_winners"].items()]
     return found
 
 
-def _listed(seeds: Sequence[int]) -> str:
-    return ", ".join(map(str, seeds[:-1])) + (" and " if len(seeds) > 1 else "") + str(seeds[-1])
-
-
 def load_looks(plan: Plan) -> list[LookRecord]:
-    """The looks at this comparison in every job's folder of the storage, oldest first, numbered anew."""
-    identity = comparison_identity(plan)
+    """The looks at this comparison in every job's folder of the storage, oldest first, numbered anew.
+
+    Those at other candidates count too where two of them or more are the same: their difference was looked at.
+    """
+    identity, own = comparison_identity(plan), {*subjects(plan)}
     found: dict[str, LookRecord] = {}
     for file in Storage(plan.storage).looks():
         document = load_document(file, LOOKS)
-        if document["comparison"] == identity:
+        if document["comparison"] == identity or len(own.intersection(document.get("subjects", ()))) > 1:
             for record in document["looks"]:
                 known = found.setdefault(record["cells"], record)
                 if record["judged"] < known["judged"]:
@@ -152,4 +162,5 @@ def keep_look(plan: Plan, record: LookRecord) -> None:
     file = plan.files.looks
     kept = load_document(file, LOOKS)["looks"] if file.exists() else []
     if all(one["cells"] != record["cells"] for one in kept):
-        write_json(file, {"format": 1, "comparison": comparison_identity(plan), "looks": [*kept, record]})
+        known = {"format": 1, "comparison": comparison_identity(plan), "subjects": subjects(plan)}
+        write_json(file, {**known, "looks": [*kept, record]})

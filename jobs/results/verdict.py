@@ -8,6 +8,7 @@ from math import floor, isinf, log10, sqrt
 
 import numpy as np
 
+from jobs.formats import listed
 from jobs.results.documents import Pair, RankedBackbone, Verdict, VerdictOutcome
 from jobs.results.paired_tests import (
     CellScores,
@@ -89,7 +90,7 @@ def _obstacle(standings: Standings) -> str | None:
         return f"No verdict: one backbone, {standings.ids[0]}; a verdict compares at least two."
     single = [name for name, count in zip(standings.ids, standings.counts, strict=True) if count < 2]
     if single:
-        return f"No verdict: one seed of {_listed(single)}; every backbone needs at least two finished seeds."
+        return f"No verdict: one seed of {listed(single)}; every backbone needs at least two finished seeds."
     if len(standings.group_bytes) < 2:
         return "No verdict: one source group; held-out items from at least two are needed to see the item noise."
     return None
@@ -217,7 +218,7 @@ def _notes(
     notes = []
     still = [name for name, variance in zip(standings.ids, standings.variances, strict=True) if variance == 0]
     if still:
-        notes.append(f"Zero variance between the seeds of {_listed(still)}: does the seed reach the run?")
+        notes.append(f"Zero variance between the seeds of {listed(still)}: does the seed reach the run?")
     equal = [f"{pair['a']} and {pair['b']}" for pair in pairs if pair["difference"] == pair["standard_error"] == 0]
     if equal:
         notes.append(f"Equal scores to the last digit: {'; '.join(equal)}.")
@@ -244,7 +245,7 @@ def _notes(
         pair["b"] for pair in pairs if outcome == "winner" and pair["a"] == standings.ids[0] and pair["equivalent"]
     ]
     if close:
-        notes.append(f"The lead over {_listed(close)} is real but lies within the margin: it may not matter.")
+        notes.append(f"The lead over {listed(close)} is real but lies within the margin: it may not matter.")
     return notes
 
 
@@ -259,7 +260,7 @@ def _sentence(
     unit: str,
 ) -> str:
     """The verdict in one sentence, for the top of a report."""
-    names = _listed([standings.ids[k] for k in contenders])
+    names = listed([standings.ids[k] for k in contenders])
     pair = next(pair for pair in pairs if pair["b"] == standings.ids[1 if outcome == "winner" else contenders[1]])
     best, digits = float(standings.means[0]), _digits(pair)
     low, high = (_number(end, digits) for end in pair["interval"])
@@ -270,7 +271,7 @@ def _sentence(
         return f"{names} wins: {score}, {difference} ({100 * pair['relative']:.1f} %) below {other}, {interval}."
     if outcome == "tie":
         beaten = [name for k, name in enumerate(standings.ids) if k not in contenders]
-        rest = f"; {_listed(beaten)} {'is' if len(beaten) == 1 else 'are'} worse" if beaten else ""
+        rest = f"; {listed(beaten)} {'is' if len(beaten) == 1 else 'are'} worse" if beaten else ""
         return (
             f"Tie between {names}: {score}, every {100 * (1 - 2 * alpha):.3g} % interval of a difference lies within "
             f"the margin of {margin * best:.{digits}f} ({100 * margin:g} %){rest}."
@@ -294,7 +295,3 @@ def _digits(pair: Pair) -> int:
 def _number(value: float, digits: int) -> str:
     """Without the minus of a rounded zero."""
     return f"{round(value, digits) + 0.0:.{digits}f}"
-
-
-def _listed(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

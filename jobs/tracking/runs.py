@@ -1,28 +1,32 @@
 """What MLflow is told of a job: a parent run for the comparison or finetune, and a child run for each cell."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from jobs.formats import flatten
 from orchestrator.cell_job import ExportRequest
 from orchestrator.layout import CellFolder, Storage
 from orchestrator.planning.plan import Cell, Plan
-from orchestrator.results import CellResult, CellStatus, write_json
+from orchestrator.results import CellResult, CellStatus, find_adoption, write_json
 from orchestrator.tracking.run import TrackedDataset, TrackedRun, describe
 from orchestrator.tracking.spool import STREAMED_METRICS, read_spool
 from orchestrator.tracking.writer import RunWriter
 
 
 class Tracking:
-    """The MLflow runs of one launch. Nothing is sent, and nothing of MLflow imported, before `start`."""
+    """The MLflow runs of one launch. Nothing is sent, and nothing of MLflow imported, before `start`.
 
-    def __init__(self, plan: Plan, command: str, export: ExportRequest | None):
+    Of the plan's cells those in `children` have a run from the beginning, else all; others are taken on by `follow`.
+    """
+
+    def __init__(self, plan: Plan, command: str, export: ExportRequest | None, children: Collection[str] | None = None):
         self._synced = plan.files.synced
         self._writer = open_writer(plan.tracking_uri, plan.job.tracking.experiment, plan.storage)
         self._parent = _parent_run(plan, command)
         self._export = export
-        self._children = {cell.cell_id: _child_run(plan, cell, self._parent, export) for cell in plan.cells}
+        cells = [cell for cell in plan.cells if children is None or cell.cell_id in children]
+        self._children = {cell.cell_id: _child_run(plan, cell, self._parent, export) for cell in cells}
         self._is_described = self._is_sending = False
 
     def start(self) -> None:
@@ -40,11 +44,13 @@ class Tracking:
             for run in (self._parent, *self._children.values()):
                 self._writer.track(run)
 
-    def follow(self, plan: Plan, cells: Sequence[Cell]) -> None:
-        """Takes on cells that the job has besides those of its first round."""
+    def follow(self, plan: Plan, cells: Sequence[Cell], results: Mapping[str, CellResult]) -> None:
+        """Takes on cells that the job has besides those of the beginning; what has a result ended when that did."""
         for cell in cells:
             if cell.cell_id not in self._children:
                 self._children[cell.cell_id] = run = _child_run(plan, cell, self._parent, self._export)
+                if cell.cell_id in results:
+                    self.finish_child(results[cell.cell_id])
                 if self._is_described:
                     self._writer.track(run)
 
@@ -133,6 +139,8 @@ def take_result(run: TrackedRun, result: CellResult) -> None:
     run.tags |= {"attempt": str(result.attempts), "cell_status": str(result.status)}
     if result.failure:
         run.tags["failure"] = result.failure[:4000]
+    if (adoption := find_adoption(Path(result.folder))) is not None:
+        run.tags["adopted_from"] = adoption.adopted_from
     moments = [entry.time_ms for entry in read_spool(CellFolder(Path(result.folder)).spool)]
     if moments:
         run.began_ms, run.ended_ms = moments[0], moments[-1]

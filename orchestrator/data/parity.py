@@ -58,6 +58,17 @@ def compare_tokenizers(prepared: Sequence[Prepared], sequence_length: int, rule:
     return Parity(kept, np.flatnonzero(readable), dropped, facts)
 
 
+def find_droppers(prepared: Sequence[Prepared], sequence_length: int, examples: np.ndarray) -> dict[str, int]:
+    """How many of some training examples each candidate's tokenizer would cut or leave without a target, if any."""
+    data = {one.backbone_id: load_tokenized(one.train_file) for one in prepared}
+    lost = {
+        backbone_id: (one.lengths > sequence_length) | _loses_every_target(one, sequence_length)
+        for backbone_id, one in data.items()
+    }
+    counts = {backbone_id: int(one[examples].sum()) for backbone_id, one in lost.items()}
+    return {backbone_id: count for backbone_id, count in counts.items() if count}
+
+
 def check_parity(parity: Parity, file: str, sequence_length: int) -> None:
     """Raises SpecError when some candidate is left with nothing to train on or nothing to be scored on."""
     for backbone_id, kept in parity.kept.items():

@@ -42,7 +42,8 @@ from orchestrator.spec_files.validation import check, is_within
 class Cell:
     """One backbone with one seed, fully resolved.
 
-    `cell_id` hashes everything that decides what the cell measures; package versions are recorded, not hashed.
+    `cell_id` hashes everything that decides what the cell measures; package versions are recorded, not hashed. `work`
+    is the same without the other candidates: cells of one work that learned from the same examples measure the same.
     """
 
     cell_id: str
@@ -55,6 +56,7 @@ class Cell:
     validation_digest: str
     occurrence: str | None = None
     worlds: tuple[int, ...] = ()  # where it is elastic: how many workers it may have, the most first
+    work: str = ""
 
     def on(self, workers: int) -> "Cell":
         """As an attempt with that many workers runs it: the same global batch, in micro-batches at most as large."""
@@ -252,10 +254,18 @@ def narrow(plan: Plan, cell_ids: Collection[str]) -> Plan:
 
 def comparison_identity(plan: Plan) -> str:
     """The hash of a comparison but for its name and its seeds."""
+    return content_hash([cell.cell_id for cell in _cells_of_one_seed(plan)])
+
+
+def subjects(plan: Plan) -> list[str]:
+    """A hash for each candidate of a comparison: how it is trained and on what, but for the seed and its rivals."""
+    return [cell.work for cell in _cells_of_one_seed(plan)]
+
+
+def _cells_of_one_seed(plan: Plan) -> tuple[Cell, ...]:
+    """Those of seed 0, whether it is among the job's or not."""
     job = plan.job.model_copy(update={"seeds": (0,)})
-    return content_hash(
-        [cell.cell_id for cell in _cells(job, list(plan.backbones), plan.train, plan.validation, plan.occurrence)]
-    )
+    return _cells(job, list(plan.backbones), plan.train, plan.validation, plan.occurrence)
 
 
 def _cells(
@@ -287,11 +297,11 @@ def _cell(
     recipe_facts = recipe.model_dump(mode="json", exclude={"data": {"train", "validation"}, "checkpoint": True})
     digests = [train.digest, validation.digest]
     written = job.placement.model_dump(mode="json")
-    facts = [backbone_identity(spec), seed, recipe_facts, written, rows, digests, shared_fate, occurrence]
-    facts += [PACKED_ORDER] if recipe.packing else []
-    cell_id = f"{backbone_slug(spec)}-s{seed}-{content_hash(facts)[:10]}"
+    first = [backbone_identity(spec), seed, recipe_facts, written, rows, digests]
+    last = [occurrence, *([PACKED_ORDER] if recipe.packing else [])]
+    cell_id = f"{backbone_slug(spec)}-s{seed}-{content_hash([*first, shared_fate, *last])[:10]}"
     cell = Cell(cell_id, spec, seed, recipe, placement, rows, train.digest, validation.digest, occurrence)
-    return replace(cell, worlds=_worlds(job, cell))
+    return replace(cell, worlds=_worlds(job, cell), work=content_hash([*first, *last]))
 
 
 def _worlds(job: Job, cell: Cell) -> tuple[int, ...]:

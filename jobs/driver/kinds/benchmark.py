@@ -90,6 +90,7 @@ def _cell(cell: Cell, job: Benchmark, train: Dataset, validation: Dataset) -> Ce
         train_digest=train.digest,
         validation_digest=validation.digest,
         occurrence=job.occurrence,
+        work=identity,
     )
 
 
