@@ -111,3 +111,33 @@ def test_another_metric_of_the_same_cells_is_another_look(tmp_path: Path) -> Non
         ("item_bits_per_byte", 2),
     ]
     assert "bits per byte in the mean of the items" in found[1]["sentence"] or found[1]["outcome"] == "undecided"
+
+
+def test_a_comparison_that_grows_or_shrinks_goes_on_with_its_looks(tmp_path: Path) -> None:
+    means = {"tiny-llama2": 2.0, "tiny-mistral": 2.1, "tiny-qwen": 2.2}
+
+    def judge(*names: str, seeds: int = 2, **changes: Any) -> dict[str, Any]:
+        plan = load_comparison(grouped_job(tmp_path, backbones=[*names], seeds=seeds, **changes).spec)
+        assert isinstance(plan.job, Comparison)
+        return dict(judge_cells(plan, plan.job.verdict, trained(plan, list(plan.cells), means)))
+
+    first, grown = judge("tiny-llama2", "tiny-mistral"), judge("tiny-mistral", "tiny-qwen", "tiny-llama2")
+    assert first["look"]["earlier_backbones"] == {}
+    assert (grown["look"]["number"], grown["alpha"]) == (2, pytest.approx(0.05 * 0.8 * 0.2))
+    assert grown["look"]["earlier_backbones"] == {"1": ["tiny-llama2", "tiny-mistral"]}
+    assert grown["notes"][0].startswith("Look 2, after looks at 2 seeds: tested at alpha 0.008 (by hand;")
+    assert "Look 1 was at tiny-llama2 and tiny-mistral." in grown["notes"]
+    assert judge("tiny-llama2", "tiny-mistral")["look"] == first["look"]
+    assert judge("tiny-mistral", "tiny-qwen", "tiny-llama2", seeds=3)["look"]["number"] == 3
+    assert judge("tiny-qwen", "tiny-llama2")["look"]["number"] == 3, "after the two at all three"
+    with_another_recipe = {"recipe__optimizer": {"learning_rate": 1e-3}}
+    assert judge("tiny-llama2", "tiny-mistral", **with_another_recipe)["look"]["number"] == 1
+
+
+def test_one_common_candidate_makes_no_common_question(tmp_path: Path) -> None:
+    means = {"tiny-llama2": 2.0, "tiny-mistral": 2.1, "tiny-qwen": 2.2}
+    for rival in ("tiny-mistral", "tiny-qwen"):
+        plan = load_comparison(grouped_job(tmp_path, backbones=["tiny-llama2", rival], seeds=2).spec)
+        assert isinstance(plan.job, Comparison)
+        verdict = judge_cells(plan, plan.job.verdict, trained(plan, list(plan.cells), means))
+        assert verdict["look"]["number"] == 1

@@ -78,3 +78,18 @@ def test_a_look_says_what_it_is_and_whom_earlier_ones_named() -> None:
     sentences = sentences_of(find_look(judged(3), [first]))
     assert sentences[0].startswith("Look 2, after looks at 2 seeds: tested at alpha 0.008 (by hand;")
     assert sentences[1] == "Look 1 named a the winner."
+
+
+def test_declared_looks_at_other_candidates_share_what_is_left_and_never_pass_alpha() -> None:
+    grown = [Judged(f"grown {seeds}", {"a": seeds, "b": seeds, "c": seeds}, 5, 0.05) for seeds in (3, 4, 5)]
+    records = looked(judged(2, max_seeds=5), judged(3, max_seeds=5), *grown)
+    left = 0.05 - records[0]["spent"] - records[1]["spent"]
+    assert records[2]["alpha"] == pytest.approx(spent_by(DECLARED * left, 3 / 5))
+    assert sum(record["spent"] for record in records) == pytest.approx(0.05)
+
+
+def test_a_look_that_took_all_of_alpha_leaves_none_for_another_candidate() -> None:
+    records = looked(judged(3, max_seeds=3), Judged("grown", {"a": 3, "b": 3, "c": 3}, 3, 0.05))
+    assert records[1]["alpha"] == 0.0
+    raised = find_look(Judged("grown at 0.1", {"a": 3, "b": 3, "c": 3}, None, 0.1), records[:1])
+    assert raised["alpha"] == pytest.approx(BY_HAND * 0.05)
