@@ -129,26 +129,32 @@ class Adopter:
         yield from sorted(others, key=lambda offer: len(offer.more) + offer.fewer)
 
     def _find_offer(self, cell: Cell, source: CellFolder, learned: Learned) -> Offer | None:
-        """None unless it finished, is whole, and was scored on everything that is scored here."""
+        """None unless it finished, and may stand for what the cell would measure, but for what it learned from."""
         own, scored = self._selection(cell)
         try:
             sound = find_sound_result(source)
+            if sound is None:
+                return None
+            result, items = sound[0], sound[1].items
+            self._require(source, result, cell, not_scored=len(np.setdiff1d(scored, items)))
         except UnsoundError as error:
             self._say_unsound(source, error)
             return None
-        if sound is None or sound[0].measurement is None or (self.certify and not source.certificate.exists()):
-            return None
-        result, items = sound[0], sound[1].items
-        same_tokens = sound[0].measurement.contract.get("prompt_hash") == prompt_hash(self.preparation, cell)
-        if not same_tokens or not np.isin(scored, items).all():
-            return None
-        nothing = np.array([], np.int64)
-        more, fewer = (
-            (nothing, nothing)
-            if learned is own
-            else (np.setdiff1d(learned.kept, own.kept), np.setdiff1d(own.kept, learned.kept))
-        )
-        return Offer(source, result, learned, more, len(fewer), scored_more=len(items) - len(scored))
+        more, fewer = np.array([], np.int64), 0
+        if learned is not own:
+            more = np.setdiff1d(learned.kept, own.kept)
+            fewer = len(np.setdiff1d(own.kept, learned.kept))
+        return Offer(source, result, learned, more, fewer, scored_more=len(items) - len(scored))
+
+    def _require(self, source: CellFolder, result: CellResult, cell: Cell, not_scored: int) -> None:
+        """Raises UnsoundError where a whole result is none for this comparison."""
+        contract = {} if result.measurement is None else result.measurement.contract
+        if contract.get("prompt_hash") != prompt_hash(self.preparation, cell):
+            raise UnsoundError("its tokenizer or its prompt format was another one")
+        if self.certify and not source.certificate.exists():
+            raise UnsoundError("it was trained without a certificate, which this launch asks for")
+        if not_scored:
+            raise UnsoundError(f"it was not scored on {not_scored} of the held-out items that are scored here")
 
     def _selection(self, cell: Cell) -> tuple[Learned, np.ndarray]:
         """What cells of its backbone learn from here, and the held-out items that are scored."""

@@ -76,7 +76,7 @@ def launch(plan: Plan, console: Console, certify: bool, keep_finished: bool = Fa
                     with received.answered_by(interrupt, "stopping"):
                         preparation = _prepare(plan, console)
                         adopter = Adopter(plan, preparation, certify, keep_finished, say, is_shared)
-                        asked, cells = cells, _take_over(adopter, rounds, cells, begin)
+                        asked, cells = cells, take_over(adopter, rounds, cells, begin)
                 except KeyboardInterrupt:  # a signal before anything trained
                     rounds.take(find_finished(plan, one) or _cancelled(plan, one) for one in cells)
                 else:
@@ -96,7 +96,7 @@ def launch(plan: Plan, console: Console, certify: bool, keep_finished: bool = Fa
                             cells = [] if received.number else rounds.advance()
                             if cells:
                                 begin(cells)
-                                cells = _take_over(adopter, rounds, cells, begin)
+                                cells = take_over(adopter, rounds, cells, begin)
                                 tracking.follow(plan, cells, rounds.results)
                                 leases.extend(job_request(plan, cells))
         except BaseException:
@@ -126,7 +126,7 @@ def _locked(plan: Plan, cells: Sequence[Cell]) -> Iterator[None]:
         yield
 
 
-def _take_over(
+def take_over(
     adopter: Adopter, rounds: Rounds, cells: list[Cell], begin: Callable[[Sequence[Cell]], None]
 ) -> list[Cell]:
     """What is left to train, of these cells or of the rounds behind them, which `begin`."""

@@ -17,7 +17,7 @@ ROUNDING = 1e-3  # relative: scores of an attempt that only exported may differ 
 
 
 class UnsoundError(Exception):
-    """What a finished cell left behind is damaged; says what."""
+    """What a finished cell left behind is damaged, or is not what is asked for; says why."""
 
 
 def find_sound_result(folder: CellFolder) -> tuple[CellResult, ItemScores] | None:

@@ -156,6 +156,23 @@ def test_the_same_submission_twice_and_once_with_its_reply_lost_is_one_job(machi
     assert "succeeded" in again.stdout
 
 
+def test_a_backbone_joins_a_comparison_in_the_queue_and_only_its_cell_trains(machine: OneMachine) -> None:
+    first, joins = ["tiny-llama2", "tiny-mistral"], "tiny-qwen"
+    shared = {"seeds": [0], "recipe__data__parity": "intersection", "placement__workers": 1}
+    for names in (first, [*first, joins]):
+        job = machine.job("grows", backbones=names, **shared)
+        submitted = machine.ask("submit", job.spec.name, "--no-certificate", cwd=job.folder)
+        over = machine.wait_until_over(submitted["job_id"])
+        assert over["state"] == "SUCCEEDED", over
+    ended = {cell["cell_id"]: (cell["state"], cell["note"]) for cell in over["cells"]}
+    report = json.loads((machine.storage / over["job_id"] / "report.json").read_text())
+    found = ("SUCCEEDED", "found finished in the storage")
+    for cell in report["cells"]:
+        assert (cell["backbone_id"] == joins) == ("adoption" not in cell)
+        assert ended[cell["cell_id"]] == (("SUCCEEDED", "") if cell["backbone_id"] == joins else found)
+    assert machine.ask("queue")["leases"] == []
+
+
 def test_a_schedule_fires_twice_and_the_second_run_shows_its_history(machine: OneMachine) -> None:
     job = machine.job("nightly-spec")
     added = machine.ask(

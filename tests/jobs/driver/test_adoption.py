@@ -18,9 +18,13 @@ from compared import (
     trained,
 )
 
+from jobs.driver.adoption import Adopter
 from jobs.driver.cell_jobs import find_finished
+from jobs.driver.kinds.decision import load_decision
+from jobs.driver.launch import take_over
 from jobs.driver.locks import locked_cells
 from jobs.driver.preparation import prepare_data
+from jobs.driver.rounds import Rounds
 from jobs.driver.works import find_learned, find_works, note_finished
 from jobs.results.finished import judge_cells
 from orchestrator.data.parity import load_selection
@@ -163,7 +167,11 @@ def test_a_cell_that_was_not_scored_on_all_that_counts_is_not_taken_over(compare
     scores = load_item_scores(grown.plan.cell_folder(cell))
     save_item_scores(grown.plan.cell_folder(cell), ItemScores(*(column[1:] for column in vars(scores).values())))
     alone = compare(QWEN, LLAMA, seeds=1)
-    assert alone.adopt() == [] and alone.said == []
+    assert alone.adopt() == []
+    assert alone.said == [
+        f"{cell.cell_id} is finished, but its result cannot be taken over: it was not scored on 1 of the held-out "
+        "items that are scored here"
+    ]
 
 
 def test_cells_of_an_earlier_version_are_noted_when_their_comparison_is_launched_again(
@@ -235,6 +243,7 @@ def test_a_launch_that_certifies_wants_cells_with_a_certificate(compare: Compare
     write_json(first.folder(first.cells(QWEN)[0]).certificate, {"backbone_id": QWEN})
     grown = compare(LLAMA, QWEN, MISTRAL, seeds=1)
     assert ids(grown.adopt(certify=True)) == ids(grown.cells(QWEN))
+    assert grown.said[0].endswith("it was trained without a certificate, which this launch asks for")
     assert grown.folder(grown.cells(QWEN)[0]).certificate.exists()
 
 
@@ -245,3 +254,15 @@ def test_a_cell_with_another_tokenizer_by_now_is_not_taken_over(compare: Compare
     grown.preparation.prepared[LLAMA] = Prepared(**{**vars(changed), "fingerprint": "f" * 64})
     assert ids(grown.adopt()) == ids(grown.cells(QWEN))
     assert first.plan.cells
+
+
+def test_a_decision_begins_further_rounds_until_one_has_something_to_train(compare: Compare, tmp_path: Path) -> None:
+    trained(compare(LLAMA, QWEN, MISTRAL, seeds=3))
+    plan = load_decision(spec_of(tmp_path, [LLAMA, QWEN], ALL_FIT, 2).spec, 4)
+    decided, rounds = Compared(plan, prepare_data(plan)), Rounds(plan, {})
+    begun: list[list[int]] = []
+    adopter = Adopter(plan, decided.preparation, False, False, decided.said.append, False)
+    left = take_over(adopter, rounds, rounds.advance(), lambda cells: begun.append([cell.seed for cell in cells]))
+    assert [cell.seed for cell in left] == [3, 3] and begun == [[2, 2], [3, 3]]
+    assert [result.seed for result in rounds.ordered] == [0, 0, 1, 1, 2, 2]
+    assert [said.partition(" taken over")[0] for said in decided.said] == ["4 of 4 cells are", "2 of 2 cells are"]

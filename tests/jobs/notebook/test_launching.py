@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 from report_documents import comparison_document, failed
 
-from jobs.api import finetune
+from jobs.api import compare, finetune
+from jobs.dispatch.client import Submission
+from jobs.dispatch.planning import entry_arguments
+from jobs.notebook import launching
 from jobs.notebook.launching import require_success
 from orchestrator.errors import InputError, JobError
 from orchestrator.layout import JobFolder
@@ -31,6 +34,21 @@ def test_a_job_of_which_nothing_succeeded_is_an_error_with_the_reasons(tmp_path:
 def test_a_job_of_which_something_succeeded_is_a_result(tmp_path: Path) -> None:
     result = require_success(store(tmp_path, 8))
     assert list(result.cells["status"]).count("DIVERGED") == 8
+
+
+def test_what_a_caller_chooses_are_options_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Submission] = []
+
+    def run(submission: Submission, *_: object) -> Path:
+        asked.append(submission)
+        return store(tmp_path, 0)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launching, "_run", run)
+    (tmp_path / "compare.yaml").touch()
+    compare(tmp_path / "compare.yaml")
+    compare(tmp_path / "compare.yaml", keep_finished=True, certificate=False)
+    assert [[*entry_arguments(one.question)] for one in asked] == [[], ["--no-certificate", "--keep-finished"]]
 
 
 def test_a_job_that_is_refused_in_its_own_process_is_refused_with_its_words(
