@@ -158,6 +158,10 @@ class JobFolder:
         """The examples that one candidate sees."""
         return self.path / "data" / f"selection-{number}.npz"
 
+    def trial_selection(self, number: int) -> Path:
+        """The examples that its trials see, where learning rates are tuned."""
+        return self.path / "data" / f"trial-selection-{number}.npz"
+
     @property
     def tracking(self) -> Path:
         """What MLflow is told: a description and a state for each run."""

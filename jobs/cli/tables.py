@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from typing_extensions import TypedDict
 
-from jobs.formats import significant
+from jobs.formats import listed, significant
 from orchestrator.tracking.run import without_password
 
 if TYPE_CHECKING:
@@ -109,7 +109,10 @@ def print_plan(planned: "Plan") -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("cell", "parameters", "micro x accumulation x workers", "GiB per device", "GFLOP per token"):
         table.add_column(name, justify="left" if name == "cell" else "right", no_wrap=True)
+    tuning = planned.job.tuned_by
     for cell, facts in zip(planned.cells, document["cells"], strict=True):
+        if tuning is not None and (cell.rung or (cell.learning_rate != tuning.rates[0] and not cell.is_trial)):
+            continue  # one of several that may take its place
         limit = facts["device_memory_gib"]
         table.add_row(
             cell.cell_id,
@@ -124,6 +127,7 @@ def print_plan(planned: "Plan") -> None:
         "data": f"{len(planned.train):,} training examples ({planned.train.learnable_bytes:,} learnable "
         f"bytes), {len(planned.validation):,} held out ({planned.validation.learnable_bytes:,} bytes)",
         "budget": f"{significant(recipe.budget.amount)} {recipe.budget.kind} per cell, {recipe.precision}",
+        **_tuning_in_words(planned),
         "placement": f"{placement.number} workers x {placement.gpus_per_worker} GPU, {placement.cpus_per_worker} CPU",
         "storage": str(planned.storage),
         "tracking": without_password(planned.tracking_uri),
@@ -131,6 +135,20 @@ def print_plan(planned: "Plan") -> None:
     print()
     for name, text in lines.items():
         print(f"{name:10} {text}")
+
+
+def _tuning_in_words(planned: "Plan") -> dict[str, str]:
+    from orchestrator.planning.tuning import spend
+
+    tuning, recipe = planned.job.tuned_by, planned.job.recipe
+    if tuning is None or planned.tune is None:
+        return {}
+    budgets = [significant(tuning.budget(recipe.budget, rung).amount) for rung in range(len(tuning.rung_sizes))]
+    rungs = [f"{size} of {budget}" for size, budget in zip(tuning.rung_sizes, budgets, strict=True)]
+    return {
+        "tuning": f"{listed(rungs)} {recipe.budget.kind} for each backbone, {spend(recipe, tuning):.0%} of a cell's "
+        f"budget, scored on {len(planned.tune.examples):,} training examples; then each trains at its best rate"
+    }
 
 
 def print_looks(planned: "Plan") -> None:

@@ -157,12 +157,12 @@ class Adopter:
             raise UnsoundError(f"it was not scored on {not_scored} of the held-out items that are scored here")
 
     def _selection(self, cell: Cell) -> tuple[Learned, np.ndarray]:
-        """What cells of its backbone learn from here, and the held-out items that are scored."""
-        backbone_id = cell.backbone.backbone_id
-        if backbone_id not in self._selections:
-            kept, scored = load_selection(self.preparation.selection_files[backbone_id])
-            self._selections[backbone_id] = Learned(kept), scored
-        return self._selections[backbone_id]
+        """What it learns from here, and the held-out items that are scored."""
+        file = self.preparation.selection_file(cell)
+        if file not in self._selections:
+            kept, scored = load_selection(file)
+            self._selections[file] = Learned(kept), scored
+        return self._selections[file]
 
     def _take(self, cell: Cell, offer: Offer) -> CellResult:
         """Copies what an offer left behind, and stores its result. Raises UnsoundError and OSError."""

@@ -1,5 +1,6 @@
 """The attempts of a cell: their history over all launches, what each came to, and whether another is worth it."""
 
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NotRequired, TypedDict
@@ -117,9 +118,11 @@ class Tries:
         return True
 
     def end(self, status: CellStatus, reason: str | None) -> CellResult:
-        """The cell's result, stored."""
+        """The cell's result, stored. Nothing continues from what a trial wrote."""
         result = self.result(status, reason)
         save_cell_result(self.history.folder, result)
+        if self.cell.is_trial and status in FINAL:
+            shutil.rmtree(CellFolder(self.history.folder).checkpoints, ignore_errors=True)
         return result
 
     def result(self, status: CellStatus, reason: str | None) -> CellResult:

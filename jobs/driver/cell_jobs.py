@@ -37,13 +37,13 @@ class CellJobs:
 
     def make(self, cell: Cell, attempt: int, left_s: float) -> CellJob:
         """The job of an attempt; `left_s` is what is left of policy.timeout."""
-        plan, backbone_id = self.plan, cell.backbone.backbone_id
+        plan = self.plan
         return CellJob(
             cell=cell,
             attempt=attempt,
             folder=plan.cell_folder(cell),
-            prepared=self.preparation.prepared[backbone_id],
-            selection_file=self.preparation.selection_files[backbone_id],
+            prepared=self.preparation.prepared_for(cell),
+            selection_file=self.preparation.selection_file(cell),
             flops_per_token=self._flops_per_token(cell),
             deadline=time.time() + left_s,
             export=export_request(plan),

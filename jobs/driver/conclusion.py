@@ -8,6 +8,7 @@ from rich.console import Console
 
 from jobs.driver.kinds.kind import Conclusion
 from jobs.driver.kinds.table import KINDS
+from jobs.results.tuning import is_excused
 from jobs.tracking.runs import Tracking
 from orchestrator.planning.plan import Plan
 from orchestrator.results import CellResult, CellStatus
@@ -42,12 +43,13 @@ def conclude(
     run_ids = tracking.run_ids(limit_s)
     results = [replace(result, mlflow_run_id=run_ids[result.cell_id]) for result in results]
     conclusion = KINDS[plan.kind].conclude(plan, results, command)
-    code = _exit_code(results, interrupted)
+    counted = [result for result in results if not is_excused(plan, results, result)]
+    code = _exit_code(counted, interrupted)
     tracking.finish_parent(
         conclusion.summary, conclusion.verdict, results, conclusion.files, RUN_STATUS.get(code, "KILLED")
     )
     unsent = tracking.close(limit_s)
-    _say_what_is_left(plan, console, results, conclusion, unsent, tracking)
+    _say_what_is_left(plan, console, counted, conclusion, unsent, tracking)
     console.print(f"report: {conclusion.files[0]}", highlight=False, markup=False, soft_wrap=True)
     return Outcome(conclusion.document, conclusion.files[0], code)
 

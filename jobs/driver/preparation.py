@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ from backbones.prompting.codec import Codec
 from backbones.registry import BackboneSpec
 from jobs.results.documents import PreparedFacts
 from orchestrator.data.arrays import join_arrays
-from orchestrator.data.parity import check_parity, compare_tokenizers, save_selection
+from orchestrator.data.parity import Parity, check_parity, compare_tokenizers, parity_of_trials, save_selection
 from orchestrator.data.prepare import Prepared, Split, make_here, make_part, parts_folder, prepared_of, splits_of
 from orchestrator.errors import OrchestratorError
 from orchestrator.layout import Storage
-from orchestrator.planning.plan import Plan
+from orchestrator.planning.plan import Cell, Plan
 from orchestrator.results import read_json, write_json
 
 SAID_EVERY_S = 10.0
@@ -35,6 +35,17 @@ class Preparation:
     prepared: dict[str, Prepared]
     selection_files: dict[str, str]
     facts: PreparedFacts
+    trial_selection_files: dict[str, str] = field(default_factory=dict)
+
+    def prepared_for(self, cell: Cell) -> Prepared:
+        """The arrays of a cell's backbone. A trial is scored on some of its training examples."""
+        one = self.prepared[cell.backbone.backbone_id]
+        return replace(one, validation_file=one.train_file) if cell.is_trial else one
+
+    def selection_file(self, cell: Cell) -> str:
+        """Which examples of those arrays a cell learns from, and on which it is scored."""
+        files = self.trial_selection_files if cell.is_trial else self.selection_files
+        return files[cell.backbone.backbone_id]
 
 
 def find_preparation(plan: Plan) -> Preparation | None:
@@ -46,7 +57,8 @@ def find_preparation(plan: Plan) -> Preparation | None:
     prepared = {backbone_id: Prepared(**one) for backbone_id, one in document["prepared"].items()}
     if not all(Path(folder).is_dir() for one in prepared.values() for folder in (one.train_file, one.validation_file)):
         return None  # of an earlier version, or deleted
-    return Preparation(prepared, document["selection_files"], document["facts"])
+    files = document["selection_files"], document.get("trial_selection_files", {})
+    return Preparation(prepared, files[0], document["facts"], files[1])
 
 
 def prepare_data(plan: Plan, say: Say = print) -> Preparation:
@@ -55,11 +67,9 @@ def prepare_data(plan: Plan, say: Say = print) -> Preparation:
     sequence_length = plan.job.recipe.sequence_length
     parity = compare_tokenizers(prepared, sequence_length, plan.job.recipe.data.parity)
     check_parity(parity, plan.source.file, sequence_length)
-    files = {}
-    for number, one in enumerate(prepared):
-        file = plan.files.selection(number)
-        save_selection(file, parity, one.backbone_id)
-        files[one.backbone_id] = str(file)
+    trials = None if plan.tune is None else parity_of_trials(parity, plan.tune, plan.source.file)
+    files = _save_selections(parity, plan.files.selection)
+    trial_files = {} if trials is None else _save_selections(trials, plan.files.trial_selection)
     facts: PreparedFacts = {
         "rows_read": {"train": len(plan.train) + plan.train_in_validation, "validation": len(plan.validation)},
         "kept": min(len(kept) for kept in parity.kept.values()),
@@ -67,9 +77,17 @@ def prepare_data(plan: Plan, say: Say = print) -> Preparation:
         "dropped": {**parity.dropped, "in_validation": plan.train_in_validation},
         "backbones": parity.backbones,
     }
-    preparation = Preparation({one.backbone_id: one for one in prepared}, files, facts)
+    preparation = Preparation({one.backbone_id: one for one in prepared}, files, facts, trial_files)
     write_json(plan.files.preparation, asdict(preparation))
     return preparation
+
+
+def _save_selections(parity: Parity, file_of: Callable[[int], Path]) -> dict[str, str]:
+    """By backbone, where they are."""
+    files = {backbone_id: file_of(number) for number, backbone_id in enumerate(parity.kept)}
+    for backbone_id, file in files.items():
+        save_selection(file, parity, backbone_id)
+    return {backbone_id: str(file) for backbone_id, file in files.items()}
 
 
 def _tokenized(plan: Plan, say: Say) -> list[Prepared]:

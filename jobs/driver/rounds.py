@@ -37,9 +37,14 @@ class Rounds:
 
     def reason(self, cells: Sequence[Cell]) -> str:
         """Why these cells follow those that ran, in a line."""
-        seeds = ", ".join(dict.fromkeys(str(cell.seed) for cell in cells))
+        said = KINDS[self.plan.kind].say(self.plan, self.ordered)
         names = ", ".join(dict.fromkeys(cell.backbone.backbone_id for cell in cells))
-        return f"{KINDS[self.plan.kind].say(self.plan, self.ordered)} Next: seed {seeds} of {names}"
+        if cells[0].rung is not None:
+            what = f"the {len(cells)} best trials go on, of {names}"
+        else:
+            seeds = ", ".join(dict.fromkeys(str(cell.seed) for cell in cells))
+            what = f"seed {seeds} of {names}"
+        return f"{said} Next: {what}".strip()
 
     def _find(self, cell: Cell) -> CellResult | None:
         return self.infeasible.get(cell.cell_id) or find_finished(self.plan, cell)

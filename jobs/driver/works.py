@@ -51,10 +51,9 @@ def note_finished(plan: Plan, preparation: Preparation, results: Iterable[CellRe
             continue
         if result.measurement is None or find_adoption(storage.cell(cell.cell_id).path) is not None:
             continue
-        backbone_id = cell.backbone.backbone_id
-        file = preparation.selection_files[backbone_id]
+        file = preparation.selection_file(cell)
         if result.measurement.contract.get("prompt_hash") == prompt_hash(preparation, cell) and Path(file).exists():
-            note_work(storage, cell, found.setdefault(backbone_id, Learned(load_selection(file)[0])))
+            note_work(storage, cell, found.setdefault(file, Learned(load_selection(file)[0])))
 
 
 def prompt_hash(preparation: Preparation, cell: Cell) -> str:

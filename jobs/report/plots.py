@@ -119,6 +119,22 @@ def time_plot(curves: list[Curve], looks: Mapping[str, Look], title: str, captio
     return Plot(title, svg, caption)
 
 
+def rate_plot(curves: list[Curve], looks: Mapping[str, Look]) -> Plot:
+    """Scores of trials against their learning rates, a line for each backbone and rung."""
+    title = "Score against learning rate"
+    svg = _line_plot(curves, looks, "rates", title, "learning rate", "bits per byte", is_log=True, marks=True)
+    return Plot(title, svg, "A line is a rung of a backbone; each rung has twice the budget of the one before.")
+
+
+def spend_plot(curves: list[Curve], looks: Mapping[str, Look]) -> Plot:
+    """The best score of each rung against what a backbone's trials had cost by then."""
+    title = "Best score against spend"
+    svg = _line_plot(
+        curves, looks, "spend", title, "spent on trials (runs of one backbone)", "bits per byte", marks=True
+    )
+    return Plot(title, svg, "Each point is the best trial of a rung; every backbone spent the same.")
+
+
 def loss_plot(curves: list[Curve], looks: Mapping[str, Look], title: str, caption: str) -> Plot:
     """Training loss against the optimizer step."""
     return Plot(title, _line_plot(curves, looks, "loss", title, "optimizer step", "nats per target token"), caption)
@@ -213,6 +229,8 @@ def _line_plot(
     x_label: str,
     y_label: str,
     scale: float = 1.0,
+    is_log: bool = False,
+    marks: bool = False,  # every point, not only the last
 ) -> Markup:
     limit = max(20, POINTS_PER_PLOT // len(curves))
     seeds = max(Counter(curve.backbone_id for curve in curves).values())
@@ -228,14 +246,20 @@ def _line_plot(
                 marker=look.marker,
                 markersize=4,
                 markeredgewidth=0,
-                markevery=[-1],
+                markevery=None if marks else [-1],
             )
             if look.dashes:
                 line.set_dashes(look.dashes)
         axes.grid(axis="y")
         axes.tick_params(length=0)
         axes.spines["left"].set_visible(False)
-        axes.locator_params(axis="x", nbins=6)
+        if is_log:
+            axes.set_xscale("log")
+            rates = sorted({x for curve in curves for x in curve.x})
+            axes.set_xticks(rates, labels=[f"{rate:g}" for rate in rates])
+            axes.minorticks_off()
+        else:
+            axes.locator_params(axis="x", nbins=6)
         axes.locator_params(axis="y", nbins=6)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jobs.formats import count, significant, size
-from jobs.results.documents import Report
+from jobs.results.documents import Report, TuningFacts
 
 UNITS = {"tokens": "tokens", "steps": "optimizer steps", "flops": "FLOPs", "gpu_hours": "GPU hours"}
 
@@ -13,7 +13,9 @@ def scope(document: Report) -> list[tuple[str, str]]:
     """(aspect, sentence) for each that the document tells; reports of tests and of earlier versions may tell less."""
     spec: Mapping[str, Any] = document["comparison"]["spec"]
     recipe = spec.get("recipe") or {}
-    told = (("Budget", _budget(recipe)), ("Tuning", _tuning(recipe)), ("Data", _data(document, recipe)))
+    tuning = document.get("tuning")
+    tuned = _tuning(recipe) if tuning is None else _tuned(tuning)
+    told = (("Budget", _budget(recipe)), ("Tuning", tuned), ("Data", _data(document, recipe)))
     return [(aspect, sentence) for aspect, sentence in told if sentence]
 
 
@@ -36,6 +38,14 @@ def _tuning(recipe: Mapping[str, Any]) -> str:
     return (
         f"none: every backbone was trained with a learning rate of {optimizer['learning_rate']:g}, adaptation {method}."
         " A rate of its own may suit a backbone better."
+    )
+
+
+def _tuned(facts: TuningFacts) -> str:
+    rates = ", ".join(f"{rate:g}" for rate in facts["rates"])
+    return (
+        f"every backbone had the same trials of the learning rates {rates}, and was trained with the best of them. "
+        "Short trials may prefer another one than a whole run does."
     )
 
 

@@ -19,6 +19,7 @@ from jobs.report.plots import (
     time_plot,
 )
 from jobs.report.scope import scope
+from jobs.report.tuning import tuning_view
 from jobs.results.documents import DataFacts, Facts, RankedBackbone, Report, TrainedCell, Verdict, find_verdict
 
 # metric, heading, how it is written, whether a bar helps to compare
@@ -116,6 +117,7 @@ def report_view(document: Report) -> dict[str, object]:
         "contract": contract_facts(cells),
         "differences": contract_differences(cells),
         "contract_backbones": _with_contract(cells),
+        "tuning": tuning_view(document.get("tuning"), looked),
         "history": history_view(document.get("history"), looked),
     }
 

@@ -112,6 +112,46 @@ class TrainedCell(CellOutcome):
     adoption: NotRequired[AdoptionFacts]  # of a cell that an earlier comparison trained
 
 
+class Rung(TypedDict):
+    """A round of trials; `amount` of the budget's kind for each."""
+
+    trials: int  # of each backbone
+    amount: float
+
+
+class Trial(TypedDict):
+    """A short run that only helps to find a learning rate."""
+
+    cell_id: str
+    rung: int  # from 1
+    learning_rate: float
+    status: str
+    failure: str | None
+    score: float | None  # bits per byte on the tune split; None unless it succeeded
+    folder: str
+
+
+class TunedBackbone(TypedDict):
+    """The trials of a backbone, by rung and learning rate."""
+
+    best: float | None  # learning rate; None where no trial gave one
+    edge: float | None  # the learning rate to add where the best is the smallest or the largest of all
+    trials: list[Trial]
+
+
+class TuningFacts(TypedDict):
+    """How learning rates were found: for every backbone by the same trials, at the same spend."""
+
+    rates: list[float]
+    rungs: list[Rung]
+    budget_kind: str
+    spend: float  # of one backbone, as a share of the budget of one run
+    examples: int  # of the tune split
+    learnable_bytes: int
+    groups: int  # source groups that are wholly in it; 0 where examples were drawn
+    backbones: dict[str, TunedBackbone]
+
+
 class RankedBackbone(TypedDict):
     """One row of the ranking; scores are of the verdict's metric: bits per byte, unless the spec says otherwise."""
 
@@ -279,6 +319,7 @@ class Report(TypedDict):
     ranking: NotRequired[list[RankedBackbone]]
     verdict: NotRequired[Verdict | NoVerdict]
     history: NotRequired[History | None]  # None: no schedule fired the job
+    tuning: NotRequired[TuningFacts]
 
 
 def find_verdict(report: Report) -> Verdict | None:

@@ -27,6 +27,7 @@ from jobs.results.looks import find_look, keep_look, load_looks, new_record, sen
 from jobs.results.metrics import METRICS
 from jobs.results.noise_floor import add_noise_floor
 from jobs.results.paired_tests import CellScores
+from jobs.results.tuning import judged_plan, notes_of, sentence_of, tuning_facts
 from jobs.results.verdict import judge
 from orchestrator.certificate.record import find_cell_certificate
 from orchestrator.layout import CellFolder
@@ -44,10 +45,13 @@ def build_document(
 ) -> Report:
     """Everything the report shows, as plain data. `export` is the folder of a finished export."""
     rule = plan.job.rule
+    tuning = tuning_facts(plan, results)
     verdict = None if rule is None else judge_cells(plan, rule, results)
+    trials = plan.trials
+    results = [result for result in results if result.cell_id not in trials]
     measured = [result for result in results if result.measurement is not None]
     first = measured[0].measurement if measured else None
-    return {
+    document: Report = {
         "format": 1,
         "comparison": {
             "name": plan.job.name,
@@ -66,11 +70,15 @@ def build_document(
         "ranking": [] if verdict is None else verdict.pop("ranking", []),
         "verdict": {} if verdict is None else verdict,
     }
+    if tuning is not None:
+        document["tuning"] = tuning
+    return document
 
 
 def judge_cells(plan: Plan, rule: VerdictRule, results: Sequence[CellResult]) -> Verdict:
     """The verdict over the items that every finished cell scored; its look is kept in the job's folder."""
-    finished = [result for result in results if result.status is CellStatus.SUCCEEDED]
+    chosen = {cell.cell_id for cell in judged_plan(plan, results).cells}
+    finished = [one for one in results if one.status is CellStatus.SUCCEEDED and one.cell_id in chosen]
     ids: dict[str, list[str]] = {}
     for result in finished:
         ids.setdefault(result.backbone_id, []).append(result.cell_id)
@@ -88,11 +96,16 @@ def judge_cells(plan: Plan, rule: VerdictRule, results: Sequence[CellResult]) ->
         *(_stopped(judged.seeds) if isinstance(plan.job, Decision) else ()),
         *verdict["notes"],
     ]
+    tuning = tuning_facts(plan, results)
+    if tuning is not None:
+        verdict["notes"] += notes_of(tuning)
     if isinstance(plan.job, SelfComparison):
         add_noise_floor(verdict)
-        return verdict
-    rate = plan.job.recipe.optimizer.learning_rate
-    verdict["sentence"] += f" Untuned: each at one learning rate, {rate:g}."
+    elif tuning is not None:
+        verdict["sentence"] += sentence_of(tuning)
+    else:
+        rate = plan.job.recipe.optimizer.learning_rate
+        verdict["sentence"] += f" Untuned: each at one learning rate, {rate:g}."
     return verdict
 
 

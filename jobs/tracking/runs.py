@@ -9,6 +9,7 @@ from orchestrator.cell_job import ExportRequest
 from orchestrator.layout import CellFolder, Storage
 from orchestrator.planning.plan import Cell, Plan
 from orchestrator.results import CellResult, CellStatus, find_adoption, write_json
+from orchestrator.spec_files.spec import Recipe
 from orchestrator.tracking.run import TrackedDataset, TrackedRun, describe
 from orchestrator.tracking.spool import STREAMED_METRICS, read_spool
 from orchestrator.tracking.writer import RunWriter
@@ -162,10 +163,14 @@ def _parent_run(plan: Plan, command: str) -> TrackedRun:
             "role": plan.kind,
             "cell_id": "all",
             "backbone_id": ",".join(spec.backbone_id for spec in plan.backbones),
-            "seed": ",".join(dict.fromkeys(str(cell.seed) for cell in plan.cells)),
+            "seed": ",".join(map(str, plan.job.seed_list)),
             "attempt": "1",
         },
-        params={**_recipe(plan), "train_digest": plan.train.digest, "validation_digest": plan.validation.digest},
+        params={
+            **_recipe(plan.job.recipe, plan),
+            "train_digest": plan.train.digest,
+            "validation_digest": plan.validation.digest,
+        },
         datasets=_datasets(plan),
     )
 
@@ -177,12 +182,12 @@ def _child_run(plan: Plan, cell: Cell, parent: TrackedRun, export: ExportRequest
         state_file=plan.files.child_run(cell.cell_id),
         tags={
             **_common_tags(plan, command=parent.tags["mlflow.source.name"]),
-            "role": plan.job.cell_role,
+            "role": "trial" if cell.is_trial else plan.job.cell_role,
             "cell_id": cell.cell_id,
         }
         | {**facts, "attempt": "1"},
-        params={**_recipe(plan), **facts, "micro_batch_size": str(cell.micro_batch_size)},
-        datasets=_datasets(plan),
+        params={**_recipe(cell.recipe, plan), **facts, "micro_batch_size": str(cell.micro_batch_size)},
+        datasets=() if cell.is_trial else _datasets(plan),
         spool_folder=CellFolder(plan.cell_folder(cell)).spool,
         parent=parent,
         registered_model=_registered_model(plan, export),
@@ -208,8 +213,8 @@ def _common_tags(plan: Plan, command: str) -> dict[str, str]:
     return {"comparison_id": plan.job_id, "mlflow.source.name": command, "mlflow.source.type": "JOB"}
 
 
-def _recipe(plan: Plan) -> dict[str, str]:
-    settings = {"recipe": plan.job.recipe.model_dump(mode="json"), "placement": plan.job.placement.model_dump()}
+def _recipe(recipe: Recipe, plan: Plan) -> dict[str, str]:
+    settings = {"recipe": recipe.model_dump(mode="json"), "placement": plan.job.placement.model_dump()}
     return {key: str(value) for key, value in flatten(settings).items()}
 
 

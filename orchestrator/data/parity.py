@@ -1,13 +1,14 @@
 """Which examples every candidate sees: the parity report, made before anything trains. NumPy only."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from orchestrator.data.prepare import Prepared, TokenizedDataset, load_tokenized
+from orchestrator.data.tune_split import TuneSplit
 from orchestrator.errors import SpecError, SpecProblem
 
 
@@ -83,6 +84,25 @@ def check_parity(parity: Parity, file: str, sequence_length: int) -> None:
             "no held-out item can be decoded back to its own text by every tokenizer; check recipe.data.validation"
         )
         raise SpecError((SpecProblem(file, message, "recipe.data.validation"),))
+
+
+def parity_of_trials(parity: Parity, tune: TuneSplit, file: str) -> Parity:
+    """The same for trials of tuning, which are scored on training examples that every candidate keeps and none learns.
+
+    Raises SpecError when a candidate is left with nothing to learn, or nothing is left to score.
+    """
+    kept = {backbone_id: np.setdiff1d(one, tune.excluded) for backbone_id, one in parity.kept.items()}
+    scored = tune.examples
+    for one in parity.kept.values():
+        scored = np.intersect1d(scored, one)
+    if not len(scored) or not all(map(len, kept.values())):
+        fewest = min(map(len, kept.values()))
+        message = (
+            f"of the training examples that are short enough, trials of 'tuning' would learn from {fewest} and be "
+            f"scored on {len(scored)}; give more training data, raise recipe.sequence_length, or remove tuning"
+        )
+        raise SpecError((SpecProblem(file, message, "tuning"),))
+    return replace(parity, kept=kept, scored=scored)
 
 
 def save_selection(file: Path, parity: Parity, backbone_id: str) -> None:

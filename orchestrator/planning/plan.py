@@ -10,6 +10,7 @@ from pathlib import Path
 from backbones.registry import BackboneSpec
 from orchestrator.data.order import PACKED_ORDER
 from orchestrator.data.sources.dataset import Dataset
+from orchestrator.data.tune_split import TuneSplit
 from orchestrator.errors import SpecError, SpecProblem
 from orchestrator.identity import backbone_identity, backbone_slug, content_hash
 from orchestrator.layout import JobFolder, Storage
@@ -28,11 +29,13 @@ from orchestrator.planning.preflight import (
     check_batch,
     check_export_folder,
     default_tracking_uri,
+    find_tune_split,
     load_splits,
     resolve_backbones,
     resolve_storage,
 )
 from orchestrator.planning.recomputation import resolve_activation_checkpointing
+from orchestrator.planning.tuning import SEED, runs_of, trial_recipe, with_rate
 from orchestrator.spec_files.source import SpecSource, read_spec
 from orchestrator.spec_files.spec import Comparison, Finetune, Job, Placement, Recipe
 from orchestrator.spec_files.validation import check, is_within
@@ -57,6 +60,16 @@ class Cell:
     occurrence: str | None = None
     worlds: tuple[int, ...] = ()  # where it is elastic: how many workers it may have, the most first
     work: str = ""
+    rung: int | None = None  # of a trial of tuning, from 0
+
+    @property
+    def is_trial(self) -> bool:
+        """Whether it only helps to find a learning rate: it is scored on the plan's tune split, and not judged."""
+        return self.rung is not None
+
+    @property
+    def learning_rate(self) -> float:
+        return self.recipe.optimizer.learning_rate
 
     def on(self, workers: int) -> "Cell":
         """As an attempt with that many workers runs it: the same global batch, in micro-batches at most as large."""
@@ -82,7 +95,10 @@ class CellForecast:
 
 @dataclass(frozen=True)
 class Plan:
-    """A job ready to run: its cells in the order they are launched, its data, and where results go."""
+    """A job ready to run: its cells in the order they are launched, its data, and where results go.
+
+    Where learning rates are tuned, `cells` are all that may be needed: what trials come to says which are.
+    """
 
     job_id: str  # <name>-<hash>
     job: Job
@@ -92,6 +108,7 @@ class Plan:
     train: Dataset
     validation: Dataset
     train_in_validation: int  # training examples removed because they are held out
+    tune: TuneSplit | None  # where learning rates are tuned
     storage: Path
     tracking_uri: str
     plugins: tuple[str, ...] = ()  # modules that register backbones, for the workers to import too
@@ -119,6 +136,11 @@ class Plan:
     @property
     def backbones(self) -> tuple[BackboneSpec, ...]:
         return tuple({cell.backbone.backbone_id: cell.backbone for cell in self.cells}.values())
+
+    @property
+    def trials(self) -> frozenset[str]:
+        """The ids of the cells that only help to find learning rates."""
+        return frozenset(cell.cell_id for cell in self.cells if cell.is_trial)
 
     @property
     def infeasible(self) -> tuple[SpecProblem, ...]:
@@ -186,6 +208,7 @@ def _plan(source: SpecSource, model: type[Comparison] | type[Finetune], occurren
     storage = resolve_storage(source, job, problems) if sound("storage") else Path()
     specs = resolve_backbones(source, job.references, problems)
     splits = load_splits(source, job, problems) if sound("recipe.data") else None
+    tune = None if splits is None else find_tune_split(source, job, splits, problems)
     if problems or splits is None:
         raise SpecError(tuple(problems))
     train, validation, removed = splits
@@ -193,7 +216,7 @@ def _plan(source: SpecSource, model: type[Comparison] | type[Finetune], occurren
     recipe = job.recipe.model_copy(update={"activation_checkpointing": decided})
     job = job.model_copy(update={"recipe": recipe})
     forecasts = {spec.backbone_id: _forecast(source, job, spec) for spec in specs}
-    cells = _cells(job, specs, train, validation, occurrence)
+    cells = _cells(job, specs, train, validation, tune, occurrence)
     uri = job.tracking.uri or default_tracking_uri(storage)
     rule = None if job.rule is None else job.rule.model_dump()
     return Plan(
@@ -202,9 +225,10 @@ def _plan(source: SpecSource, model: type[Comparison] | type[Finetune], occurren
         source=source,
         cells=cells,
         forecasts=tuple(forecasts[cell.backbone.backbone_id] for cell in cells),
-        train=train,
+        train=replace(train, items=None),
         validation=validation,
         train_in_validation=removed,
+        tune=tune,
         storage=storage,
         tracking_uri=uri,
         occurrence=occurrence,
@@ -235,15 +259,22 @@ def placed(job: Job) -> Placement:
 
 def ids_without_occurrence(plan: Plan) -> dict[str, str]:
     """By cell id, what the cell would be called if a person ran it: the same for firings that measure the same."""
-    cells = _cells(plan.job, list(plan.backbones), plan.train, plan.validation, None)
+    cells = _cells(plan.job, list(plan.backbones), plan.train, plan.validation, plan.tune, None)
     return {cell.cell_id: plain.cell_id for cell, plain in zip(plan.cells, cells, strict=True)}
 
 
 def with_job(plan: Plan, job: Job) -> Plan:
     """The same data and backbones under a job that has other seeds; `job_id` is left to the caller."""
     forecasts = dict(zip((cell.backbone.backbone_id for cell in plan.cells), plan.forecasts, strict=True))
-    cells = _cells(job, list(plan.backbones), plan.train, plan.validation, plan.occurrence)
+    cells = _cells(job, list(plan.backbones), plan.train, plan.validation, plan.tune, plan.occurrence)
     return replace(plan, job=job, cells=cells, forecasts=tuple(forecasts[c.backbone.backbone_id] for c in cells))
+
+
+def untuned(plan: Plan) -> Plan:
+    """The same at the recipe's learning rate; `job_id` is left to the caller."""
+    if plan.job.tuned_by is None:
+        return plan
+    return with_job(plan, plan.job.model_copy(update={"tuning": None}))
 
 
 def narrow(plan: Plan, cell_ids: Collection[str]) -> Plan:
@@ -253,7 +284,7 @@ def narrow(plan: Plan, cell_ids: Collection[str]) -> Plan:
 
 
 def comparison_identity(plan: Plan) -> str:
-    """The hash of a comparison but for its name and its seeds."""
+    """The hash of a comparison but for its name, its seeds and its tuning."""
     return content_hash([cell.cell_id for cell in _cells_of_one_seed(plan)])
 
 
@@ -263,9 +294,8 @@ def subjects(plan: Plan) -> list[str]:
 
 
 def _cells_of_one_seed(plan: Plan) -> tuple[Cell, ...]:
-    """Those of seed 0, whether it is among the job's or not."""
-    job = plan.job.model_copy(update={"seeds": (0,)})
-    return _cells(job, list(plan.backbones), plan.train, plan.validation, plan.occurrence)
+    """Those of seed 0 at the recipe's learning rate, whether they are among the job's or not."""
+    return with_job(plan, plan.job.model_copy(update={"seeds": (0,), "tuning": None})).cells
 
 
 def _cells(
@@ -273,13 +303,32 @@ def _cells(
     specs: list[BackboneSpec],
     train: Dataset,
     validation: Dataset,
+    tune: TuneSplit | None,
     occurrence: str | None,
 ) -> tuple[Cell, ...]:
-    """Seed by seed, so that an interrupted comparison has all backbones at equal seeds."""
+    """Seed by seed, so that an interrupted comparison has all backbones at equal seeds; trials go before them."""
     # With parity: intersection the other candidates decide which examples are dropped, so they are part of the cell.
     shared_fate = sorted(backbone_identity(spec) for spec in specs) if job.recipe.data.parity == "intersection" else []
-    return tuple(
-        _cell(job, spec, seed, train, validation, shared_fate, occurrence) for seed in job.seed_list for spec in specs
+
+    def cell(spec: BackboneSpec, seed: int, recipe: Recipe, scored_on: str, rung: int | None = None) -> Cell:
+        return _cell(job, spec, seed, recipe, (train.digest, scored_on), shared_fate, occurrence, rung)
+
+    tuning, recipe = job.tuned_by, job.recipe
+    if tuning is None:
+        return tuple(cell(spec, seed, recipe, validation.digest) for seed in job.seed_list for spec in specs)
+    assert tune is not None, "a job that is tuned is planned with a tune split"
+    return (
+        *(
+            cell(spec, SEED, trial_recipe(recipe, tuning, rung, rate), tune.digest, rung)
+            for rung, rate in runs_of(tuning)
+            for spec in specs
+        ),
+        *(
+            cell(spec, seed, with_rate(recipe, rate), validation.digest)
+            for seed in job.seed_list
+            for spec in specs
+            for rate in tuning.rates
+        ),
     )
 
 
@@ -287,20 +336,21 @@ def _cell(
     job: Job,
     spec: BackboneSpec,
     seed: int,
-    train: Dataset,
-    validation: Dataset,
+    recipe: Recipe,
+    digests: tuple[str, str],
     shared_fate: list[str],
     occurrence: str | None,
+    rung: int | None,
 ) -> Cell:
-    recipe, placement = job.recipe, placed(job)
+    placement = placed(job)
     rows = choose_micro_batch_size(spec, recipe, placement)
     recipe_facts = recipe.model_dump(mode="json", exclude={"data": {"train", "validation"}, "checkpoint": True})
-    digests = [train.digest, validation.digest]
     written = job.placement.model_dump(mode="json")
-    first = [backbone_identity(spec), seed, recipe_facts, written, rows, digests]
+    first = [backbone_identity(spec), seed, recipe_facts, written, rows, list(digests)]
     last = [occurrence, *([PACKED_ORDER] if recipe.packing else [])]
-    cell_id = f"{backbone_slug(spec)}-s{seed}-{content_hash([*first, shared_fate, *last])[:10]}"
-    cell = Cell(cell_id, spec, seed, recipe, placement, rows, train.digest, validation.digest, occurrence)
+    which = f"s{seed}" if rung is None else f"t{rung + 1}-lr{recipe.optimizer.learning_rate:g}"
+    cell_id = f"{backbone_slug(spec)}-{which}-{content_hash([*first, shared_fate, *last])[:10]}"
+    cell = Cell(cell_id, spec, seed, recipe, placement, rows, *digests, occurrence, rung=rung)
     return replace(cell, worlds=_worlds(job, cell), work=content_hash([*first, *last]))
 
 

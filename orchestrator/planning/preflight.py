@@ -14,6 +14,7 @@ import numpy as np
 from backbones.registry import BackboneSpec, get_spec
 from orchestrator.data.sources.dataset import NOTHING, Dataset
 from orchestrator.data.sources.load import Loaded, Split, find_path, load_split
+from orchestrator.data.tune_split import SHARE, TuneSplit, choose_tune_split
 from orchestrator.errors import SpecError, SpecProblem
 from orchestrator.layout import EXPORT_MANIFEST, EXPORT_UNFINISHED, Storage
 from orchestrator.planning.memory import DEVICE_GIB
@@ -134,7 +135,8 @@ def load_splits(source: SpecSource, job: Job, problems: Problems) -> tuple[Datas
     data = job.recipe.data
     found: Problems = []
     validation = _load_split(source, "validation", data, NOTHING, found)
-    train = _load_split(source, "train", data, NOTHING if validation is None else validation.digests, problems)
+    held_out = NOTHING if validation is None else validation.digests
+    train = _load_split(source, "train", data, held_out, problems, with_items=job.tuned_by is not None)
     problems += [problem for problem in found if problem not in problems]
     if train is None or validation is None:
         return None
@@ -148,11 +150,28 @@ def load_splits(source: SpecSource, job: Job, problems: Problems) -> tuple[Datas
     return train.dataset, validation.dataset, train.removed
 
 
+def find_tune_split(
+    source: SpecSource, job: Job, splits: tuple[Dataset, Dataset, int], problems: Problems
+) -> TuneSplit | None:
+    """The part of the training data on which trials are scored, where learning rates are tuned."""
+    if job.tuned_by is None:
+        return None
+    train, validation, _ = splits
+    assert train.items is not None, "training data of a job that is tuned is loaded with its items"
+    if (found := choose_tune_split(train.items, validation.learnable_bytes)) is None:
+        message = (
+            f"'recipe.data.train' is '{job.recipe.data.train}', whose {len(train)} examples are too few or too unequal "
+            f"to keep {SHARE:.0%} of them from the trials of 'tuning'; give more of them, or remove tuning"
+        )
+        problems.append(source.problem("tuning", message))
+    return found
+
+
 def _load_split(
-    source: SpecSource, split: Split, data: Data, held_out: np.ndarray, problems: Problems
+    source: SpecSource, split: Split, data: Data, held_out: np.ndarray, problems: Problems, with_items: bool = False
 ) -> Loaded | None:
     try:
-        return load_split(source, split, data, held_out)
+        return load_split(source, split, data, held_out, with_items)
     except SpecError as error:
         problems += [problem for problem in error.problems if problem not in problems]
         return None

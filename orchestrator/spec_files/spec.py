@@ -4,6 +4,7 @@ A spec file is a `Comparison` or a `Finetune`; both resolve to `Cell`s that shar
 Over 300 lines: this one file is what people write, whole, in the order of the published schema.
 """
 
+import math
 import re
 from abc import ABC, abstractmethod
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
@@ -15,10 +16,11 @@ from orchestrator.parallel import ParallelDims
 from orchestrator.tracking.tracker import find_tracker
 
 MAX_SEEDS = 1000
+MAX_TRIALS = 64
 LONGEST_TIMEOUT_S = 366 * 86400
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
-Item = TypeVar("Item", str, int)
+Item = TypeVar("Item", str, int, float)
 
 
 def _check_name(name: str) -> str:
@@ -185,6 +187,68 @@ class Recipe(Strict):
     compile: Literal["auto", "layers", "none"] = Field("auto", exclude_if="auto".__eq__)
     evaluate: Evaluate = Evaluate()
     checkpoint: Checkpointing = Checkpointing()
+
+
+class RateGrid(Strict):
+    """So many learning rates, each a constant factor above the one before."""
+
+    low: float = Field(gt=0, lt=10)
+    high: float = Field(gt=0, lt=10)
+    trials: Annotated[int, Field(ge=2, le=MAX_TRIALS)]
+
+    @field_validator("high")
+    @classmethod
+    def _check_high(cls, high: float, info: ValidationInfo) -> float:
+        if high <= info.data.get("low", 0):
+            raise ValueError(f"it must be above tuning.learning_rate.low, which is {info.data['low']:g}")
+        return high
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        factor = (self.high / self.low) ** (1 / (self.trials - 1))
+        return tuple(float(f"{self.low * factor**n:.3g}") for n in range(self.trials))
+
+
+class Tuning(Strict):
+    """Every backbone gets the same trials, and trains with the learning rate that was best for it.
+
+    A trial is a short run with a whole schedule, scored on training data that is kept from all trials. Of each rung the
+    better half goes on to the next, with twice the budget, until one is left or the rungs are used up; those of the
+    last have `budget_fraction` of the recipe's budget.
+    """
+
+    learning_rate: Annotated[tuple[Annotated[float, Field(gt=0, lt=10)], ...], Field(min_length=2)] | RateGrid
+    budget_fraction: Fraction = 0.2
+    rungs: Annotated[int, Field(ge=1, le=8)] = 2
+
+    @field_validator("learning_rate")
+    @classmethod
+    def _check_rates(cls, rates: tuple[float, ...] | RateGrid) -> tuple[float, ...] | RateGrid:
+        if isinstance(rates, RateGrid):
+            if len(set(rates.rates)) < rates.trials:
+                raise ValueError("so many trials between low and high are equal to three digits; use fewer")
+            return rates
+        if len(rates) > MAX_TRIALS:
+            raise ValueError(f"a backbone has at most {MAX_TRIALS} trials; use fewer")
+        return tuple(sorted(_distinct(rates)))
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """The learning rates of the first rung, rising."""
+        return self.learning_rate.rates if isinstance(self.learning_rate, RateGrid) else self.learning_rate
+
+    @property
+    def rung_sizes(self) -> tuple[int, ...]:
+        """Trials of a backbone in each rung."""
+        sizes = [len(self.rates)]
+        while len(sizes) < self.rungs and sizes[-1] > 2:
+            sizes.append((sizes[-1] + 1) // 2)
+        return tuple(sizes)
+
+    def budget(self, whole: Budget, rung: int) -> Budget:
+        """Of a trial of a rung, counted from 0; `whole` is a full run's."""
+        amount = whole.amount * self.budget_fraction / 2 ** (len(self.rung_sizes) - 1 - rung)
+        return Budget(kind=whole.kind, amount=float(math.ceil(amount)) if whole.kind == "steps" else amount)
 
 
 class Elastic(Strict):
@@ -388,6 +452,11 @@ class Job(Strict, ABC):
         """Where its model goes."""
         return None
 
+    @property
+    def tuned_by(self) -> Tuning | None:
+        """How its learning rates are found; None where the recipe's holds."""
+        return None
+
 
 class SeveralBackbones(Job):
     """Several backbones under one recipe, each with several seeds."""
@@ -422,13 +491,22 @@ class SeveralBackbones(Job):
 
 
 class Comparison(SeveralBackbones):
-    """Several backbones under one recipe, each with several seeds, and which of them wins."""
+    """Several backbones under one recipe, each with several seeds, and which of them wins.
+
+    tuning: takes the place of recipe.optimizer.learning_rate.
+    """
 
     kind = "comparison"
+
+    tuning: Tuning | None = Field(None, exclude_if=lambda tuning: tuning is None)
 
     @property
     def rule(self) -> VerdictRule:
         return self.verdict
+
+    @property
+    def tuned_by(self) -> Tuning | None:
+        return self.tuning
 
 
 class Decision(Comparison):

@@ -115,7 +115,7 @@ def _dotted(location: tuple[str | int, ...], source: SpecSource) -> str:
         if here:
             node = node[part]  # type: ignore[index]
             path.append(str(part))
-        elif last and isinstance(node, dict):
+        elif last and isinstance(node, dict) and str(part).isidentifier():  # a missing key; tags such as tuple[...] go
             path.append(str(part))
     return ".".join(path) or ".".join(map(str, location))
 

@@ -100,7 +100,45 @@ def reference(name: str, target: str, *wants: str, **files: str | bytes) -> Case
     return key(name, "tiny-mistral", target, "'backbones.1'", *wants, files=folder, at="backbones:")
 
 
+def tuned(name: str, tuning: str, *wants: str) -> Case:
+    return key(name, "placement: {workers: 2}", f"placement: {{workers: 2}}\ntuning: {tuning}", *wants)
+
+
 KEYS = [
+    tuned(
+        "a single learning rate to tune",
+        "{learning_rate: [1e-3]}",
+        "'tuning.learning_rate' is [0.001]",
+        "a list of at least 2",
+    ),
+    tuned("the same learning rate twice", "{learning_rate: [1e-3, 1e-3]}", "0.001 is listed more than once"),
+    tuned(
+        "a grid that ends below its start",
+        "{learning_rate: {low: 1e-3, high: 1e-4, trials: 3}}",
+        "'tuning.learning_rate.high' is 0.0001; it must be above tuning.learning_rate.low, which is 0.001",
+    ),
+    tuned(
+        "a grid without its number of trials",
+        "{learning_rate: {low: 1e-4, high: 1e-3}}",
+        "'tuning.learning_rate.trials' is missing",
+    ),
+    tuned(
+        "a grid whose trials are all but equal",
+        "{learning_rate: {low: 1e-3, high: 1.0001e-3, trials: 9}}",
+        "equal to three digits; use fewer",
+    ),
+    tuned("no rungs", "{learning_rate: [1e-3, 2e-3], rungs: 0}", "'tuning.rungs' is 0; it must be at least 1"),
+    tuned(
+        "trials longer than a run",
+        "{learning_rate: [1e-3, 2e-3], budget_fraction: 2}",
+        "'tuning.budget_fraction' is 2; it must be at most 1",
+    ),
+    tuned(
+        "one training example to learn from and to be scored on",
+        "{learning_rate: [1e-3, 2e-3]}",
+        "whose 1 examples are too few or too unequal",
+        "remove tuning",
+    ),
     key(
         "an unknown key in the recipe",
         "precision: fp32",

@@ -14,9 +14,9 @@ from orchestrator.data.sources.dataset import Dataset
 from orchestrator.errors import InputError
 from orchestrator.identity import backbone_slug, content_hash
 from orchestrator.layout import CellFolder
-from orchestrator.planning.plan import Cell, Plan, load_comparison
+from orchestrator.planning.plan import Cell, Plan, load_comparison, untuned
 from orchestrator.results import CellResult, CellStatus, write_json
-from orchestrator.spec_files.spec import Benchmark, Budget, Checkpointing, Comparison, Evaluate
+from orchestrator.spec_files.spec import Benchmark, Budget, Checkpointing, Comparison, Evaluate, SeveralBackbones
 
 KIND = "benchmark"
 WARM_UP, MEASURED = 5, 20
@@ -32,7 +32,7 @@ def load_benchmark(path: Path, warm_up: int = WARM_UP, measured: int = MEASURED,
     """
     if warm_up < 0 or measured < FEWEST:
         raise InputError(f"--steps must be at least {FEWEST} and --warmup at least 0; a spread needs some steps")
-    return benchmark_plan(load_comparison(path), warm_up, measured, occurrence or new_occurrence())
+    return benchmark_plan(untuned(load_comparison(path)), warm_up, measured, occurrence or new_occurrence())
 
 
 def new_occurrence() -> str:
@@ -75,7 +75,8 @@ def _job(job: Comparison, seed: int, warm_up: int, measured: int, occurrence: st
         "evaluate": Evaluate(every=1.0),
         "checkpoint": Checkpointing(every=(warm_up + (measured + 1) // 2) / total, keep=1),
     }
-    fields = dict(job) | {"seeds": (seed,), "recipe": job.recipe.model_copy(update=changes)}
+    fields = {key: getattr(job, key) for key in SeveralBackbones.model_fields}
+    fields |= {"seeds": (seed,), "recipe": job.recipe.model_copy(update=changes)}
     return Benchmark(**fields, warm_up=warm_up, measured=measured, occurrence=occurrence)
 
 

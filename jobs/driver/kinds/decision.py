@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from jobs.driver.kinds.comparison import ComparisonKind
 from jobs.driver.kinds.kind import Conclusion
 from jobs.driver.kinds.reports import write_report
 from jobs.results.documents import Verdict
 from jobs.results.finished import judge_cells
+from jobs.results.tuning import judged_plan
 from orchestrator.errors import SpecError
 from orchestrator.identity import content_hash
 from orchestrator.planning.plan import Cell, Plan, comparison_identity, load_comparison, narrow, with_job
@@ -35,40 +37,45 @@ def load_decision(path: Path, max_seeds: int | None = None, occurrence: str | No
     rule = job.verdict.model_copy(update={"max_seeds": most})
     fields = dict(job) | {"verdict": rule, "seeds": further_seeds(job.seed_list, most)}
     plan = with_job(comparison, Decision(**fields, first=first))
-    identity = content_hash([KIND, comparison_identity(plan), rule.model_dump(), plan.job.seed_list])
+    tuning = [] if job.tuning is None else [job.tuning.model_dump()]
+    identity = content_hash([KIND, comparison_identity(plan), rule.model_dump(), plan.job.seed_list, *tuning])
     return replace(plan, job_id=f"{job.name}-{KIND}-{identity[:10]}")
 
 
-class DecisionKind:
+class DecisionKind(ComparisonKind):
     """`backbone decide`."""
 
     entry_point = "jobs.decide"
 
-    def next_cells(self, plan: Plan, results: Sequence[CellResult]) -> Sequence[Cell]:
+    def next_judged(self, plan: Plan, results: Sequence[CellResult]) -> Sequence[Cell]:
         """One more seed for every backbone that may still be the best; none once it is decided or a cell failed."""
         job = plan.job
         assert isinstance(job, Decision)
-        if not results:
-            return [cell for cell in plan.cells if cell.seed in job.seed_list[: job.first]]
-        if any(result.status not in (CellStatus.SUCCEEDED, CellStatus.INFEASIBLE) for result in results):
+        cells = judged_plan(plan, results).cells
+        known = {result.cell_id: result for result in results}
+        ran = [known[cell.cell_id] for cell in cells if cell.cell_id in known]
+        if not ran:
+            return [cell for cell in cells if cell.seed in job.seed_list[: job.first]]
+        if any(result.status not in (CellStatus.SUCCEEDED, CellStatus.INFEASIBLE) for result in ran):
             return ()
         verdict = judge_cells(plan, job.verdict, results)
-        ran = {result.cell_id for result in results}
-        seeds = job.seed_list[: len({result.seed for result in results}) + 1]
+        seeds = job.seed_list[: len({result.seed for result in ran}) + 1]
         if verdict["outcome"] != "undecided" or len(seeds) > len(job.seed_list):
             return ()
         going_on = set(find_contenders(verdict))
         return [
             cell
-            for cell in plan.cells
-            if cell.seed in seeds and cell.cell_id not in ran and cell.backbone.backbone_id in going_on
+            for cell in cells
+            if cell.seed in seeds and cell.cell_id not in known and cell.backbone.backbone_id in going_on
         ]
 
     def say(self, plan: Plan, results: Sequence[CellResult]) -> str:
         """Why there are further cells, in a line."""
         job = plan.job
         assert isinstance(job, Decision)
-        return str(judge_cells(plan, job.verdict, results)["sentence"]) if results else ""
+        if plan.trials.issuperset(result.cell_id for result in results):
+            return super().say(plan, results)
+        return str(judge_cells(plan, job.verdict, results)["sentence"])
 
     def conclude(self, plan: Plan, results: Sequence[CellResult], command: str) -> Conclusion:
         """Judges the cells that ran, and writes the report."""

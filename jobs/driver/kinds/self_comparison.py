@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from jobs.driver.kinds.kind import Conclusion, OneRound
+from jobs.driver.kinds.comparison import ComparisonKind
+from jobs.driver.kinds.kind import Conclusion
 from jobs.driver.kinds.reports import write_report
 from orchestrator.errors import SpecError
 from orchestrator.identity import content_hash
@@ -35,19 +36,19 @@ def load_self_comparison(path: Path, backbone: str | None = None) -> Plan:
 
 
 def labelled(plan: Plan, results: Sequence[CellResult]) -> list[CellResult]:
-    """The results of the first half of the seeds as A, those of the others as B."""
+    """The results of the first half of the seeds as A, those of the others as B; trials are of both."""
     seeds = plan.job.seed_list
     first = seeds[: len(seeds) // 2]
     return [
-        replace(result, backbone_id=f"{result.backbone_id} {'A' if result.seed in first else 'B'}")
+        result
+        if result.cell_id in plan.trials
+        else replace(result, backbone_id=f"{result.backbone_id} {'A' if result.seed in first else 'B'}")
         for result in results
     ]
 
 
-class SelfComparisonKind(OneRound):
+class SelfComparisonKind(ComparisonKind):
     """`backbone compare --a-a`."""
-
-    entry_point = "jobs.compare"
 
     def conclude(self, plan: Plan, results: Sequence[CellResult], command: str) -> Conclusion:
         """Judges the two labels, and writes the report."""

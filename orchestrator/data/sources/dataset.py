@@ -67,11 +67,12 @@ class HeldBlock:
 
 @dataclass(frozen=True)
 class Items:
-    """What the verdict asks of every held-out item."""
+    """What the verdict asks of every held-out item, and tuning of every training example."""
 
     learnable_bytes: np.ndarray  # (items,) int64
     group_numbers: np.ndarray  # (items,) int64, places in `groups`
     groups: tuple[str, ...]
+    digests: np.ndarray  # (items,) S16
 
     def groups_of(self, items: np.ndarray) -> list[str]:
         """The group of each of some items."""
@@ -87,7 +88,7 @@ class Dataset:
     count: int
     learnable_bytes: int
     blocks: tuple[Block | HeldBlock, ...] = field(repr=False)
-    items: Items | None = field(default=None, repr=False, compare=False)  # of held-out data
+    items: Items | None = field(default=None, repr=False, compare=False)  # of held-out data, and where asked for
 
     def __len__(self) -> int:
         return self.count
@@ -152,7 +153,8 @@ class Summary:
         if self.keeps_items:
             sizes = np.concatenate([np.array([], np.int64), *(sizes for _, sizes, _ in self._items)])
             numbers = np.concatenate([np.array([], np.int64), *(numbers for _, _, numbers in self._items)])
-            items = Items(sizes, numbers, tuple(self._groups))
+            digests = np.concatenate([NOTHING, *(digests for digests, _, _ in self._items)])
+            items = Items(sizes, numbers, tuple(self._groups), digests)
         return Dataset(reference, self._digest.hexdigest()[:32], self._count, self._bytes, tuple(blocks), items)
 
 

@@ -34,13 +34,16 @@ class Loaded:
     digests: np.ndarray  # (examples,) S16, sorted; empty for training data
 
 
-def load_split(source: SpecSource, split: Split, data: Data, held_out: np.ndarray = NOTHING) -> Loaded:
+def load_split(
+    source: SpecSource, split: Split, data: Data, held_out: np.ndarray = NOTHING, with_items: bool = False
+) -> Loaded:
     """Reads `recipe.data.<split>` without what is held out (digests, sorted).
 
+    Held-out data has its `items`, training data where they are asked for: some numbers for each example.
     Raises SpecError with file and row for every bad row (the first ten).
     """
     path, reference = f"recipe.data.{split}", getattr(data, split)
-    summary = Summary(held_out=held_out, keeps_items=split == "validation")
+    summary = Summary(held_out=held_out, keeps_items=with_items or split == "validation")
     if reference.startswith("builtin:"):
         return _load_builtin(source, path, split, data, summary)
     reading = Reading(data.format, tuple(sorted((data.columns or {}).items())))
@@ -73,7 +76,7 @@ def _load_parts(
     source: SpecSource, path: str, reference: str, parts: Sequence[Part], reading: Reading, summary: Summary
 ) -> Loaded:
     cache = ScanCache(default_folder())
-    # What is held out was read a moment ago: only the other split is long to add up again.
+    # A kept split has no items. What is held out was read a moment ago, and is short to add up again.
     key = None if summary.keeps_items else cache.key_of(parts, reading, reference, _digest_of(summary.held_out))
     if key and (known := cache.find_split(key, reading)):
         return Loaded(*known, NOTHING)
