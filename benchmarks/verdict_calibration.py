@@ -4,7 +4,9 @@
 
 False winners must stay below alpha + 3 sqrt(alpha (1 - alpha) / replicates) in every row. For power, the first backbone
 is made better by four true standard errors of its difference. The oracle is a z test that knows that standard error.
-`shared` is the share of the seed variance that is common to all backbones. The rows of looks begin with two seeds and
+`shared` is the share of the seed variance that is common to all backbones. In the rows of tuning every backbone chooses
+one of five learning rates by a trial of each, whose seed deviation is `trial_noise` times a run's; scores lie on one
+parabola, `curve` seed deviations high one step from its bottom. The rows of looks begin with two seeds and
 add one at a time until a winner is named: as `decide` does, with its levels and its early stops, or by hand.
 """
 
@@ -19,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from jobs.results.choice_noise import Choice, find_choice_noise
 from jobs.results.paired_tests import (
     PairTests,
     find_beaten,
@@ -68,15 +71,44 @@ class Sample:
         """(backbones,) bits per byte."""
         return np.asarray(self.bits.mean(axis=1).sum(axis=1) / self.group_bytes.sum())
 
-    def test(self, alpha: float, lead: float = 0.0, counts: list[int] | None = None) -> tuple[PairTests, list[str]]:
+    def test(
+        self, alpha: float, lead: float = 0.0, counts: list[int] | None = None, tuned: "Tuned | None" = None
+    ) -> tuple[PairTests, list[str]]:
         """The tests, the first backbone `lead` bits per byte better, after `counts` seeds of each."""
         bits = {}
         for k, of_seeds in enumerate(self.bits):
             better = lead * self.group_bytes if k == 0 else 0.0
+            if tuned is not None:
+                better -= tuned.lost[k] * self.group_bytes
             seeds = range(len(of_seeds) if counts is None else counts[k])
             bits[f"b{k}"] = {str(seed): of_seeds[seed] - better for seed in seeds}
         standings, noise = model_seeds(rank_backbones(bits, self.group_bytes))
-        return run_pair_tests(standings, noise, measure_item_noise(standings), alpha, limit=0.0), standings.ids
+        choice = None if tuned is None else find_choice_noise(tuned.choice, standings.ids, standings.pooled)
+        tests = run_pair_tests(standings, noise, measure_item_noise(standings), alpha, limit=0.0, choice=choice)
+        return tests, standings.ids
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What choosing learning rates did to a replicate."""
+
+    lost: Array  # (backbones,) bits per byte against the best learning rate
+    choice: Choice
+
+
+RATES = 5  # of each backbone's trials
+
+
+def tune(rng: np.random.Generator, setting: Setting, curve: float, trial_noise: float) -> Tuned:
+    """Trials of identical backbones; how much seeds change them is estimated from as many runs as are judged."""
+    seed_std = NOISE[setting.noise][0]
+    steps = np.arange(RATES) - (RATES - 1) / 2 - rng.uniform(-0.5, 0.5)
+    truth = curve * seed_std * steps**2
+    scores = truth + trial_noise * seed_std * rng.normal(size=(setting.backbones, RATES))
+    best, second = np.sort(scores, axis=1)[:, :2].T
+    early = trial_noise * seed_std * rng.normal(size=(setting.backbones, setting.seeds))
+    gaps = {f"b{k}": float(gap) for k, gap in enumerate(second - best)}
+    return Tuned(truth[scores.argmin(axis=1)], Choice(gaps, float(early.var(axis=1, ddof=1).mean())))
 
 
 def sample(rng: np.random.Generator, setting: Setting) -> Sample:
@@ -107,9 +139,9 @@ def rates(rng: np.random.Generator, setting: Setting, replicates: int) -> tuple[
     return float(false_winners), float(np.mean([winner(one, lead) == "b0" for one in samples])), float(np.mean(oracle))
 
 
-def winner(one: Sample, lead: float) -> str | None:
+def winner(one: Sample, lead: float, tuned: Tuned | None = None) -> str | None:
     """The verdict's winner; without a margin, since a tie is no winner either way."""
-    tests, ids = one.test(ALPHA, lead)
+    tests, ids = one.test(ALPHA, lead, tuned=tuned)
     return ids[0] if find_outcome(tests, ALPHA)[0] == "winner" else None
 
 
@@ -166,6 +198,30 @@ def rows_of_looks(rng: np.random.Generator, replicates: int) -> Iterator[dict[st
         yield {**asdict(setting), **row, "by_hand": float(np.mean([peeked(one) for one in samples]))}
 
 
+def rows_of_tuning(rng: np.random.Generator, replicates: int) -> Iterator[dict[str, Any]]:
+    """False winners where each backbone trains at the rate that its trials chose, and power as elsewhere."""
+    for backbones in (2, 4):
+        for seeds in (2, 3, 5, 10):
+            setting = Setting(backbones, seeds, "seeds")
+            lead = 4 * NOISE["seeds"][0] * sqrt(2 / seeds)
+            for curve in (0.3, 1.0, 3.0, 10.0):
+                for trial_noise in (1.0, 2.0):
+                    pairs = [(sample(rng, setting), tune(rng, setting, curve, trial_noise)) for _ in range(replicates)]
+                    yield {
+                        **asdict(setting),
+                        "curve": curve,
+                        "trial_noise": trial_noise,
+                        "false_winners": float(np.mean([winner(one, 0.0, how) is not None for one, how in pairs])),
+                        "unseen": float(np.mean([winner(one, 0.0, blind(how)) is not None for one, how in pairs])),
+                        "power": float(np.mean([winner(one, lead, how) == "b0" for one, how in pairs])),
+                    }
+
+
+def blind(tuned: Tuned) -> Tuned:
+    """The same to a verdict that does not know of the choice."""
+    return Tuned(tuned.lost, Choice({}, 0.0))
+
+
 def rows_of_one_look(rng: np.random.Generator, backbones: int, replicates: int) -> Iterator[dict[str, Any]]:
     """False winners and power of one verdict."""
     for setting in settings_of_one_look(backbones):
@@ -173,11 +229,23 @@ def rows_of_one_look(rng: np.random.Generator, backbones: int, replicates: int) 
         yield {**asdict(setting), "false_winners": false_winners, "power": power, "oracle": oracle}
 
 
+PARTS = {"2": 2, "4": 4, "8": 8, "looks": 0, "tuning": 1}  # name -> stream of random numbers
+
+
+def rows_of(part: str, rng: np.random.Generator, replicates: int) -> Iterator[dict[str, Any]]:
+    """A part of the table."""
+    if part == "looks":
+        return rows_of_looks(rng, replicates)
+    if part == "tuning":
+        return rows_of_tuning(rng, replicates)
+    return rows_of_one_look(rng, int(part), replicates)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Calibration and power of the verdict.")
     parser.add_argument("--replicates", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--parts", nargs="+", default=["2", "4", "8", "looks"], choices=["2", "4", "8", "looks"])
+    parser.add_argument("--parts", nargs="+", default=[*PARTS], choices=[*PARTS])
     parser.add_argument("--json", type=Path, help="Where rows are kept; those of other parts stay.")
     arguments = parser.parse_args()
     bound = ALPHA + 3 * sqrt(ALPHA * (1 - ALPHA) / arguments.replicates)
@@ -185,14 +253,9 @@ def main() -> None:
     worst = 0.0
     print(f"alpha {ALPHA}, {arguments.replicates} replicates, false winners allowed: {bound:.4f}", flush=True)
     for part in arguments.parts:
-        rng = np.random.default_rng([arguments.seed, 0 if part == "looks" else int(part)])
+        rng = np.random.default_rng([arguments.seed, PARTS[part]])
         found = []
-        rows = (
-            rows_of_looks
-            if part == "looks"
-            else lambda rng, number, part=part: rows_of_one_look(rng, int(part), number)
-        )
-        for row in rows(rng, arguments.replicates):
+        for row in rows_of(part, rng, arguments.replicates):
             found.append(row)
             rate = max(value for key, value in row.items() if key in ("false_winners", "decide", "by_hand"))
             worst = max(worst, rate)

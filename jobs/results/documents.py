@@ -173,6 +173,7 @@ class Pair(TypedDict):
     relative: float  # difference / score of b: a is that share below b
     standard_error: float  # of the difference, seeds and items together
     item_se: NotRequired[float]  # the items' part of it
+    choice_se: NotRequired[float]  # the part of learning rates that trials chose
     degrees_of_freedom: float
     interval: list[float]  # two-sided, 1 - alpha
     p_value: float  # two-sided, uncorrected

@@ -12,6 +12,7 @@ import numpy as np
 from pydantic_core import to_jsonable_python
 
 from jobs.formats import NOT_AVAILABLE, listed
+from jobs.results.choice_noise import Choice
 from jobs.results.documents import (
     AdoptionFacts,
     CellOutcome,
@@ -27,7 +28,7 @@ from jobs.results.looks import find_look, keep_look, load_looks, new_record, sen
 from jobs.results.metrics import METRICS
 from jobs.results.noise_floor import add_noise_floor
 from jobs.results.paired_tests import CellScores
-from jobs.results.tuning import judged_plan, notes_of, sentence_of, tuning_facts
+from jobs.results.tuning import choice_of, judged_plan, notes_of, sentence_of, tuning_facts
 from jobs.results.verdict import judge
 from orchestrator.certificate.record import find_cell_certificate
 from orchestrator.layout import CellFolder
@@ -84,9 +85,10 @@ def judge_cells(plan: Plan, rule: VerdictRule, results: Sequence[CellResult]) ->
         ids.setdefault(result.backbone_id, []).append(result.cell_id)
     judged = what_is_judged(ids, rule.metric, rule.max_seeds, rule.alpha)
     if not judged.can_claim:
-        return _judge(plan, rule, finished, rule.alpha)
+        return _judge(plan, rule, finished, rule.alpha, None)
+    choice = None if isinstance(plan.job, SelfComparison) else choice_of(plan, results)  # one choice for both labels
     look = find_look(judged, load_looks(plan))
-    verdict = _judge(plan, rule, finished, look["alpha"])
+    verdict = _judge(plan, rule, finished, look["alpha"], choice)
     if verdict["outcome"] == "no verdict":
         return verdict
     keep_look(plan, new_record(judged, look, verdict["outcome"], verdict["winner"]))
@@ -116,7 +118,9 @@ def _stopped(seeds: Mapping[str, int]) -> list[str]:
     return fewer and [f"No further seeds, since significantly worse than the best at that look: {', '.join(fewer)}."]
 
 
-def _judge(plan: Plan, rule: VerdictRule, finished: Sequence[CellResult], alpha: float) -> Verdict:
+def _judge(
+    plan: Plan, rule: VerdictRule, finished: Sequence[CellResult], alpha: float, choice: Choice | None
+) -> Verdict:
     metric = METRICS[rule.metric]
     scores = {result.cell_id: load_item_scores(Path(result.folder)) for result in finished}
     common = _common_items(list(scores.values()))
@@ -131,6 +135,7 @@ def _judge(plan: Plan, rule: VerdictRule, finished: Sequence[CellResult], alpha:
         alpha=alpha,
         margin=rule.margin,
         unit=metric.unit,
+        choice=choice,
     )
     verdict["notes"] += _adopted(finished)
     return verdict

@@ -15,6 +15,8 @@ in expectation v (1/n_A + 1/n_B) / n_groups. If seeds differed *only* so and gro
 would be twice the truth. Subtracting that part takes a difference of two noisy estimates that turns negative just
 when it matters, so we keep the sum and err towards "undecided".
 
+Where each backbone trained at a learning rate of its own, that choice is a third term: `choice_noise`.
+
 Degrees of freedom: SE^2 / df = sum over its terms of (variance / df). Satterthwaite squares the variances in this sum;
 with two or three seeds it trusts too much that seeds which happen to lie close are close: 9 % false winners at alpha
 0.05 where items and seeds matter alike and one of two backbones is three times as noisy, against 5 % here.
@@ -30,6 +32,7 @@ from math import sqrt
 
 import numpy as np
 
+from jobs.results.choice_noise import ChoiceNoise
 from jobs.results.seed_noise import ROUNDING, Array, PairedSeeds, SeedNoise, find_seed_noise, shared_seeds
 from orchestrator.errors import InputError
 
@@ -206,15 +209,20 @@ def run_pair_tests(
     alpha: float,
     limit: float,
     *,
+    choice: ChoiceNoise | None = None,
     more: int = 0,
     scale: float = 1.0,
 ) -> PairTests:
-    """Tests every pair; `more` seeds per backbone and a seed variance `scale` times as large make it a projection."""
+    """Tests every pair. `choice`: where learning rates were tuned, in the order of the standings; no number of seeds
+    makes it smaller. `more` seeds per backbone and a seed variance `scale` times as large make it a projection."""
     from scipy.special import stdtr, stdtrit
 
     first, second = np.triu_indices(len(standings.ids), 1)
     variance, inverse, own = noise.measure(more, scale)
     variance, inverse = variance + items.variance, inverse + items.variance / items.df
+    if choice is not None:
+        chosen = choice.variance[first] + choice.variance[second]
+        variance, inverse = variance + chosen, inverse + chosen / choice.df
     df = np.divide(variance, inverse, out=np.full(len(first), items.df), where=inverse > 0)
     difference = standings.means[second] - standings.means[first]
     rounding = ROUNDING * standings.means[first]

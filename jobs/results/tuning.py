@@ -5,8 +5,11 @@ Successive halving (Jamieson and Talwalkar 2016) for each backbone by itself: wh
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
+from statistics import variance
 
 from jobs.formats import listed, significant
+from jobs.results.choice_noise import Choice
 from jobs.results.documents import Trial, TunedBackbone, TuningFacts
 from orchestrator.planning.plan import Cell, Plan, narrow
 from orchestrator.planning.tuning import spend
@@ -45,6 +48,12 @@ class Trials:
             return None
         ranked = self._ranked(last)
         return ranked[0].learning_rate if ranked else None
+
+    def gap(self, backbone_id: str) -> float:
+        """How much worse the second-best trial of the last rung is; infinite where there is none."""
+        scores = [self.score(cell) for cell in self._ranked(self._of(backbone_id, len(self.tuning.rung_sizes) - 1))]
+        known = [score for score in scores[:2] if score is not None]
+        return known[1] - known[0] if len(known) > 1 else inf
 
     def score(self, cell: Cell) -> float | None:
         """Bits per byte on the tune split; None without."""
@@ -112,6 +121,28 @@ def is_excused(plan: Plan, results: Sequence[CellResult], result: CellResult) ->
     if trials is None or result.cell_id not in trials.results or result.status is not CellStatus.DIVERGED:
         return False
     return trials.best(_backbone_of(plan, result)) is not None
+
+
+def choice_of(plan: Plan, results: Sequence[CellResult]) -> Choice | None:
+    """What is known of the noise in the choice of learning rates; None where none were chosen.
+
+    How much seeds change a trial's score is seen on the judged runs' curves, at the trials' share of the budget.
+    """
+    trials = trials_of(plan, results)
+    if trials is None:
+        return None
+    scores: dict[str, list[float]] = {}
+    for result in results:
+        if result.cell_id not in trials.results and result.measurement is not None:
+            points = result.measurement.evaluations
+            share = trials.tuning.budget_fraction
+            early = next((point for point in points if point.step and (point.progress or 0.0) >= share), None)
+            if early is not None and early.val_bits_per_byte is not None:
+                scores.setdefault(result.backbone_id, []).append(early.val_bits_per_byte)
+    squares = sum((len(one) - 1) * variance(one) for one in scores.values() if len(one) > 1)
+    df = sum(len(one) - 1 for one in scores.values())
+    gaps = {spec.backbone_id: trials.gap(spec.backbone_id) for spec in plan.backbones}
+    return Choice(gaps, squares / df if df else 0.0)
 
 
 def describe_tuning(plan: Plan, results: Sequence[CellResult]) -> str:

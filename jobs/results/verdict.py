@@ -1,14 +1,17 @@
 """The honest verdict of a comparison: which backbone wins, from per-item scores of every finished cell.
 
 The statistics are in `paired_tests`; this module says what they mean, in fields and in sentences.
+Over 300 lines: every sentence of a verdict stands here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from math import floor, isinf, log10, sqrt
 
 import numpy as np
 
 from jobs.formats import listed
+from jobs.results.choice_noise import Choice, ChoiceNoise, find_choice_noise
 from jobs.results.documents import Pair, RankedBackbone, Verdict, VerdictOutcome
 from jobs.results.paired_tests import (
     CellScores,
@@ -42,11 +45,13 @@ def judge(
     alpha: float,
     margin: float,
     unit: str = "bits per byte",
+    choice: Choice | None = None,
 ) -> Verdict:
     """The verdict over the finished cells, with the ranking.
 
     `item_weights` is (items,), of the metric; `item_groups` the source group of each item. `alpha` is two-sided,
-    `margin` relative to the best score. The order of the cells does not matter.
+    `margin` relative to the best score; `choice` is how learning rates were found, where they were tuned. The order of
+    the cells does not matter.
 
     Winner: the best beats every other at `alpha` (an intersection-union claim needs no correction). Tie: whatever the
     best does not beat is equivalent to it and to each other. Every ranked backbone needs two seeds for a verdict.
@@ -63,14 +68,17 @@ def judge(
         standings = judged
     items = measure_item_noise(judged)
     limit = margin * float(standings.means[0]) if standings.ids else 0.0
-    tests = run_pair_tests(judged, seeds, items, alpha, limit)
-    pairs = _pairs(judged, items, tests)
+    chosen = None if choice is None else find_choice_noise(choice, judged.ids, judged.pooled)
+    test = partial(run_pair_tests, judged, seeds, items, alpha, limit, choice=chosen)
+    tests = test()
+    pairs = _pairs(judged, items, chosen, tests)
     outcome, contenders = ("no verdict", []) if obstacle else find_outcome(tests, alpha)
-    further = _further_seeds(judged, seeds, items, tests, contenders, alpha, limit) if outcome == "undecided" else None
+    further = _further_seeds(test, tests, contenders, alpha) if outcome == "undecided" else None
     return Verdict(
         outcome=outcome,
         winner=judged.ids[0] if outcome == "winner" else None,
-        sentence=obstacle or _sentence(outcome, judged, pairs, contenders, alpha, margin, further, unit),
+        sentence=obstacle
+        or _sentence(outcome, judged, pairs, contenders, alpha, margin, _outlook(further, choice), unit),
         ranking=_ranking(standings, pairs, alpha),
         pairs=pairs,
         alpha=alpha,
@@ -112,21 +120,14 @@ def _among(tests: PairTests, contenders: list[int]) -> Array:
 
 
 def _further_seeds(
-    standings: Standings,
-    seeds: SeedNoise,
-    items: ItemNoise,
-    tests: PairTests,
-    contenders: list[int],
-    alpha: float,
-    limit: float,
+    test: Callable[..., PairTests], tests: PairTests, contenders: list[int], alpha: float
 ) -> int | list[int] | None:
     """Further seeds per backbone after which the observed differences would decide; items and groups stay."""
     from scipy.special import chdtri
 
     def needed(scale: float) -> int | None:
         def decides(more: int) -> bool:
-            projected = run_pair_tests(standings, seeds, items, alpha, limit, more=more, scale=scale)
-            return find_outcome(projected, alpha)[0] != "undecided"
+            return find_outcome(test(more=more, scale=scale), alpha)[0] != "undecided"
 
         # Doubling finds an upper end in as many tests as the answer has bits, halving finds the answer: `low` never
         # decides (0 further seeds is the undecided present) and `high` always does. More seeds shrink the seed noise
@@ -148,9 +149,9 @@ def _further_seeds(
     return None if ends[0] is None or ends[1] is None else [ends[0], ends[1]]
 
 
-def _pairs(standings: Standings, items: ItemNoise, tests: PairTests) -> list[Pair]:
+def _pairs(standings: Standings, items: ItemNoise, choice: ChoiceNoise | None, tests: PairTests) -> list[Pair]:
     corrected = holm(tests.p_value)
-    return [
+    pairs = [
         Pair(
             a=standings.ids[a],
             b=standings.ids[b],
@@ -166,6 +167,10 @@ def _pairs(standings: Standings, items: ItemNoise, tests: PairTests) -> list[Pai
         )
         for p, (a, b) in enumerate(zip(tests.first, tests.second, strict=True))
     ]
+    if choice is not None:
+        for pair, (a, b) in zip(pairs, zip(tests.first, tests.second, strict=True), strict=True):
+            pair["choice_se"] = sqrt(choice.variance[a] + choice.variance[b])
+    return pairs
 
 
 def _ranking(standings: Standings, pairs: list[Pair], alpha: float) -> list[RankedBackbone]:
@@ -241,6 +246,12 @@ def _notes(
             f"Few or very unequal source groups ({len(standings.group_bytes)}, {items.df:.1f} degrees of freedom): "
             "the item noise is known poorly."
         )
+    unsure = [pair for pair in pairs if pair.get("choice_se", 0.0) ** 2 > pair["standard_error"] ** 2 / 2]
+    if unsure:
+        notes.append(
+            f"Which learning rate is best is so unsure that it is most of the noise in {len(unsure)} of {len(pairs)} "
+            "pairs: raise tuning.budget_fraction, or try rates that lie further apart."
+        )
     close = [
         pair["b"] for pair in pairs if outcome == "winner" and pair["a"] == standings.ids[0] and pair["equivalent"]
     ]
@@ -256,7 +267,7 @@ def _sentence(
     contenders: list[int],
     alpha: float,
     margin: float,
-    further: int | list[int] | None,
+    outlook: str,
     unit: str,
 ) -> str:
     """The verdict in one sentence, for the top of a report."""
@@ -276,12 +287,13 @@ def _sentence(
             f"Tie between {names}: {score}, every {100 * (1 - 2 * alpha):.3g} % interval of a difference lies within "
             f"the margin of {margin * best:.{digits}f} ({100 * margin:g} %){rest}."
         )
-    return f"Undecided between {names}: {pair['b']} is {difference} above {pair['a']}, {interval}; {_outlook(further)}."
+    return f"Undecided between {names}: {pair['b']} is {difference} above {pair['a']}, {interval}; {outlook}."
 
 
-def _outlook(further: int | list[int] | None) -> str:
+def _outlook(further: int | list[int] | None, choice: Choice | None) -> str:
     if further is None:
-        return "more seeds alone would not decide, more held-out text might"
+        other = "more held-out text" if choice is None else "more held-out text or longer trials"
+        return f"more seeds alone would not decide, {other} might"
     number = str(further) if isinstance(further, int) else f"{further[0]} to {further[1]}"
     return f"about {number} more seed{'' if number == '1' else 's'} per backbone would decide if the differences stay"
 

@@ -348,7 +348,7 @@ def _cell(
     written = job.placement.model_dump(mode="json")
     first = [backbone_identity(spec), seed, recipe_facts, written, rows, list(digests)]
     last = [occurrence, *([PACKED_ORDER] if recipe.packing else [])]
-    which = f"s{seed}" if rung is None else f"t{rung + 1}-lr{recipe.optimizer.learning_rate:g}"
+    which = f"s{seed}" if rung is None else f"trial-lr{recipe.optimizer.learning_rate:g}"
     cell_id = f"{backbone_slug(spec)}-{which}-{content_hash([*first, shared_fate, *last])[:10]}"
     cell = Cell(cell_id, spec, seed, recipe, placement, rows, *digests, occurrence, rung=rung)
     return replace(cell, worlds=_worlds(job, cell), work=content_hash([*first, *last]))

@@ -157,6 +157,14 @@ def find_tune_split(
     if job.tuned_by is None:
         return None
     train, validation, _ = splits
+    tuning, budget = job.tuned_by, job.recipe.budget
+    amounts = [tuning.budget(budget, rung).amount for rung in range(len(tuning.rung_sizes))]
+    if len(set(amounts)) < len(amounts):  # of steps, which are whole
+        message = (
+            f"'tuning' has {len(amounts)} rungs of {', '.join(f'{one:g}' for one in amounts)} steps, which do not double; "
+            "use fewer tuning.rungs, a larger tuning.budget_fraction or more steps"
+        )
+        problems.append(source.problem("tuning", message))
     assert train.items is not None, "training data of a job that is tuned is loaded with its items"
     if (found := choose_tune_split(train.items, validation.learnable_bytes)) is None:
         message = (

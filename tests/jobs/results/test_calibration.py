@@ -1,11 +1,13 @@
-"""Identical backbones have a winner no more often than alpha, at one look and at many: benchmarks in short."""
+"""Identical backbones have a winner no more often than alpha, at one look and at many, tuned or not: benchmarks in
+short.
+"""
 
 from math import sqrt
 
 import numpy as np
 import pytest
 
-from benchmarks.verdict_calibration import ALPHA, Setting, decided, peeked, rates, sample, winner
+from benchmarks.verdict_calibration import ALPHA, Setting, blind, decided, peeked, rates, sample, tune, winner
 
 REPLICATES = 400
 BOUND = ALPHA + 3 * sqrt(ALPHA * (1 - ALPHA) / REPLICATES)
@@ -40,6 +42,17 @@ def test_adding_seeds_until_somebody_wins_names_no_more_false_winners(
     bound = ALPHA + 3 * sqrt(ALPHA * (1 - ALPHA) / 200)
     assert np.mean([decided(one) for one in samples]) <= bound
     assert np.mean([peeked(one) for one in samples]) <= bound
+
+
+@pytest.mark.parametrize(("seeds", "curve", "trial_noise"), [(3, 10.0, 2.0), (5, 3.0, 1.0), (10, 1.0, 2.0)])
+def test_learning_rates_that_noise_chose_name_no_more_false_winners(
+    seeds: int, curve: float, trial_noise: float
+) -> None:
+    rng, setting = np.random.default_rng(23), Setting(2, seeds, "seeds")
+    pairs = [(sample(rng, setting), tune(rng, setting, curve, trial_noise)) for _ in range(REPLICATES)]
+    assert np.mean([winner(one, 0.0, how) is not None for one, how in pairs]) <= BOUND
+    if seeds == 10:  # the reason for the term: without it
+        assert np.mean([winner(one, 0.0, blind(how)) is not None for one, how in pairs]) > 2 * BOUND
 
 
 def test_seeds_in_common_give_power_to_three_backbones_and_more() -> None:

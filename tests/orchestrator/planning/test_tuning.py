@@ -129,9 +129,22 @@ def test_each_rung_halves_the_trials_and_doubles_their_budget(trials: int, rungs
     assert all(later == pytest.approx(2 * earlier) for earlier, later in itertools.pairwise(amounts))
 
 
-def test_steps_are_whole() -> None:
-    tuning = Tuning(learning_rate=(1e-3, 1e-2, 1e-1), budget_fraction=0.1)
-    assert [tuning.budget(Budget(kind="steps", amount=7), rung).amount for rung in (0, 1)] == [1, 1]
+def test_steps_are_whole_and_each_rung_has_more_of_them(tmp_path: Path) -> None:
+    tuning = Tuning(learning_rate=(1e-3, 1e-2, 1e-1), budget_fraction=0.3)
+    assert [tuning.budget(Budget(kind="steps", amount=7), rung).amount for rung in (0, 1)] == [2, 3]
+    with pytest.raises(SpecError, match="has 2 rungs of 1, 1 steps, which do not double"):
+        planned(
+            tmp_path,
+            tuning={"learning_rate": RATES, "budget_fraction": 0.1},
+            recipe__budget={"kind": "steps", "amount": 7},
+        )
+
+
+def test_a_trial_is_known_by_what_it_does_whatever_its_rung(tmp_path: Path) -> None:
+    two = planned(tmp_path, tuning={"learning_rate": RATES[:2], "budget_fraction": 0.5})
+    three = planned(tmp_path, tuning={"learning_rate": RATES, "budget_fraction": 0.5})
+    assert two.trials == {cell.cell_id for cell in three.cells if cell.rung == 1 and cell.learning_rate in RATES[:2]}
+    assert len({cell.cell_id for cell in three.cells}) == len(three.cells)
 
 
 def test_too_little_training_data_is_refused(tmp_path: Path) -> None:
