@@ -161,8 +161,8 @@ def find_tune_split(
     amounts = [tuning.budget(budget, rung).amount for rung in range(len(tuning.rung_sizes))]
     if len(set(amounts)) < len(amounts):  # of steps, which are whole
         message = (
-            f"'tuning' has {len(amounts)} rungs of {', '.join(f'{one:g}' for one in amounts)} steps, which do not double; "
-            "use fewer tuning.rungs, a larger tuning.budget_fraction or more steps"
+            f"'tuning' has {len(amounts)} rungs of {', '.join(f'{one:g}' for one in amounts)} steps, which do not "
+            "double; use fewer tuning.rungs, a larger tuning.budget_fraction or more steps"
         )
         problems.append(source.problem("tuning", message))
     assert train.items is not None, "training data of a job that is tuned is loaded with its items"
