@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
 NOT_AVAILABLE = "n/a"
@@ -135,3 +135,8 @@ def flatten(facts: Mapping[str, object], prefix: str = "") -> dict[str, object]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def listed(items: Sequence[object]) -> str:
+    """Names or numbers in a sentence."""
+    return ", ".join(map(str, items[:-1])) + (" and " if len(items) > 1 else "") + str(items[-1])

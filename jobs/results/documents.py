@@ -281,7 +281,10 @@ def load_report(path: Path) -> Report:
 
 def load_document(path: Path, shape: TypeAdapter[Document]) -> Document:
     """The document as it stands in the file: checked against its shape, and not converted."""
-    found: Any = load_json(path)
+    try:
+        found: Any = load_json(path)
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path} cannot be read: {error}. Run the job's command again to write it anew") from None
     try:
         shape.validate_python(found)
     except ValidationError as error:

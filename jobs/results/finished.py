@@ -57,7 +57,7 @@ def build_document(
             "export": None if export is None else str(export),
         },
         "environment": environment(first),
-        "data": _data_facts(plan, parity),
+        "data": data_facts(plan, parity),
         "certificates": {} if rule is None else _certificates(results),
         "cells": [_cell_facts(result) for result in results],
         "ranking": [] if verdict is None else verdict.pop("ranking", []),
@@ -132,7 +132,8 @@ def _at(scores: ItemScores, items: np.ndarray) -> ItemScores:
     return ItemScores(items, scores.nats[places], scores.tokens[places], scores.bytes[places])
 
 
-def _data_facts(plan: Plan, parity: PreparedFacts) -> DataFacts:
+def data_facts(plan: Plan, parity: PreparedFacts) -> DataFacts:
+    """The data of a plan, and what its preparation counted."""
     return {
         "train": plan.train.reference,
         "validation": plan.validation.reference,

@@ -26,6 +26,7 @@ COMMANDS = [
     ("list", "--json"),
     ("plan", "spec.yaml"),
     ("plan", "spec.yaml", "--json"),
+    ("diff", "spec.yaml", "spec.yaml"),
     ("schema",),
     ("schema", "finetune"),
 ]
