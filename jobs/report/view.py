@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from jobs.formats import count, duration, is_number, percent, significant, words
+from jobs.formats import count, duration, is_number, money, percent, significant, words
 from jobs.report.contract import contract_differences, contract_facts
 from jobs.report.excerpt import DRAWN_BACKBONES, best_of, curved_cells, shown_pairs
+from jobs.report.front import cost_plot, find_points
 from jobs.report.history import history_view
 from jobs.report.palette import Look, looks
 from jobs.report.plots import (
@@ -19,6 +20,7 @@ from jobs.report.plots import (
     time_plot,
 )
 from jobs.report.scope import scope
+from jobs.results.costs.documents import Costs
 from jobs.results.documents import DataFacts, Facts, RankedBackbone, Report, TrainedCell, Verdict, find_verdict
 
 # metric, heading, how it is written, whether a bar helps to compare
@@ -28,7 +30,7 @@ COSTS = (
     ("step_time_s", "step time", duration, False),
     ("peak_memory_gib", "peak memory (GiB)", significant, True),
     ("mfu", "MFU", percent, False),
-    ("gpu_hours", "GPU hours", significant, False),
+    ("gpu_hours", "GPU hours in steps", significant, False),
     ("train_time_s", "training time", duration, False),
     ("load_time_s", "load time", duration, False),
     ("checkpoint_stall_s", "checkpoint stall", duration, False),
@@ -108,6 +110,9 @@ def report_view(document: Report) -> dict[str, object]:
         "curves": _curve_plots(curved, looked),
         "cost_headings": [heading for _, heading, _, _ in COSTS],
         "costs": _costs(list(backbones.values())),
+        "spent": document.get("costs"),
+        "spent_columns": _spent_columns(document.get("costs")),
+        "cost_plots": [] if is_finetune else _cost_plots(document, ranking, looked),
         "dropped": _dropped(document["data"]),
         "tokenizer_facts": _columns(document["data"].get("backbones", {})),
         "contract": contract_facts(cells),
@@ -164,6 +169,27 @@ def _costs(backbones: Sequence[Backbone]) -> list[tuple[Backbone, list[Cost]]]:
         bars = [100 * mean / largest if has_bar and mean is not None and largest > 0 else None for mean in means]
         columns.append([Cost(written(mean), bar) for mean, bar in zip(means, bars, strict=True)])
     return [(backbone, list(row)) for backbone, row in zip(backbones, zip(*columns, strict=True), strict=True)]
+
+
+def _spent_columns(costs: Costs | None) -> list[tuple[str, dict[str, str]]]:
+    """(heading, what stands below it by backbone); none for reports of earlier versions."""
+    if costs is None:
+        return []
+    rows, device, currency = costs["backbones"], costs["device"], costs["currency"]
+    columns = [
+        (f"{device} hours a run", {row["backbone_id"]: significant(row["device_hours_per_run"]) for row in rows}),
+        (f"{device} hours in all", {row["backbone_id"]: significant(row["device_hours"]) for row in rows}),
+    ]
+    if currency is not None:
+        columns.append(("cost a run", {row["backbone_id"]: money(row["cost_per_run"], currency) for row in rows}))
+        columns.append(("cost in all", {row["backbone_id"]: money(row["cost"], currency) for row in rows}))
+    return columns
+
+
+def _cost_plots(document: Report, ranking: Sequence[RankedBackbone], looked: Mapping[str, Look]) -> list[Plot]:
+    costs = document.get("costs")
+    points = [] if costs is None else find_points(costs, ranking)
+    return [] if costs is None or len(points) < 2 else [cost_plot(points, costs, looked)]
 
 
 def _dropped(data: DataFacts) -> list[tuple[str, int]]:

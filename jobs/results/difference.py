@@ -20,7 +20,8 @@ from jobs.results.sides import BITS_PER_BYTE, SETS, Scores, Side
 Effect = Literal["scores", "rounding", "none", "unknown"]
 
 _NO_EFFECT = (
-    *("name", "kind", "first", "storage", "tracking", "policy", "verdict", "export", "backbones", "seeds"),
+    *("name", "kind", "first", "storage", "tracking", "policy", "verdict", "price", "export"),
+    *("backbones", "seeds"),
     *("recipe.evaluate", "recipe.checkpoint"),
 )
 _ROUNDING = (

@@ -10,6 +10,7 @@ from typing import Any, Literal, NotRequired, TypeVar, final
 from pydantic import JsonValue, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
+from jobs.results.costs.documents import Costs, Spent
 from orchestrator.errors import InputError
 from orchestrator.results import load_json
 
@@ -99,6 +100,7 @@ class TrainedCell(CellOutcome):
     evaluations: list[Evaluation]
     loss_curve: list[tuple[float, float | None]]  # (step, nats per target token)
     contract: Facts
+    spent: NotRequired[Spent]
 
 
 class RankedBackbone(TypedDict):
@@ -265,6 +267,7 @@ class Report(TypedDict):
     cells: list[TrainedCell]
     ranking: NotRequired[list[RankedBackbone]]
     verdict: NotRequired[Verdict | NoVerdict]
+    costs: NotRequired[Costs]
     history: NotRequired[History | None]  # None: no schedule fired the job
 
 

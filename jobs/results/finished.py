@@ -10,6 +10,7 @@ import numpy as np
 from pydantic_core import to_jsonable_python
 
 from jobs.formats import NOT_AVAILABLE
+from jobs.results.costs.spent import Rate, attempt_times, device_of, find_rate, spent, total
 from jobs.results.documents import (
     CellOutcome,
     DataFacts,
@@ -29,7 +30,7 @@ from orchestrator.certificate.record import find_cell_certificate
 from orchestrator.layout import CellFolder
 from orchestrator.planning.plan import Plan
 from orchestrator.results import CellResult, CellStatus, Measurement
-from orchestrator.spec_files.spec import Decision, SelfComparison, VerdictRule
+from orchestrator.spec_files.spec import Decision, Placement, SelfComparison, VerdictRule
 from orchestrator.tracking.spool import EntryKind, read_spool
 from orchestrator.training.measurement import ItemScores, load_item_scores
 
@@ -44,6 +45,8 @@ def build_document(
     verdict = None if rule is None else judge_cells(plan, rule, results)
     measured = [result for result in results if result.measurement is not None]
     first = measured[0].measurement if measured else None
+    rate, placement = find_rate(plan.job), plan.job.placement
+    cells = [_cell_facts(result, placement, rate) for result in results]
     return {
         "format": 1,
         "comparison": {
@@ -59,9 +62,10 @@ def build_document(
         "environment": environment(first),
         "data": data_facts(plan, parity),
         "certificates": {} if rule is None else _certificates(results),
-        "cells": [_cell_facts(result) for result in results],
+        "cells": cells,
         "ranking": [] if verdict is None else verdict.pop("ranking", []),
         "verdict": {} if verdict is None else verdict,
+        "costs": total(cells, device_of(placement), rate),
     }
 
 
@@ -182,7 +186,7 @@ def outcome(result: CellResult) -> CellOutcome:
     }
 
 
-def _cell_facts(result: CellResult) -> TrainedCell:
+def _cell_facts(result: CellResult, placement: Placement, rate: Rate | None) -> TrainedCell:
     measurement = result.measurement
     return {
         **outcome(result),
@@ -190,6 +194,7 @@ def _cell_facts(result: CellResult) -> TrainedCell:
         "evaluations": to_jsonable_python(measurement.evaluations) if measurement else [],
         "loss_curve": _loss_curve(result) if measurement else [],
         "contract": measurement.contract if measurement else {},
+        "spent": spent(attempt_times(Path(result.folder)), placement, rate),
     }
 
 

@@ -6,9 +6,9 @@ Over 300 lines: this one file is what people write, whole, in the order of the p
 
 import re
 from abc import ABC, abstractmethod
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from backbones.adaptation import Lora
 from orchestrator.parallel import ParallelDims
@@ -346,6 +346,23 @@ class Policy(Strict):
         return None if self.hang_timeout == "auto" else seconds(self.hang_timeout)
 
 
+class Price(Strict):
+    """What an hour costs, so that reports and plans tell money too; never part of a cell's identity.
+
+    per_gpu_hour: of a GPU and what comes with it. per_core_hour: of a CPU core, where workers have no GPU.
+    """
+
+    per_gpu_hour: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    per_core_hour: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    currency: Annotated[str, Field(min_length=1, max_length=8)] = "USD"
+
+    @model_validator(mode="after")
+    def _check_any(self) -> Self:
+        if self.per_gpu_hour is None and self.per_core_hour is None:
+            raise ValueError("give per_gpu_hour, or per_core_hour where workers have no GPU")
+        return self
+
+
 class Job(Strict, ABC):
     """What comparisons and finetunes have in common."""
 
@@ -367,6 +384,7 @@ class Job(Strict, ABC):
     recipe: Recipe
     placement: Placement = Placement()
     policy: Policy = Policy()
+    price: Price | None = Field(None, exclude_if=lambda price: price is None)
 
     @property
     @abstractmethod

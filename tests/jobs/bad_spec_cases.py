@@ -238,6 +238,14 @@ KEYS = [
         "at least 1",
     ),
     key(
+        "a price of nothing in particular",
+        "policy: {timeout: 1h}",
+        "policy: {timeout: 1h}\nprice: {currency: EUR}",
+        '\'price\' is {"currency": "EUR"}',
+        "give per_gpu_hour, or per_core_hour",
+        at="price",
+    ),
+    key(
         "a rank without lora",
         FULL,
         "recipe:\n  adaptation: {kind: full, rank: 8}\n",

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from small_spec import write_small_spec
+
 from jobs.results.comparability import find_difference
 from jobs.results.documents import load_report
-from jobs.results.sides import side_of_job, side_of_plan, side_of_report, spec_facts
+from jobs.results.sides import Side, side_of_job, side_of_plan, side_of_report, spec_facts
 from orchestrator.planning.plan import load_comparison
 from orchestrator.spec_files.spec import Comparison, Finetune
 
@@ -14,18 +16,8 @@ STORED = load_report(Path(__file__).parent / "stored" / "report.json")
 
 
 def test_plans_are_compared_by_their_data_and_their_cells(tmp_path: Path) -> None:
-    def planned(name: str, text: str, **spec: Any) -> Any:
-        folder = tmp_path / name
-        folder.mkdir()
-        for split in ("train", "validation"):
-            rows = [{"prompt": f"{split} {text} {n}", "completion": f"answer {n}"} for n in range(3)]
-            (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        data = {"train": "train.jsonl", "validation": "validation.jsonl", "format": "prompt_completion"}
-        budget = {"kind": "steps", "amount": 5}
-        recipe = {"data": data, "sequence_length": 64, "global_batch_size": 4, "budget": budget}
-        whole = {"name": "pair", "backbones": ["tiny-llama2", "tiny-qwen"], "recipe": recipe, **spec}
-        (folder / "spec.yaml").write_text(json.dumps(whole), encoding="utf-8")
-        return side_of_plan(load_comparison(folder / "spec.yaml"), name)
+    def planned(name: str, text: str, **spec: Any) -> Side:
+        return side_of_plan(load_comparison(write_small_spec(tmp_path / name, text, **spec)), name)
 
     first = planned("first", "question")
     assert find_difference(first, planned("copy", "question")).same

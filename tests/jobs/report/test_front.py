@@ -1,0 +1,116 @@
+"""Score against cost: who stands on the front, what the page says of time and money, and what earlier reports lack."""
+
+import re
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+from report_documents import NAMES, comparison_document, failed, finetune_document, finished
+
+from jobs.report.front import DRAWN_BACKBONES, Point, cost_plot, find_points, front
+from jobs.report.html import render_report
+from jobs.report.palette import looks
+from jobs.results.costs.spent import Rate, total
+
+SMALL = st.integers(1, 6).map(float)
+POINTS = st.lists(st.builds(Point, st.uuids().map(str), SMALL, SMALL), min_size=1, max_size=12)
+
+
+def beats(one: Point, other: Point) -> bool:
+    """In one of both, and is not beaten in the other."""
+    is_no_worse = one.hours <= other.hours and one.score <= other.score
+    return is_no_worse and (one.hours, one.score) != (other.hours, other.score)
+
+
+@given(POINTS)
+def test_nobody_beats_who_stands_on_the_front_and_somebody_beats_or_equals_everybody_else(points: list[Point]) -> None:
+    best = front(points)
+    assert not any(beats(one, other) for one in points for other in best)
+    for point in points:
+        assert any(one.hours <= point.hours and one.score <= point.score for one in best)
+    assert [one.hours for one in best] == sorted({one.hours for one in best})
+    assert [one.score for one in best] == sorted({one.score for one in best}, reverse=True)
+
+
+def plot_of(document: dict[str, Any]) -> str:
+    points = find_points(document["costs"], document["ranking"])
+    return str(cost_plot(points, document["costs"], looks(row["backbone_id"] for row in document["ranking"])).svg)
+
+
+def priced(document: dict[str, Any], hours: dict[str, float], rate: Rate | None) -> dict[str, Any]:
+    for cell in document["cells"]:
+        cell["spent"] = {"seconds": 1.0, "device_hours": hours[cell["backbone_id"]], "cost": None}
+    return document | {"costs": total(document["cells"], "GPU", rate)}
+
+
+def test_the_plot_tells_hours_money_and_the_front() -> None:
+    document = priced(comparison_document(), dict(zip(NAMES, (8.0, 2.0, 4.0), strict=True)), Rate(2.5, "USD"))
+    svg = plot_of(document).replace("\N{NO-BREAK SPACE}", " ")
+    assert "llama2-7b-pure 0.8206 at 8.00 (20.00 USD)" in svg
+    assert "On the front: mistral-v0.1-7b-pure, llama2-7b-pure" in svg
+    assert "USD a run" in svg and "GPU hours a run" in svg
+    assert ">mistral-v0.1-7b-pure</text>" in svg and ">hf:Qwen/Qwen3-8B@0123456</text>" not in svg
+
+
+def test_without_a_price_there_is_no_money() -> None:
+    document = priced(comparison_document(), dict.fromkeys(NAMES, 3.0), None)
+    page = render_report(document)
+    assert "USD" not in page and "a run (left is cheaper)" in page
+    assert "<h3>Score against GPU hours</h3>" in page
+
+
+def test_costs_far_apart_are_drawn_on_a_logarithmic_axis_with_plain_numbers() -> None:
+    svg = plot_of(priced(comparison_document(), dict(zip(NAMES, (1000.0, 1.0, 30.0), strict=True)), Rate(2.0, "USD")))
+    assert ">1000</text>" in svg and ">100</text>" in svg
+    assert "mathdefault" not in svg
+
+
+def test_the_seventh_backbone_is_black_only_where_the_page_is_light() -> None:
+    names = [f"tiny-{number}" for number in range(7)]
+    page = render_report(comparison_document(names))
+    for plot in re.findall(r"<svg viewBox.*?</svg>", page, re.S):
+        assert "var(--series-6)" in plot
+
+
+def test_of_many_the_front_is_drawn_and_the_best_of_the_others() -> None:
+    names = [f"tiny-{number}" for number in range(DRAWN_BACKBONES + 20)]
+    hours = {name: float(number + 1) for number, name in enumerate(reversed(names))}  # the worst is the cheapest
+    document = priced(comparison_document(names, 1, points=2, steps=2), hours, None)
+    document["ranking"][-1]["val_bits_per_byte"] = 9.0
+    points = find_points(document["costs"], document["ranking"])
+    assert len(points) == DRAWN_BACKBONES
+    everybody = [Point(row["backbone_id"], hours[row["backbone_id"]], 0.0) for row in document["ranking"]]
+    assert min(everybody, key=lambda one: one.hours).backbone_id in {point.backbone_id for point in points}
+    assert f"Drawn are {DRAWN_BACKBONES} of {len(names)} backbones" in render_report(document)
+
+
+def test_the_page_has_hours_and_money_of_backbones_and_of_runs() -> None:
+    document = priced(comparison_document(), dict(zip(NAMES, (8.0, 2.0, 4.0), strict=True)), Rate(2.5, "USD"))
+    for cell in document["cells"]:
+        cell["spent"]["cost"] = cell["spent"]["device_hours"] * 2.5
+    page = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", render_report(document).replace("\N{NO-BREAK SPACE}", " ")))
+    assert "llama2-7b-pure 8.00 24.0 20.00 USD 60.00 USD" in page
+    assert "An hour of one costs 2.50 USD." in page
+    assert "GPU hours 42.0 all attempts, 105.00 USD" in page
+    assert "3 h 15 min 8.00 20.00 USD" in page
+
+
+def test_a_report_of_an_earlier_version_has_no_cost_and_is_shown_all_the_same() -> None:
+    document = comparison_document()
+    del document["costs"]
+    for cell in document["cells"]:
+        del cell["spent"]
+    page = render_report(document)
+    assert "<h3>Cost</h3>" not in page and "Score against" not in page
+    assert page.count('role="img"') == 6
+
+
+def test_attempts_that_all_failed_have_their_price_too() -> None:
+    cells = [failed(cell, "DIVERGED", "loss is NaN") for cell in comparison_document()["cells"]]
+    page = render_report(finished({"cells": cells}, NAMES))
+    assert re.search(r"nothing was measured\. The attempts took [\d.]+ GPU hours, [\d.]+\s*USD\.", page)
+
+
+def test_a_finetune_says_what_it_took_and_has_nobody_to_be_drawn_against() -> None:
+    page = render_report(finetune_document())
+    assert "<h3>Cost</h3>" in page and "Score against" not in page
