@@ -1,4 +1,4 @@
-"""Score against what a run costs: a point for each backbone, and the line of those that none beats in both."""
+"""Score against what it takes: a point for each backbone, and the line of those that none beats in both."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,75 +18,122 @@ if TYPE_CHECKING:
 
 LABELLED = 6  # of the front, by name
 APART = 0.075  # of the axis' height: names that are nearer would cross
-WIDE = 20.0  # times the cheapest: from there on the axis is logarithmic
+WIDE = 20.0  # times the least: from there on the axis is logarithmic
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What a score is held against. `better`: on which side of the axis one wants to be."""
+
+    name: str  # of the plot's ids
+    title: str
+    label: str
+    unit: str
+    values: Mapping[str, float | None]  # by backbone
+    better: str = "left"  # or "right"
+    price: tuple[float, str] | None = None  # of one unit, and its currency
+
+    def key(self, x: float) -> float:
+        """The less of it the better."""
+        return x if self.better == "left" else -x
 
 
 @dataclass(frozen=True)
 class Point:
-    """A backbone: what a run of it takes, and its mean score."""
+    """A backbone: how much of the quantity it has, and its mean score."""
 
     backbone_id: str
-    hours: float
+    x: float
     score: float
 
 
-def find_points(costs: Costs, ranking: Sequence[RankedBackbone]) -> list[Point]:
-    """Of the backbones that were scored and took time: the front, then the best of the others, so many as are drawn."""
-    hours = {row["backbone_id"]: row["device_hours_per_run"] for row in costs["backbones"]}
+def hours(costs: Costs) -> Quantity:
+    """Device hours of a run, with money beside them where the spec has a price."""
+    device, price, currency = costs["device"], costs["price_per_hour"], costs["currency"]
+    return Quantity(
+        name="hours",
+        title=f"Score against {device} hours" + ("" if price is None else " and money"),
+        label=f"{device} hours a run",
+        unit=f"{device} hours",
+        values={row["backbone_id"]: row["device_hours_per_run"] for row in costs["backbones"]},
+        price=None if price is None or currency is None else (price, currency),
+    )
+
+
+def memory(values: Mapping[str, float | None]) -> Quantity:
+    """Peak memory of a device in training, GiB."""
+    return Quantity("memory", "Score against memory", "peak memory of a device (GiB)", "GiB", values)
+
+
+def throughput(values: Mapping[str, float | None]) -> Quantity:
+    """Bytes of text per second and device, which tokenizers do not touch, as they do tokens."""
+    label = "training text per device (bytes/s)"
+    return Quantity("throughput", "Score against throughput", label, "bytes/s", values, better="right")
+
+
+def front_plots(
+    quantities: Sequence[Quantity], ranking: Sequence[RankedBackbone], looks: Mapping[str, Look]
+) -> list[Plot]:
+    """A plot for each quantity that was measured of two backbones or more."""
+    found = [(quantity, find_points(quantity, ranking)) for quantity in quantities]
+    return [front_plot(quantity, points, looks) for quantity, points in found if len(points) > 1]
+
+
+def find_points(quantity: Quantity, ranking: Sequence[RankedBackbone]) -> list[Point]:
+    """Of the backbones that were scored and measured: the front, then the others from the best on."""
     points = [
-        Point(row["backbone_id"], taken, row["val_bits_per_byte"])
+        Point(row["backbone_id"], value, row["val_bits_per_byte"])
         for row in ranking
-        if (taken := hours.get(row["backbone_id"])) is not None and taken > 0
+        if (value := quantity.values.get(row["backbone_id"])) is not None and value > 0
     ]
-    first = front(points)
-    others = [point for point in points if point not in first]
-    return [*first, *others][:DRAWN_BACKBONES]
+    best = front(quantity, points)
+    return [*best, *(point for point in points if point not in best)]
 
 
-def front(points: Sequence[Point]) -> list[Point]:
+def front(quantity: Quantity, points: Sequence[Point]) -> list[Point]:
     """Those that no other beats or equals in one and beats in the other (Pareto), the cheapest first."""
     found: list[Point] = []
-    for point in sorted(points, key=lambda one: (one.hours, one.score)):
+    for point in sorted(points, key=lambda one: (quantity.key(one.x), one.score)):
         if not found or point.score < found[-1].score:
             found.append(point)
     return found
 
 
-def cost_plot(points: Sequence[Point], costs: Costs, looks: Mapping[str, Look]) -> Plot:
-    """Mean held-out score against device hours, with money above where the spec has a price."""
-    best, device = front(points), costs["device"]
-    title = f"Score against {device} hours" + ("" if costs["price_per_hour"] is None else " and money")
+def front_plot(quantity: Quantity, points: Sequence[Point], looks: Mapping[str, Look]) -> Plot:
+    """Mean held-out score against the quantity, the first of the points that a person can read."""
+    drawn = points[:DRAWN_BACKBONES]
+    best = front(quantity, drawn)
     with styled_axes(HEIGHT) as (figure, axes):
-        for point in points:
+        for point in drawn:
             look = looks[point.backbone_id]
             on_front = point in best
             axes.plot(
-                *(point.hours, point.score, look.marker),
+                *(point.x, point.score, look.marker),
                 color=look.colour,
                 markersize=8 if on_front else 6,
                 alpha=1.0 if on_front else 0.6,
                 markeredgewidth=0,
                 zorder=3,
             )
-        _scale(axes, points)
-        _draw_front(axes, best)
+        _scale(axes, drawn)
+        _draw_front(axes, best, quantity.better)
         _name(axes, best)
         axes.grid(axis="y")
         axes.tick_params(length=0, which="both")
         axes.spines["left"].set_visible(False)
         axes.locator_params(axis="y", nbins=6)
-        axes.set_xlabel(f"{device} hours a run (left is cheaper)")
+        axes.set_xlabel(f"{quantity.label}; {quantity.better} is better")
         axes.set_ylabel("bits per byte")
-        if costs["price_per_hour"] is not None:
-            _add_money(axes, costs["price_per_hour"], f"{costs['currency']} a run")
-        svg = inline_svg(figure, "cost-front", _told(title, points, best, costs))
-    return Plot(title, svg, _caption(points, costs))
+        if quantity.price is not None:
+            _add_money(axes, *quantity.price)
+        svg = inline_svg(figure, f"front-{quantity.name}", _told(quantity, drawn, best))
+    return Plot(quantity.title, svg, _caption(quantity, len(drawn), len(points)))
 
 
-def _draw_front(axes: "Axes", best: Sequence[Point]) -> None:
-    """Steps down to the right: the best score for at most so much. What lies above and to the right is beaten."""
+def _draw_front(axes: "Axes", best: Sequence[Point], better: str) -> None:
+    """Steps away from the better side: the best score that so much can have. What lies behind them is beaten."""
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-    xs = [best[0].hours, *(point.hours for point in best), right]
+    xs = [best[0].x, *(point.x for point in best), right if better == "left" else left]
     ys = [top, *(point.score for point in best), best[-1].score]
     axes.step(xs, ys, where="post", color=MUTED, linewidth=1.2, zorder=2)
     axes.set_xlim(left, right)
@@ -95,7 +142,7 @@ def _draw_front(axes: "Axes", best: Sequence[Point]) -> None:
 
 def _scale(axes: "Axes", points: Sequence[Point]) -> None:
     """Room around the outermost points, for names too."""
-    low, high = min(point.hours for point in points), max(point.hours for point in points)
+    low, high = min(point.x for point in points), max(point.x for point in points)
     if high > WIDE * low:
         axes.set_xscale("log")
         axes.set_xlim(low / 1.6, high * 1.6)
@@ -107,17 +154,17 @@ def _scale(axes: "Axes", points: Sequence[Point]) -> None:
     axes.margins(y=0.16)
 
 
-def _add_money(axes: "Axes", price: float, label: str) -> None:
+def _add_money(axes: "Axes", price: float, currency: str) -> None:
     """The same axis once more, above the plot, in money."""
 
-    def paid(hours: Any) -> Any:
-        return hours * price
+    def paid(amount: Any) -> Any:
+        return amount * price
 
     def bought(money: Any) -> Any:
         return money / price
 
     above = axes.secondary_xaxis("top", functions=(paid, bought))
-    above.set_xlabel(label)
+    above.set_xlabel(f"{currency} a run")
     above.tick_params(length=0, which="both")
     above.spines["top"].set_visible(False)
     if axes.get_xscale() == "log":
@@ -136,14 +183,14 @@ def _name(axes: "Axes", best: Sequence[Point]) -> None:
     """Names of the front, towards the middle of the plot; one that would cross another is left out."""
     placed: list[float] = []
     for point in sorted(best, key=lambda one: one.score)[:LABELLED]:
-        x, y = axes.transAxes.inverted().transform(axes.transData.transform((point.hours, point.score)))
+        x, y = axes.transAxes.inverted().transform(axes.transData.transform((point.x, point.score)))
         if any(abs(y - other) < APART for other in placed):
             continue
         placed.append(y)
         is_left = x < 0.5
         axes.annotate(
             short_id(point.backbone_id, 32),
-            (point.hours, point.score),
+            (point.x, point.score),
             (7 if is_left else -7, 5),
             textcoords="offset points",
             ha="left" if is_left else "right",
@@ -151,25 +198,17 @@ def _name(axes: "Axes", best: Sequence[Point]) -> None:
         )
 
 
-def _told(title: str, points: Sequence[Point], best: Sequence[Point], costs: Costs) -> str:
+def _told(quantity: Quantity, points: Sequence[Point], best: Sequence[Point]) -> str:
     """For those who cannot see it."""
-    rows = [f"{one.backbone_id} {fixed(one.score)} at {significant(one.hours)}{_paid(one, costs)}" for one in points]
-    return f"{title}: {'; '.join(rows)}. On the front: {', '.join(one.backbone_id for one in best)}"
+    rows = [f"{one.backbone_id} {fixed(one.score)} at {_amount(quantity, one.x)}" for one in points]
+    return f"{quantity.title}: {'; '.join(rows)}. On the front: {', '.join(one.backbone_id for one in best)}"
 
 
-def _paid(point: Point, costs: Costs) -> str:
-    price = costs["price_per_hour"]
-    return "" if price is None else f" ({money(point.hours * price, costs['currency'])})"
+def _amount(quantity: Quantity, x: float) -> str:
+    paid = "" if quantity.price is None else f" ({money(x * quantity.price[0], quantity.price[1])})"
+    return f"{significant(x)} {quantity.unit}{paid}"
 
 
-def _caption(points: Sequence[Point], costs: Costs) -> str:
-    drawn = f" Drawn are {len(points)} of {len(costs['backbones'])} backbones." if _is_cut(points, costs) else ""
-    return (
-        "Marks as in the table. Nobody is below and left of the line: whoever stands on it is beaten in score or in "
-        f"cost, not in both. Noise is left out.{drawn}"
-    )
-
-
-def _is_cut(points: Sequence[Point], costs: Costs) -> bool:
-    measured = [row for row in costs["backbones"] if (row["device_hours_per_run"] or 0) > 0]
-    return len(points) < len(measured)
+def _caption(quantity: Quantity, drawn: int, points: int) -> str:
+    cut = f" Drawn are {drawn} of {points} backbones." if drawn < points else ""
+    return f"Marks as in the table. Nobody is below and {quantity.better} of the line. Noise is left out.{cut}"

@@ -1,12 +1,12 @@
 """From the report's document to what the page shows: means over seeds, the plots that the facts allow, the gaps."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from jobs.formats import count, duration, is_number, money, percent, significant, words
 from jobs.report.contract import contract_differences, contract_facts
 from jobs.report.excerpt import DRAWN_BACKBONES, best_of, curved_cells, shown_pairs
-from jobs.report.front import cost_plot, find_points
+from jobs.report.front import front_plots, hours, memory, throughput
 from jobs.report.history import history_view
 from jobs.report.palette import Look, looks
 from jobs.report.plots import (
@@ -112,7 +112,7 @@ def report_view(document: Report) -> dict[str, object]:
         "costs": _costs(list(backbones.values())),
         "spent": document.get("costs"),
         "spent_columns": _spent_columns(document.get("costs")),
-        "cost_plots": [] if is_finetune else _cost_plots(document, ranking, looked),
+        "fronts": [] if is_finetune else _front_plots(document.get("costs"), backbones.values(), ranking, looked),
         "dropped": _dropped(document["data"]),
         "tokenizer_facts": _columns(document["data"].get("backbones", {})),
         "contract": contract_facts(cells),
@@ -186,10 +186,18 @@ def _spent_columns(costs: Costs | None) -> list[tuple[str, dict[str, str]]]:
     return columns
 
 
-def _cost_plots(document: Report, ranking: Sequence[RankedBackbone], looked: Mapping[str, Look]) -> list[Plot]:
-    costs = document.get("costs")
-    points = [] if costs is None else find_points(costs, ranking)
-    return [] if costs is None or len(points) < 2 else [cost_plot(points, costs, looked)]
+def _front_plots(
+    costs: Costs | None,
+    backbones: Iterable[Backbone],
+    ranking: Sequence[RankedBackbone],
+    looked: Mapping[str, Look],
+) -> list[Plot]:
+    peaks, rates = {}, {}
+    for backbone in backbones:
+        peaks[backbone.id] = backbone.mean("peak_memory_gib")
+        rates[backbone.id] = backbone.mean("bytes_per_second_per_device")
+    quantities = [*([] if costs is None else [hours(costs)]), memory(peaks), throughput(rates)]
+    return front_plots(quantities, ranking, looked)
 
 
 def _dropped(data: DataFacts) -> list[tuple[str, int]]:
