@@ -8,8 +8,10 @@ from rich.table import Table
 from typing_extensions import TypedDict
 
 from jobs.formats import duration, money, short_id, significant
+from jobs.results.constraints import find_ruled_out
 from jobs.results.costs.documents import Device
 from jobs.results.costs.forecast import predict
+from jobs.results.documents import find_verdict
 from orchestrator.tracking.run import without_password
 
 if TYPE_CHECKING:
@@ -65,6 +67,7 @@ class PlanDocument(TypedDict):
     placement: "Facts"
     recipe: "Facts"
     predicted: PlannedCost
+    ruled_out: dict[str, list[str]]  # backbone -> which constraints it cannot meet, as is known before it runs
     cells: list[PlannedCell]
 
 
@@ -91,7 +94,7 @@ def print_backbones(specs: "list[BackboneSpec]") -> None:
 
 def plan_document(planned: "Plan") -> PlanDocument:
     """The plan as plain data."""
-    predicted = predict(planned)
+    predicted, rule = predict(planned), planned.job.rule
     cells: list[PlannedCell] = [
         {
             "cell_id": cell.cell_id,
@@ -131,6 +134,7 @@ def plan_document(planned: "Plan") -> PlanDocument:
             "measured_in": {name: speed.job_id for name, speed in predicted.speeds.items()},
             "measured_on": {name: speed.hardware for name, speed in predicted.speeds.items()},
         },
+        "ruled_out": {} if rule is None else find_ruled_out(rule.constraints, planned.backbones),
         "cells": cells,
     }
 
@@ -169,6 +173,9 @@ def print_plan(planned: "Plan") -> None:
     print()
     for name, text in lines.items():
         print(f"{name:10} {text}")
+    for backbone_id, reasons in document["ruled_out"].items():
+        told = f"{'; '.join(reasons)}: it would be trained and not ranked; take it out of the spec"
+        print(f"{'ruled out':10} {backbone_id}: {told}")
 
 
 def _cost(found: PlannedCost, cells: int, planned: "Plan") -> str:
@@ -213,6 +220,9 @@ def print_ranking(document: "Report") -> None:
         table.add_row(str(entry["rank"]), entry["backbone_id"], f"{entry['val_bits_per_byte']:.4f}", seeds)
     if document["ranking"]:
         print_wide(table)
+    verdict = find_verdict(document)
+    for backbone_id, reasons in ({} if verdict is None else verdict.get("ruled_out", {})).items():
+        print(f"ruled out: {backbone_id}: {'; '.join(reasons)}")
     for cell in document["cells"] if document["comparison"]["kind"] == "finetune" else []:
         before, after = (cell["metrics"].get(key) for key in ("val_bits_per_byte_before", "val_bits_per_byte"))
         if before is not None:

@@ -99,6 +99,7 @@ def report_view(document: Report) -> dict[str, object]:
         "is_finetune": is_finetune,
         "verdict": None if is_finetune else verdict,
         "ranking": [] if is_finetune else ranking,
+        "ruled_out": {} if verdict is None else verdict.get("ruled_out", {}),
         "unranked": _unranked(backbones, ranking),
         "seeds": sorted({cell["seed"] for cell in cells}),
         "ranking_plots": [] if is_finetune else _ranking_plots(ranking, verdict, looked),

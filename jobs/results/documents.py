@@ -188,13 +188,13 @@ class Verdict(TypedDict):
     metric: NotRequired[str]  # what the scores are: verdict.metric of the spec
     look: NotRequired[Look]
     noise_floor: NotRequired[NoiseFloor]
+    ruled_out: NotRequired[dict[str, list[str]]]  # backbone -> which constraints it does not meet, and how
     margin: float  # relative to the best score
     # [low, high] below 3 degrees of freedom; None: seeds alone would not decide
     further_seeds: NotRequired[int | list[int] | None]
     notes: list[str]
     seed_noise: NotRequired[Literal["pooled", "paired"]]  # paired: what a seed does to all backbones is left out
-    # seed_std (pooled), seed_df, seed_std_paired, shared_seed_share, item_se (best against second), item_df, groups,
-    # items
+    # seed_std (pooled), seed_df, seed_std_paired, shared_seed_share, item_se (best pair), item_df, groups, items
     noise: dict[str, float | None]
 
 

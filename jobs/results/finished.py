@@ -10,6 +10,7 @@ import numpy as np
 from pydantic_core import to_jsonable_python
 
 from jobs.formats import NOT_AVAILABLE
+from jobs.results.constraints import find_ruled_out, with_ruled_out
 from jobs.results.costs.spent import Rate, attempt_times, device_of, find_rate, spent, total
 from jobs.results.documents import (
     CellOutcome,
@@ -70,8 +71,16 @@ def build_document(
 
 
 def judge_cells(plan: Plan, rule: VerdictRule, results: Sequence[CellResult]) -> Verdict:
-    """The verdict over the items that every finished cell scored; its look is kept in the job's folder."""
-    finished = [result for result in results if result.status is CellStatus.SUCCEEDED]
+    """The verdict over the items that every finished cell scored, without backbones that a constraint rules out.
+
+    Its look is kept in the job's folder.
+    """
+    out = {} if isinstance(plan.job, SelfComparison) else find_ruled_out(rule.constraints, plan.backbones, results)
+    finished = [result for result in results if result.status is CellStatus.SUCCEEDED and result.backbone_id not in out]
+    return with_ruled_out(_judge_look(plan, rule, finished), out)
+
+
+def _judge_look(plan: Plan, rule: VerdictRule, finished: Sequence[CellResult]) -> Verdict:
     ids: dict[str, list[str]] = {}
     for result in finished:
         ids.setdefault(result.backbone_id, []).append(result.cell_id)

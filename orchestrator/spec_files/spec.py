@@ -27,6 +27,10 @@ def _check_name(name: str) -> str:
     return name
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 Name = Annotated[str, Field(json_schema_extra={"pattern": f"^{_NAME}$"}), AfterValidator(_check_name)]
 Count = Annotated[int, Field(gt=0, le=1_000_000)]
 Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
@@ -54,7 +58,7 @@ class Data(Strict):
     train: str = Field(min_length=1)
     validation: str = Field(min_length=1)
     format: Literal["messages", "prompt_completion", "text", "sharegpt", "alpaca"] = "messages"
-    columns: dict[RowKey, str] | None = Field(None, min_length=1, exclude_if=lambda columns: columns is None)
+    columns: dict[RowKey, str] | None = Field(None, min_length=1, exclude_if=_is_none)
     parity: Literal["intersection", "per_backbone"] = "intersection"
 
 
@@ -287,6 +291,21 @@ class Tracking(Strict):
         return uri
 
 
+class Constraints(Strict):
+    """What a backbone must be to be ranked. One of which it is not known does not pass.
+
+    memory_gib: at most so much on a device, as measured in training. tokens_per_second: at least so many a device, in
+    training. context: at least so many tokens. licence: one of these, as `backbone list` names them.
+    """
+
+    memory_gib: Annotated[float, Field(gt=0)] | None = Field(None, exclude_if=_is_none)
+    tokens_per_second: Annotated[float, Field(gt=0)] | None = Field(None, exclude_if=_is_none)
+    context: Count | None = Field(None, exclude_if=_is_none)
+    licence: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)] | None = Field(
+        None, exclude_if=_is_none
+    )
+
+
 class VerdictRule(Strict):
     """Two-sided `alpha` of every claim, and the relative `margin` inside which two backbones are a tie.
 
@@ -296,18 +315,9 @@ class VerdictRule(Strict):
 
     alpha: float = Field(0.05, ge=1e-6, lt=0.5)
     margin: float = Field(0.005, gt=0, lt=1)
-    max_seeds: Annotated[int, Field(ge=2, le=MAX_SEEDS)] | None = Field(
-        None, exclude_if=lambda max_seeds: max_seeds is None
-    )
+    max_seeds: Annotated[int, Field(ge=2, le=MAX_SEEDS)] | None = Field(None, exclude_if=_is_none)
     metric: Literal["bits_per_byte", "item_bits_per_byte"] = Field("bits_per_byte", exclude_if="bits_per_byte".__eq__)
-    constraints: dict[str, float | str] = {}
-
-    @field_validator("constraints")
-    @classmethod
-    def _check_constraints(cls, constraints: dict[str, float | str]) -> dict[str, float | str]:
-        if constraints:
-            raise ValueError("this version cannot apply constraints; leave them empty")
-        return constraints
+    constraints: Constraints = Constraints()
 
 
 class Policy(Strict):
@@ -384,7 +394,7 @@ class Job(Strict, ABC):
     recipe: Recipe
     placement: Placement = Placement()
     policy: Policy = Policy()
-    price: Price | None = Field(None, exclude_if=lambda price: price is None)
+    price: Price | None = Field(None, exclude_if=_is_none)
 
     @property
     @abstractmethod

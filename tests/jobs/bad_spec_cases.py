@@ -246,6 +246,21 @@ KEYS = [
         at="price",
     ),
     key(
+        "a constraint that nobody knows",
+        "policy: {timeout: 1h}",
+        "policy: {timeout: 1h}\nverdict: {constraints: {memory: 24}}",
+        "unknown key 'verdict.constraints.memory'",
+        "memory_gib",
+        at="verdict",
+    ),
+    key(
+        "a constraint that nobody could meet",
+        "policy: {timeout: 1h}",
+        "policy: {timeout: 1h}\nverdict: {constraints: {licence: []}}",
+        "'verdict.constraints.licence' is []",
+        at="verdict",
+    ),
+    key(
         "a rank without lora",
         FULL,
         "recipe:\n  adaptation: {kind: full, rank: 8}\n",
