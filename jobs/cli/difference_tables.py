@@ -8,8 +8,8 @@ from rich.text import Text
 
 from jobs.cli import tables
 from jobs.formats import fixed, short_id, signed
-from jobs.results.comparability import Difference, shown
-from jobs.results.difference import BackboneChange, BackboneScores, Cells, Change, Effect
+from jobs.results.differences.changes import BackboneChange, BackboneScores, Cells, Change, Effect
+from jobs.results.differences.comparability import Difference, shown
 
 EFFECTS: dict[Effect, str] = {
     "scores": "other scores",

@@ -53,8 +53,8 @@ def diff(
     """
     load_plugins(plugin)
     from jobs.cli.difference_tables import print_difference
-    from jobs.results.comparability import find_difference
-    from jobs.results.stored import load_side
+    from jobs.results.differences.comparability import find_difference
+    from jobs.results.differences.stored import load_side
 
     root = storage_folder(storage)
     found = find_difference(load_side(a, root), load_side(b, root))

@@ -7,7 +7,7 @@ from pydantic import JsonValue, TypeAdapter
 
 from jobs.dispatch.wire import JobStatus, QueueListing, ScheduleFacts, ScheduleListing
 from jobs.results.benchmark_documents import BenchmarkReport
-from jobs.results.comparability import Difference
+from jobs.results.differences.comparability import Difference
 from jobs.results.documents import HistoryRecord, Report
 from jobs.simulation.figures import SimulationDocument
 from orchestrator.errors import InputError

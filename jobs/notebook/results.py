@@ -9,14 +9,14 @@ from jobs.cli.options import storage_folder
 from jobs.report.benchmark import render_benchmark
 from jobs.report.html import render_report
 from jobs.results.benchmark_documents import BenchmarkReport, load_benchmark_report
+from jobs.results.differences.stored import find_given, job_folder, unfinished
 from jobs.results.documents import Report, Verdict, find_verdict
 from jobs.results.documents import load_report as load_document
-from jobs.results.stored import find_given, job_folder, unfinished
 from orchestrator.layout import JobFolder
 
 if TYPE_CHECKING:
     from jobs.notebook.frames import Frame
-    from jobs.results.comparability import Difference
+    from jobs.results.differences.comparability import Difference
 
 HEIGHT_PX = 720
 
@@ -85,8 +85,8 @@ class JobResult:
 
     def diff(self, other: "JobResult") -> "Difference":
         """What changed from this job to another, and whether their scores are comparable; as `backbone diff`."""
-        from jobs.results.comparability import find_difference
-        from jobs.results.sides import side_of_report
+        from jobs.results.differences.comparability import find_difference
+        from jobs.results.differences.sides import side_of_report
 
         return find_difference(*(side_of_report(job.document, str(job.folder)) for job in (self, other)))
 

@@ -1,6 +1,7 @@
 """`backbone diff`: what it reads, what it prints, and how it ends."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -89,6 +90,18 @@ def test_a_spec_whose_data_is_elsewhere_is_compared_as_far_as_it_goes(tmp_path: 
     assert "not-here.jsonl" in found.output and "B adds seed 2" in found.output
 
 
+def test_what_differs_of_a_backbone_and_how_a_cell_ended_are_shown(tmp_path: Path) -> None:
+    one, other = stored_job(tmp_path, "one-0"), stored_job(tmp_path, "other-0")
+    document = comparison_document()
+    document["cells"][0]["status"] = "DIVERGED"
+    for cell in document["cells"]:
+        cell["contract"]["attention"]["kernel"] = "eager"
+    (other / "report.json").write_text(json.dumps(document), encoding="utf-8")
+    shown = diff(one, other).output
+    assert re.search(r"llama2-7b-pure +attention.kernel +\S+ +eager +other last digits\n", shown), shown
+    assert f"  {document['cells'][0]['cell_id']}: SUCCEEDED in A, DIVERGED in B\n" in shown
+
+
 def test_markup_in_a_report_is_text(tmp_path: Path) -> None:
     one, other = stored_job(tmp_path, "one-0", names=["[/red]", "b"]), stored_job(tmp_path, "other-0", names=["[/red]"])
     assert "[/red]" in diff(one, other).output
@@ -103,6 +116,10 @@ def test_markup_in_a_report_is_text(tmp_path: Path) -> None:
         (lambda folder: folder.with_suffix(".json").write_text("[]"), "holds no report; give a comparison"),
         (
             lambda folder: shutil.copy(STORED / "benchmark.json", folder.with_suffix(".json")),
+            "is a benchmark, which has no scores to compare",
+        ),
+        (
+            lambda folder: shutil.copytree(STORED, folder, ignore=shutil.ignore_patterns("report.json")),
             "is a benchmark, which has no scores to compare",
         ),
         (

@@ -14,8 +14,8 @@ from jsonschema import Draft202012Validator
 from report_documents import NAMES, comparison_document, failed, finetune_document, finished
 
 from jobs.cli.schemas import document_schema
-from jobs.results.comparability import Difference, find_difference
-from jobs.results.sides import side_of_report
+from jobs.results.differences.comparability import Difference, find_difference
+from jobs.results.differences.sides import side_of_report
 
 STORED = json.loads((Path(__file__).parent / "stored" / "report.json").read_text(encoding="utf-8"))
 Document = dict[str, Any]
@@ -183,6 +183,7 @@ def test_what_a_recipe_makes_of_every_backbone_is_no_reason_of_its_own() -> None
     ("change", "besides"),
     [
         (another_seed_and_backbone, "B adds seed 3 and leaves out tiny-mistral"),
+        (lambda one: one["comparison"]["spec"].update(seeds=[0]), "B leaves out seed 1"),
         (newer_torch, "other last digits may come from torch 2.13.0+cpu -> 2.14.0"),
         (more_workers, "other last digits may come from placement.workers 2 -> 4"),
         (another_name, "they differ in name and storage"),
@@ -245,6 +246,28 @@ def test_where_two_verdicts_judge_other_metrics_runs_are_compared_by_bits_per_by
     found = diff(STORED, changed(by_item))
     assert found.changes.metric == "bits_per_byte"
     assert {seed.difference for one in found.changes.scores for seed in one.seeds} == {0.0}
+
+
+def test_a_backbone_that_one_verdict_did_not_rank_is_compared_by_its_runs() -> None:
+    def rule_out(document: Document) -> None:
+        document["ranking"] = document["ranking"][1:]
+        document["verdict"]["ruled_out"] = {NAMES[0]: ["licence llama2, allowed mit"]}
+
+    whole = comparison_document()
+    scores = {one.backbone_id: one for one in diff(whole, changed(rule_out, document=whole)).changes.scores}
+    assert set(scores) == {*NAMES}
+    assert [seed.difference for seed in scores[NAMES[0]].seeds] == [pytest.approx(0.0, abs=1e-9)] * 3
+
+
+def test_what_a_backbone_keeps_of_its_own_decides_and_what_its_tokenizer_counts_does_not() -> None:
+    def kept(name: str) -> Change:
+        return lambda document: document["data"]["backbones"].setdefault("tiny-qwen", {}).update({name: 1})
+
+    first = changed(lambda document: document["data"]["backbones"]["tiny-qwen"].update(kept=2, examples_cut=2))
+    found = diff(first, changed(kept("kept"), kept("examples_cut"), document=first))
+    (backbone,) = found.changes.backbones
+    assert {one.path: one.effect for one in backbone.changes} == {"data.kept": "scores", "data.examples_cut": "none"}
+    assert found.reasons == ("another tiny-qwen (data.kept)",)
 
 
 def test_verdicts_say_whether_they_agree() -> None:

@@ -6,9 +6,9 @@ from typing import Any
 
 from small_spec import write_small_spec
 
-from jobs.results.comparability import find_difference
+from jobs.results.differences.comparability import find_difference
+from jobs.results.differences.sides import Side, side_of_job, side_of_plan, side_of_report, spec_facts
 from jobs.results.documents import load_report
-from jobs.results.sides import Side, side_of_job, side_of_plan, side_of_report, spec_facts
 from orchestrator.planning.plan import load_comparison
 from orchestrator.spec_files.spec import Comparison, Finetune
 

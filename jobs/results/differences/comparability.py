@@ -8,8 +8,8 @@ from typing import Literal
 from pydantic import JsonValue
 
 from jobs.formats import fact, is_number, listed
-from jobs.results.difference import BackboneChange, Change, Changes, find_changes
-from jobs.results.sides import Side
+from jobs.results.differences.changes import BackboneChange, Change, Changes, find_changes
+from jobs.results.differences.sides import Side
 
 NAMED = 4  # reasons, names or packages in a sentence
 LONGEST = 48  # letters of a value

@@ -12,8 +12,8 @@ from typing import Literal
 from pydantic import JsonValue
 
 from jobs.formats import listed
+from jobs.results.differences.sides import BITS_PER_BYTE, SETS, Scores, Side
 from jobs.results.documents import Facts
-from jobs.results.sides import BITS_PER_BYTE, SETS, Scores, Side
 
 # What a difference does to scores. scores: other work, or another ruler. rounding: the same work with other last
 # digits. unknown: it depends on data that could not be read.
@@ -145,7 +145,6 @@ def find_changes(a: Side, b: Side) -> Changes:
     """All that differs between two comparisons, finetunes, plans or specs."""
     data_is_known = bool(a.data and b.data)
     is_judged_alike = a.metric == b.metric
-    scores = [(side.judged if is_judged_alike else {}) or side.runs for side in (a, b)]
     return Changes(
         spec=tuple(_spec(a.spec, b.spec, data_is_known)),
         data=tuple(_known(a.data, b.data, lambda name: "scores" if name in _DECIDING_DATA else "none")),
@@ -153,7 +152,7 @@ def find_changes(a: Side, b: Side) -> Changes:
         environment=tuple(_known(a.environment, b.environment, lambda _: "rounding")),
         cells=_cells(a, b),
         metric=a.metric if is_judged_alike else BITS_PER_BYTE,
-        scores=tuple(_scores(*scores)),
+        scores=tuple(_scores(_comparable(a, is_judged_alike), _comparable(b, is_judged_alike))),
         verdicts=_verdicts(a, b),
     )
 
@@ -218,6 +217,13 @@ def _cells(a: Side, b: Side) -> Cells:
         only_b=tuple(cell_id for cell_id in b.cells if cell_id not in a.cells),
         ended_otherwise=tuple(ChangedStatus(cell_id, x, y) for cell_id, x, y in ended if x and y and x != y),
     )
+
+
+def _comparable(side: Side, is_judged_alike: bool) -> Scores:
+    """Of the verdict where both judge one metric; a backbone that it did not rank has those of its runs."""
+    if not is_judged_alike:
+        return side.runs
+    return {**side.runs, **side.judged} if side.metric == BITS_PER_BYTE else side.judged
 
 
 def _scores(a: Scores, b: Scores) -> Iterator[BackboneScores]:

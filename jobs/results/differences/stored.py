@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from backbones.reference import HubError
+from jobs.results.differences.sides import Side, side_of_job, side_of_plan, side_of_report
 from jobs.results.documents import load_report
-from jobs.results.sides import Side, side_of_job, side_of_plan, side_of_report
 from orchestrator.errors import InputError, SpecError
 from orchestrator.layout import JobFolder
 from orchestrator.planning.plan import load_plan
