@@ -1,4 +1,4 @@
-"""`backbone report, diff, simulate, schema`: what is read, drawn or printed without training."""
+"""`backbone report, diff, predict, simulate, schema`: what is read, drawn or printed without training."""
 
 import json
 from dataclasses import asdict
@@ -17,7 +17,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def register(app: typer.Typer) -> None:
     """Adds the commands to the command line."""
-    for command in (report, diff, simulate, schema):
+    for command in (report, diff, predict, simulate, schema):
         app.command()(command)
 
 
@@ -63,6 +63,31 @@ def diff(
     else:
         print_difference(found)
     raise typer.Exit(0 if found.same else 1)
+
+
+def predict(
+    reports: Annotated[
+        list[str],
+        typer.Argument(metavar="REPORT...", help="A report.json, a job's folder or its id."),
+    ],
+    at: Annotated[float, typer.Option(metavar="AMOUNT", help="The budget asked for, in the unit of the reports'.")],
+    storage: Storage = None,
+    as_json: AsJson = False,
+) -> None:
+    """Predicts the scores at a larger budget, and whether the present leader would still lead.
+
+    Exit code 0, also where nothing can be predicted, which is said; 2: a report cannot be read or does not belong.
+    """
+    from jobs.cli.prediction_table import print_prediction
+    from jobs.results.differences.stored import load_given_report
+    from jobs.results.predictions.prediction import predict_scores
+
+    root = storage_folder(storage)
+    found = predict_scores([(given, load_given_report(given, root)) for given in reports], at)
+    if as_json:
+        print(json.dumps(asdict(found), indent=2))
+    else:
+        print_prediction(found)
 
 
 def simulate(

@@ -9,6 +9,7 @@ from jobs.dispatch.wire import JobStatus, QueueListing, ScheduleFacts, ScheduleL
 from jobs.results.benchmark_documents import BenchmarkReport
 from jobs.results.differences.comparability import Difference
 from jobs.results.documents import HistoryRecord, Report
+from jobs.results.predictions.prediction import Prediction
 from jobs.simulation.figures import SimulationDocument
 from orchestrator.errors import InputError
 from orchestrator.results import CellResult, Measurement
@@ -21,6 +22,7 @@ DOCUMENTS: Mapping[str, Any] = {
     "report": Report,  # report.json of a comparison or a finetune
     "benchmark": BenchmarkReport,  # benchmark.json
     "difference": Difference,  # what `backbone diff --json` prints
+    "prediction": Prediction,  # what `backbone predict --json` prints
     "queue": QueueListing,  # what `backbone queue --json` prints
     "status": JobStatus,  # what `backbone submit, status, stop, cancel --json` print
     "schedules": ScheduleListing,  # what `backbone schedule list --json` prints

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from backbones.reference import HubError
 from jobs.results.differences.sides import Side, side_of_job, side_of_plan, side_of_report
-from jobs.results.documents import load_report
+from jobs.results.documents import Report, load_report
 from orchestrator.errors import InputError, SpecError
 from orchestrator.layout import JobFolder
 from orchestrator.planning.plan import load_plan
@@ -37,13 +37,19 @@ def load_side(given: str, storage: Path) -> Side:
     Raises InputError, which names what is wrong with it, and SpecError for a spec that is none.
     """
     path = find_given(given, storage)
-    if path.is_file() and path.suffix == ".json":
-        return side_of_report(load_report(_checked(path)), given)
-    if path.is_file() and path.suffix != ".html":
+    if path.is_file() and path.suffix not in (".json", ".html"):
         return _side_of_spec(path, given)
+    return side_of_report(load_given_report(given, storage), given)
+
+
+def load_given_report(given: str, storage: Path) -> Report:
+    """The report.json, or that of a folder or id of a finished job. Raises InputError for anything else."""
+    path = find_given(given, storage)
+    if path.is_file() and path.suffix != ".html":
+        return load_report(_checked(path))
     files = job_folder(path)
     if files.report.is_file():
-        return side_of_report(load_report(files.report), given)
+        return load_report(files.report)
     if files.benchmark.is_file():
         raise _no_scores(files.benchmark)
     raise unfinished(files)
