@@ -130,11 +130,9 @@ def _documents(storage: Storage) -> Iterator[dict[str, Any]]:
     aged = sorted(((file.stat().st_mtime, file) for file in files if file.is_file()), reverse=True)
     left = MOST_BYTES
     for _, file in aged[:LATEST]:
-        left -= file.stat().st_size
-        if left < 0:
-            return
-        document = _readable(file)
-        if document is not None:
+        size = file.stat().st_size
+        if size <= left and (document := _readable(file)) is not None:
+            left -= size
             yield document
 
 

@@ -1,6 +1,7 @@
 """Constraints take candidates out before they are ranked: by what is declared, measured, or not known."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from scored_cells import grouped_job, trained
 from small_spec import write_small_spec
 
 from backbones.registry import get_spec
-from jobs.cli.tables import plan_document, print_plan
+from jobs.cli.tables import plan_document, print_plan, print_ranking
 from jobs.report.html import render_report
 from jobs.results.constraints import find_ruled_out
 from jobs.results.finished import judge_cells
@@ -149,6 +150,15 @@ def test_the_page_says_who_was_ruled_out_and_what_the_answer_holds_for() -> None
     )
     document["ranking"] = []
     assert "No finished backbone meets the constraints, so there is nothing to rank." in render_report(document)
+
+
+def test_a_terminal_is_told_who_was_ruled_out_and_what_it_took(capsys: pytest.CaptureFixture[str]) -> None:
+    document: Any = comparison_document()
+    document["verdict"]["ruled_out"] = {NAMES[0]: ["licence llama2, allowed mit"]}
+    print_ranking(document)
+    shown = capsys.readouterr().out.replace("\N{NO-BREAK SPACE}", " ")
+    assert f"ruled out: {NAMES[0]}: licence llama2, allowed mit\n" in shown
+    assert re.search(r"spent: [\d.]+ GPU hours, [\d.]+ USD, every attempt counted\n", shown)
 
 
 def test_a_plan_says_whom_it_would_train_in_vain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """What a plan would take: by what its storage measured before, and not known where nothing like it ran."""
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from small_spec import write_small_spec
 
 from jobs.cli.tables import plan_document, print_plan
-from jobs.results.costs.forecast import predict
+from jobs.results.costs.forecast import MOST_BYTES, predict
 from orchestrator.planning.plan import Plan, load_comparison
 
 SPEED = {"tokens_per_second_per_device": 100.0, "bytes_per_second_per_device": 400.0, "step_time_s": 2.0}
@@ -136,6 +137,24 @@ def test_a_damaged_document_of_somebody_else_is_no_obstacle(damaged: str, planne
     store(plan, damaged, "other-0123456789/report.json")
     store(plan, report_of(plan))
     assert predict(plan).known == 2
+
+
+def test_the_newest_measurement_counts_and_a_document_too_large_to_read_at_once_is_passed_over(
+    planned: Callable[..., Plan],
+) -> None:
+    plan = planned()
+    for age, seconds in ((2, 40.0), (1, 70.0), (3, 90.0)):
+        document = report_of(plan, ("tiny-llama2", "tiny-qwen"))
+        for cell in document["cells"]:
+            cell["spent"]["seconds"] = seconds
+        name = f"earlier-{age}/report.json"
+        store(plan, document, name)
+        os.utime(plan.storage / name, (1e9 - age, 1e9 - age))
+    large = plan.storage / "earlier-0" / "report.json"
+    large.parent.mkdir()
+    large.touch()
+    os.truncate(large, MOST_BYTES + 1)
+    assert [cell.seconds for cell in predict(plan).cells] == [5 * 2.0 + 40.0] * 4
 
 
 def test_a_run_without_a_measured_rate_says_nothing(planned: Callable[..., Plan]) -> None:

@@ -190,6 +190,15 @@ def test_reports_that_differ_in_more_than_their_budget_are_refused() -> None:
         predict_scores([("0.json", unjudged)], 1e9)  # type: ignore[list-item]
 
 
+def test_two_rulers_make_no_ladder_and_one_backbone_no_race() -> None:
+    documents = [report(amount, CROSSING) for amount in (1e8, 2e8, 4e8, 8e8)]
+    documents[1]["verdict"]["metric"] = "item_bits_per_byte"
+    with pytest.raises(InputError, match=r"1\.json is judged by item_bits_per_byte, 0\.json by bits_per_byte"):
+        predicted(documents, 4e9)
+    alone = predicted([report(amount, {NAMES[0]: CROSSING[NAMES[0]]}) for amount in (1e8, 2e8, 4e8, 8e8)], 4e9)
+    assert alone.leader_stays is None and alone.sentence.endswith("; nobody else was ranked.")
+
+
 def test_the_command_prints_the_prediction(tmp_path: Path) -> None:
     files = []
     for amount in (1e8, 2e8, 4e8, 8e8):
