@@ -21,6 +21,7 @@ from typing import Any
 
 from benchmarks.cli import machine
 from jobs.report.html import render_report
+from jobs.results.costs.spent import Rate, total
 from jobs.results.documents import load_report
 
 SEEDS, EVALUATIONS, LOSSES = 5, 28, 200
@@ -132,6 +133,7 @@ def made_up(cells: int) -> dict[str, Any]:
     pairs = [_pair(a, b, means[b] - means[a], means[b]) for rank, a in enumerate(order) for b in order[rank + 1 :]]
     return {
         "format": 1,
+        "costs": total(runs, "GPU", Rate(2.5, "USD")),
         "comparison": {
             "name": "large",
             "id": "large-0123456789",
@@ -183,7 +185,8 @@ def _run(place: int, name: str, seed: int) -> dict[str, Any]:
         }
         for share in shares
     ]
-    metrics = {"tokens_per_second_per_device": 5000.0 + place, "step_time_s": 1.9, "peak_memory_gib": 61.0, "mfu": 0.45}
+    metrics = {"tokens_per_second_per_device": 5000.0 + place, "step_time_s": 1.9, "mfu": 0.45}
+    metrics |= {"bytes_per_second_per_device": 2e4 + 300 * (place % 29), "peak_memory_gib": 30.0 + place % 41}
     last = points[-1]["val_bits_per_byte"]
     return {
         "cell_id": f"backbone-{place:03d}-s{seed}-0123456789",
@@ -195,6 +198,7 @@ def _run(place: int, name: str, seed: int) -> dict[str, Any]:
         "failure": None,
         "restarts": [],
         "folder": f"/shared/backbone/cells/backbone-{place:03d}-s{seed}-0123456789",
+        "spent": {"seconds": 4000.0, "device_hours": 4000.0 * (1 + place % 37 / 10) / 450, "cost": 22.2},
         "metrics": {**metrics, "val_bits_per_byte": last, "val_bits_per_byte_before": 1.3, "train_time_s": 3600.0},
         "evaluations": points,
         "loss_curve": [[1 + step * 4, 2.4 * floor + draw.gauss(0, 0.06)] for step in range(LOSSES)],

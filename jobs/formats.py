@@ -99,6 +99,13 @@ def duration(value: Any) -> str:
     return f"{hours}\N{NO-BREAK SPACE}h {minutes:02d}\N{NO-BREAK SPACE}min"
 
 
+def money(value: Any, currency: str | None) -> str:
+    """`12.50 USD`, and of less than one unit three significant digits."""
+    if not is_number(value):
+        return NOT_AVAILABLE
+    return f"{fixed(value, 2) if abs(value) >= 1 else significant(value)}\N{NO-BREAK SPACE}{currency or ''}".rstrip()
+
+
 def fact(value: Any) -> str:
     """Any recorded fact as one line of text."""
     if value is None:

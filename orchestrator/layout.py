@@ -36,6 +36,10 @@ class Storage:
         """The jobs that have a report, by name."""
         return [JobFolder(path.parent) for path in sorted(self.path.glob("*/report.json"))]
 
+    def benchmarks(self) -> list["JobFolder"]:
+        """The jobs that measured speed, by name."""
+        return [JobFolder(path.parent) for path in sorted(self.path.glob("*/benchmark.json"))]
+
     def looks(self) -> list[Path]:
         """What each job keeps of its looks at a comparison."""
         return sorted(self.path.glob("*/looks.json"))

@@ -23,7 +23,8 @@ from jobs.cli.schemas import spec_schema  # noqa: E402
 LEAVES = re.compile(r"\[([^\]]+)\]\((?:\.\./)+[^)#]*\)")  # only what climbs out of docs/, or to a page beside a folder
 COMMANDS_HEAD = (
     "Generated from the commands themselves. Exit codes: 0 well; 1 a run did not succeed, and the report says why; 2 "
-    "the input is wrong and nothing started; 130 or 143 interrupted, and the same command goes on."
+    "the input is wrong and nothing started; 130 or 143 interrupted, and the same command goes on. Those of `diff`: 0 "
+    "nothing differs, 1 something does, 2 one of the two cannot be read."
 )
 SPEC_HEAD = """# Spec files
 

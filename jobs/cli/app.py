@@ -11,7 +11,7 @@ from rich.console import Console
 
 from backbones.reference import HubError
 from jobs.cli import cluster, documents, queue, tables
-from jobs.cli.options import Storage, storage_folder
+from jobs.cli.options import Plugins, Storage, load_plugins, storage_folder
 from orchestrator.errors import InputError, OrchestratorError, SpecError
 
 if TYPE_CHECKING:
@@ -25,10 +25,6 @@ app = typer.Typer(
 )
 Spec = Annotated[Path, typer.Argument(metavar="SPEC", help="The YAML spec; `backbone schema` prints what it may hold.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Plugins = Annotated[
-    list[str] | None,
-    typer.Option("--plugin", metavar="MODULE", help="A module or file that registers backbones; may be repeated."),
-]
 Occurrence = Annotated[
     str | None, typer.Option(metavar="SCHEDULE/TICK", help="The firing of a schedule that this run is.", hidden=True)
 ]
@@ -64,7 +60,7 @@ def run_command(command: str) -> None:
 @app.command("list")
 def list_backbones(as_json: AsJson = False, plugin: Plugins = None) -> None:
     """Lists the registered backbones."""
-    _load_plugins(plugin)
+    load_plugins(plugin)
     from backbones.registry import backbone_ids, get_spec
 
     specs = [get_spec(backbone_id) for backbone_id in backbone_ids()]
@@ -90,7 +86,7 @@ def plan(
     ] = False,
 ) -> None:
     """Shows the cells of a spec, their batches and their predicted memory. Starts nothing."""
-    _load_plugins(plugin)
+    load_plugins(plugin)
     from jobs.cli import dry_run as wrapping
     from orchestrator.planning.plan import load_plan
 
@@ -124,7 +120,7 @@ def compare(
     occurrence: Occurrence = None,
 ) -> None:
     """Trains every backbone under one recipe, and says which wins and how sure that is."""
-    plugins = _load_plugins(plugin)
+    plugins = load_plugins(plugin)
     if (backbone is not None and not a_a) or (a_a and occurrence is not None):
         raise InputError("--backbone is of --a-a, which no schedule fires; add --a-a, or leave them out")
     from jobs.driver.kinds.self_comparison import load_self_comparison
@@ -154,7 +150,7 @@ def decide(
     occurrence: Occurrence = None,
 ) -> None:
     """Compares, and adds seeds until a winner or a tie is decided; clear losers get no further ones."""
-    plugins = _load_plugins(plugin)
+    plugins = load_plugins(plugin)
     from jobs.driver.kinds.decision import load_decision
 
     planned = replace(load_decision(spec, max_seeds, occurrence), plugins=plugins)
@@ -174,7 +170,7 @@ def finetune(
     spec: Spec, skip_infeasible: SkipInfeasible = False, plugin: Plugins = None, occurrence: Occurrence = None
 ) -> None:
     """Trains one backbone with the same engine, and exports it."""
-    plugins = _load_plugins(plugin)
+    plugins = load_plugins(plugin)
     from orchestrator.planning.plan import load_finetune
 
     planned = replace(load_finetune(spec, occurrence), plugins=plugins)
@@ -198,7 +194,7 @@ def benchmark(
     plugin: Plugins = None,
 ) -> None:
     """Measures how fast the backbones of a comparison train, and what they need, whatever they learn."""
-    plugins = _load_plugins(plugin)
+    plugins = load_plugins(plugin)
     from jobs.driver.kinds.benchmark import load_benchmark
 
     planned = replace(load_benchmark(spec, warmup, steps, occurrence), plugins=plugins)
@@ -222,7 +218,7 @@ def certify(
     plugin: Plugins = None,
 ) -> None:
     """Proves that a backbone is integrated rightly: weights, parity, packing, prompt, tokens, rows, learning."""
-    plugins = _load_plugins(plugin)
+    plugins = load_plugins(plugin)
     from backbones.registry import get_spec
     from jobs.driver.certification import certify as run_certification
     from jobs.driver.certification import make_placement, make_recipe, plan_certification
@@ -239,16 +235,6 @@ def certify(
 documents.register(app)
 queue.register(app)
 cluster.register(app)
-
-
-def _load_plugins(plugins: list[str] | None) -> tuple[str, ...]:
-    """Imports modules or files that register backbones; returns what names them for the workers to import too."""
-    from backbones.registry import PluginError, load_plugin
-
-    try:
-        return tuple(load_plugin(plugin) for plugin in plugins or ())
-    except PluginError as error:
-        raise InputError(str(error)) from error
 
 
 def require_feasible(planned: "Plan", skip_infeasible: bool) -> None:

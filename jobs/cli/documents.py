@@ -1,13 +1,14 @@
-"""`backbone report, simulate, schema`: what is read, drawn or printed without training."""
+"""`backbone report, diff, predict, simulate, schema`: what is read, drawn or printed without training."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from jobs.cli import tables
-from jobs.cli.options import Storage, storage_folder
+from jobs.cli.options import Plugins, Storage, load_plugins, storage_folder
 from orchestrator import layout
 from orchestrator.errors import InputError
 
@@ -16,7 +17,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def register(app: typer.Typer) -> None:
     """Adds the commands to the command line."""
-    for command in (report, simulate, schema):
+    for command in (report, diff, predict, simulate, schema):
         app.command()(command)
 
 
@@ -37,6 +38,56 @@ def report(
     layout.Storage(root).job(job_id).report_page.write_text(render_report(document), encoding="utf-8")
     tables.print_ranking(document)
     tables.out.print(f"report: {layout.Storage(root).job(job_id).report_page}", highlight=False, soft_wrap=True)
+
+
+def diff(
+    a: Annotated[str, typer.Argument(metavar="A", help="A report.json, a job's folder, its id, or a spec file.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The same of another one; what changed is told from A to B.")],
+    storage: Storage = None,
+    as_json: AsJson = False,
+    plugin: Plugins = None,
+) -> None:
+    """Says what changed between two comparisons, and whether their scores are comparable.
+
+    Exit code 0: nothing differs; 1: something does; 2: one of them cannot be read.
+    """
+    load_plugins(plugin)
+    from jobs.cli.difference_tables import print_difference
+    from jobs.results.differences.comparability import find_difference
+    from jobs.results.differences.stored import load_side
+
+    root = storage_folder(storage)
+    found = find_difference(load_side(a, root), load_side(b, root))
+    if as_json:
+        print(json.dumps(asdict(found), indent=2))
+    else:
+        print_difference(found)
+    raise typer.Exit(0 if found.same else 1)
+
+
+def predict(
+    reports: Annotated[
+        list[str],
+        typer.Argument(metavar="REPORT...", help="A report.json, a job's folder or its id."),
+    ],
+    at: Annotated[float, typer.Option(metavar="AMOUNT", help="The budget asked for, in the unit of the reports'.")],
+    storage: Storage = None,
+    as_json: AsJson = False,
+) -> None:
+    """Predicts the scores at a larger budget, and whether the present leader would still lead.
+
+    Exit code 0, also where nothing can be predicted, which is said; 2: a report cannot be read or does not belong.
+    """
+    from jobs.cli.prediction_table import print_prediction
+    from jobs.results.differences.stored import load_given_report
+    from jobs.results.predictions.prediction import predict_scores
+
+    root = storage_folder(storage)
+    found = predict_scores([(given, load_given_report(given, root)) for given in reports], at)
+    if as_json:
+        print(json.dumps(asdict(found), indent=2))
+    else:
+        print_prediction(found)
 
 
 def simulate(

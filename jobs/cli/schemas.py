@@ -7,7 +7,9 @@ from pydantic import JsonValue, TypeAdapter
 
 from jobs.dispatch.wire import JobStatus, QueueListing, ScheduleFacts, ScheduleListing
 from jobs.results.benchmark_documents import BenchmarkReport
+from jobs.results.differences.comparability import Difference
 from jobs.results.documents import HistoryRecord, Report
+from jobs.results.predictions.prediction import Prediction
 from jobs.simulation.figures import SimulationDocument
 from orchestrator.errors import InputError
 from orchestrator.results import CellResult, Measurement
@@ -19,6 +21,8 @@ DOCUMENTS: Mapping[str, Any] = {
     **SPECS,
     "report": Report,  # report.json of a comparison or a finetune
     "benchmark": BenchmarkReport,  # benchmark.json
+    "difference": Difference,  # what `backbone diff --json` prints
+    "prediction": Prediction,  # what `backbone predict --json` prints
     "queue": QueueListing,  # what `backbone queue --json` prints
     "status": JobStatus,  # what `backbone submit, status, stop, cancel --json` print
     "schedules": ScheduleListing,  # what `backbone schedule list --json` prints

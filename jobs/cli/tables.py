@@ -7,7 +7,12 @@ from rich.console import Console
 from rich.table import Table
 from typing_extensions import TypedDict
 
-from jobs.formats import listed, significant
+from jobs.formats import duration, listed, money, short_id, significant
+from jobs.results.constraints import find_ruled_out
+from jobs.results.costs.documents import Device
+from jobs.results.costs.forecast import predict
+from jobs.results.documents import find_verdict
+from orchestrator.planning.plan import expected
 from orchestrator.tracking.run import without_password
 
 if TYPE_CHECKING:
@@ -30,6 +35,23 @@ class PlannedCell(TypedDict):
     device_memory_gib: float | None  # None: the plan does not know the device
     flops_per_token: float
     infeasible: str | None  # why the cell cannot run
+    any_rate: bool  # whether it stands for a run at whichever learning rate trials will choose
+    predicted_seconds: float | None  # None: nothing like it was measured in this storage
+    predicted_device_hours: float | None
+    predicted_cost: float | None
+
+
+class PlannedCost(TypedDict):
+    """What all cells of a plan would take, as far as it is known."""
+
+    device: Device
+    device_hours: float  # of the cells that are known
+    cost: float | None
+    currency: str | None
+    known_cells: int
+    unknown_backbones: list[str]
+    measured_in: dict[str, str]  # backbone -> job
+    measured_on: dict[str, str]  # backbone -> hardware
 
 
 class PlanDocument(TypedDict):
@@ -46,6 +68,8 @@ class PlanDocument(TypedDict):
     validation_bytes: int
     placement: "Facts"
     recipe: "Facts"
+    predicted: PlannedCost
+    ruled_out: dict[str, list[str]]  # backbone -> which constraints it cannot meet, as is known before it runs
     cells: list[PlannedCell]
 
 
@@ -71,7 +95,9 @@ def print_backbones(specs: "list[BackboneSpec]") -> None:
 
 
 def plan_document(planned: "Plan") -> PlanDocument:
-    """The plan as plain data."""
+    """The plan as plain data. Cells beyond the first trials stand for those at whichever learning rate is best."""
+    planned = expected(planned)
+    predicted, rule = predict(planned), planned.job.rule
     cells: list[PlannedCell] = [
         {
             "cell_id": cell.cell_id,
@@ -83,8 +109,12 @@ def plan_document(planned: "Plan") -> PlanDocument:
             "device_memory_gib": forecast.device_gib,
             "flops_per_token": forecast.flops_per_token,
             "infeasible": None if forecast.infeasible is None else forecast.infeasible.message,
+            "any_rate": planned.job.tuned_by is not None and cell.rung != 0,
+            "predicted_seconds": found.seconds,
+            "predicted_device_hours": found.device_hours,
+            "predicted_cost": found.cost,
         }
-        for cell, forecast in zip(planned.cells, planned.forecasts, strict=True)
+        for cell, forecast, found in zip(planned.cells, planned.forecasts, predicted.cells, strict=True)
     ]
     return {
         "id": planned.job_id,
@@ -98,6 +128,17 @@ def plan_document(planned: "Plan") -> PlanDocument:
         "validation_bytes": planned.validation.learnable_bytes,
         "placement": planned.job.placement.model_dump(),
         "recipe": planned.job.recipe.model_dump(mode="json"),
+        "predicted": {
+            "device": predicted.device,
+            "device_hours": predicted.device_hours,
+            "cost": predicted.cost,
+            "currency": None if predicted.rate is None else predicted.rate.currency,
+            "known_cells": predicted.known,
+            "unknown_backbones": [*predicted.unknown],
+            "measured_in": {name: speed.job_id for name, speed in predicted.speeds.items()},
+            "measured_on": {name: speed.hardware for name, speed in predicted.speeds.items()},
+        },
+        "ruled_out": {} if rule is None else find_ruled_out(rule.constraints, planned.backbones),
         "cells": cells,
     }
 
@@ -107,19 +148,20 @@ def print_plan(planned: "Plan") -> None:
     document = plan_document(planned)
     recipe, placement = planned.job.recipe, planned.job.placement
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("cell", "parameters", "micro x accumulation x workers", "GiB per device", "GFLOP per token"):
+    currency = document["predicted"]["currency"]
+    headings = ["cell", "parameters", "micro x accumulation x workers", "GiB per device", "GFLOP per token", "time"]
+    for name in [*headings, *(["cost"] if currency else [])]:
         table.add_column(name, justify="left" if name == "cell" else "right", no_wrap=True)
-    tuning = planned.job.tuned_by
-    for cell, facts in zip(planned.cells, document["cells"], strict=True):
-        if tuning is not None and (cell.rung or (cell.learning_rate != tuning.rates[0] and not cell.is_trial)):
-            continue  # one of several that may take its place
+    for cell, facts in zip(expected(planned).cells, document["cells"], strict=True):
         limit = facts["device_memory_gib"]
         table.add_row(
-            cell.cell_id,
+            cell.cell_id + (" or at another rate" if facts["any_rate"] else ""),
             _count(cell.backbone.parameters),
             f"{cell.micro_batch_size} x {cell.accumulation_steps} x {cell.placement.most}",
             f"{facts['predicted_memory_gib']:.2f}" + (f" of {limit:.0f}" if limit else ""),
             f"{facts['flops_per_token'] / 1e9:.3g}",
+            duration(facts["predicted_seconds"]),
+            *([money(facts["predicted_cost"], currency)] if currency else []),
         )
     print_wide(table)
     lines = {
@@ -131,10 +173,33 @@ def print_plan(planned: "Plan") -> None:
         "placement": f"{placement.number} workers x {placement.gpus_per_worker} GPU, {placement.cpus_per_worker} CPU",
         "storage": str(planned.storage),
         "tracking": without_password(planned.tracking_uri),
+        "cost": _cost(document["predicted"], len(document["cells"]), planned),
     }
     print()
     for name, text in lines.items():
         print(f"{name:10} {text}")
+    for backbone_id, reasons in document["ruled_out"].items():
+        told = f"{'; '.join(reasons)}: it would be trained and not ranked; take it out of the spec"
+        print(f"{'ruled out':10} {backbone_id}: {told}")
+
+
+def _cost(found: PlannedCost, cells: int, planned: "Plan") -> str:
+    """What it would take, by what was measured before, or why nobody can say."""
+    if not found["known_cells"]:
+        return "not known: nothing like it was measured in this storage; `backbone benchmark SPEC` measures the speed"
+    priced = f", {money(found['cost'], found['currency'])}" if found["currency"] else ""
+    of = "" if found["known_cells"] == cells else f" for {found['known_cells']} of {cells} cells"
+    parts = [f"about {significant(found['device_hours'])} {found['device']} hours{priced}{of}"]
+    if found["measured_in"]:
+        places = ((job_id, found["measured_on"][name]) for name, job_id in found["measured_in"].items())
+        measured = dict.fromkeys(f"{job_id} on {hardware}" for job_id, hardware in places)
+        parts.append(f"by the speed measured in {', '.join(measured)}")
+    if found["unknown_backbones"]:
+        parts.append(f"not measured yet: {', '.join(map(short_id, found['unknown_backbones']))}")
+    if planned.job.price is not None and not found["currency"]:
+        kind = "per_gpu_hour" if planned.job.placement.gpus_per_worker else "per_core_hour"
+        parts.append(f"the price of these workers is not known: set price.{kind}")
+    return "; ".join(parts)
 
 
 def _tuning_in_words(planned: "Plan") -> dict[str, str]:
@@ -174,10 +239,16 @@ def print_ranking(document: "Report") -> None:
         table.add_row(str(entry["rank"]), entry["backbone_id"], f"{entry['val_bits_per_byte']:.4f}", seeds)
     if document["ranking"]:
         print_wide(table)
+    verdict = find_verdict(document)
+    for backbone_id, reasons in ({} if verdict is None else verdict.get("ruled_out", {})).items():
+        print(f"ruled out: {backbone_id}: {'; '.join(reasons)}")
     for cell in document["cells"] if document["comparison"]["kind"] == "finetune" else []:
         before, after = (cell["metrics"].get(key) for key in ("val_bits_per_byte_before", "val_bits_per_byte"))
         if before is not None:
             print(f"{cell['backbone_id']}: held-out bits per byte {before:.4f} before, {after:.4f} after")
+    if (costs := document.get("costs")) is not None and costs["device_hours"]:
+        priced = f", {money(costs['cost'], costs['currency'])}" if costs["currency"] else ""
+        print(f"spent: {significant(costs['device_hours'])} {costs['device']} hours{priced}, every attempt counted")
     export = document["comparison"].get("export")
     if export:
         print(f"export: {export}")

@@ -1,10 +1,11 @@
 """The attempts of a cell: their history over all launches, what each came to, and whether another is worth it."""
 
 import shutil
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NotRequired, TypedDict
 
+from jobs.results.costs.documents import AttemptsRecord
 from orchestrator.attempt.failure import Failure
 from orchestrator.attempt.taxonomy import Cause
 from orchestrator.layout import CellFolder
@@ -25,21 +26,17 @@ class Requeue:
     reason: str
 
 
-class _Stored(TypedDict):
-    count: int
-    reasons: list[str]
-    micro_batch_size: NotRequired[int | None]
-
-
 class History:
     """The attempts of a cell over all launches, kept in its folder."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self._file = CellFolder(folder).attempts
-        stored: _Stored = read_json(self._file) if self._file.exists() else {"count": 0, "reasons": []}
+        stored: AttemptsRecord = read_json(self._file) if self._file.exists() else {"count": 0, "reasons": []}
         self.count, self.reasons = stored["count"], stored["reasons"]
         self.micro_batch_size = stored.get("micro_batch_size")  # where the planned one did not fit
+        self._ended_ms = stored.get("ended_ms", [])
+        self._ended_ms += [None] * (self.count - len(self._ended_ms))
         if len(self.reasons) < self.count:  # the last launch died before its attempt ended
             self.reasons += ["the launch was interrupted"] * (self.count - len(self.reasons))
 
@@ -52,6 +49,7 @@ class History:
     def end(self, reason: str) -> None:
         """Why the attempt ended. One that finished is followed by another only to export once more."""
         self.reasons.append(reason)
+        self._ended_ms.append(time.time_ns() // 1_000_000)
         self._save()
 
     def shrink(self, micro_batch_size: int) -> None:
@@ -61,7 +59,12 @@ class History:
         self._save()
 
     def _save(self) -> None:
-        stored: _Stored = {"count": self.count, "reasons": self.reasons, "micro_batch_size": self.micro_batch_size}
+        stored: AttemptsRecord = {
+            "count": self.count,
+            "reasons": self.reasons,
+            "micro_batch_size": self.micro_batch_size,
+            "ended_ms": self._ended_ms,
+        }
         write_json(self._file, stored)
 
 

@@ -236,7 +236,7 @@ class CellRunner:
         # Whoever asked it to stop before there was a job to find could not touch its file.
         if self._stopping.is_set() or running.asked is not None:
             job.stop_file.touch()
-        note_phase(job.spool_folder, attempt, "starting")
+        note_phase(job.spool_folder, attempt, "starting", workers=job.cell.placement.most)
         return job
 
     def _conclude(self, running: _Running, failure: Failure | None) -> CellResult | Requeue:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import pandas as pd
 
@@ -16,6 +16,7 @@ Frame: TypeAlias = pd.DataFrame
 
 LABELS = ("backbone_id", "seed", "cell_id")
 OUTCOME = (*LABELS, "status", "attempts", "failure", "mlflow_run_id", "folder")
+SPENT: tuple[Literal["device_hours", "cost"], ...] = ("device_hours", "cost")
 POINT = ("step", "progress", "bytes_seen", "tokens_seen", "train_time_s", "val_bits_per_byte", "val_loss")
 PAIR = (
     *("a", "b", "difference", "relative", "low", "high", "standard_error", "degrees_of_freedom"),
@@ -25,7 +26,7 @@ PAIR = (
 
 def cells_frame(cells: Sequence[TrainedCell]) -> Frame:
     """What became of each cell, and what it measured."""
-    return pd.DataFrame([{**_picked(cell, OUTCOME), **cell["metrics"]} for cell in cells])
+    return pd.DataFrame([{**_picked(cell, OUTCOME), **cell["metrics"], **_spent(cell)} for cell in cells])
 
 
 def curves_frame(cells: Sequence[TrainedCell]) -> Frame:
@@ -85,6 +86,11 @@ def _cell_folder(cell: TrainedCell, job_folder: Path) -> Path:
         f"the scores of {cell['cell_id']} are neither in {candidates[0]} nor in {candidates[1]}; load the report from "
         "the storage that the job wrote, or copy its cells/ beside the job's folder"
     )
+
+
+def _spent(cell: TrainedCell) -> dict[str, float | None]:
+    """Nothing of a report that an earlier version wrote."""
+    return {name: cell["spent"][name] for name in SPENT} if "spent" in cell else {}
 
 
 def _picked(cell: Any, names: Sequence[str]) -> dict[str, Any]:

@@ -9,13 +9,14 @@ from jobs.cli.options import storage_folder
 from jobs.report.benchmark import render_benchmark
 from jobs.report.html import render_report
 from jobs.results.benchmark_documents import BenchmarkReport, load_benchmark_report
+from jobs.results.differences.stored import find_given, job_folder, unfinished
 from jobs.results.documents import Report, Verdict, find_verdict
 from jobs.results.documents import load_report as load_document
-from orchestrator.errors import InputError
 from orchestrator.layout import JobFolder
 
 if TYPE_CHECKING:
     from jobs.notebook.frames import Frame
+    from jobs.results.differences.comparability import Difference
 
 HEIGHT_PX = 720
 
@@ -82,6 +83,13 @@ class JobResult:
 
         return pairs_frame(self.verdict["pairs"] if self.verdict else [])
 
+    def diff(self, other: "JobResult") -> "Difference":
+        """What changed from this job to another, and whether their scores are comparable; as `backbone diff`."""
+        from jobs.results.differences.comparability import find_difference
+        from jobs.results.differences.sides import side_of_report
+
+        return find_difference(*(side_of_report(job.document, str(job.folder)) for job in (self, other)))
+
     def __repr__(self) -> str:
         sentence = self.verdict["sentence"] if self.verdict else f"{len(self.document['cells'])} cell(s)"
         return f"{self.job_id}: {sentence} (report: {JobFolder(self.folder).report_page})"
@@ -125,22 +133,14 @@ def load_report(path: str | Path) -> JobResult | BenchmarkResult:
 
     The storage is BACKBONE_STORAGE, else ./runs. Raises InputError where there is no report, or none that is sound.
     """
-    given = Path(path).expanduser()
-    if not given.exists() and given.name == str(path):
-        given = storage_folder(None) / given.name
-    if not given.exists():
-        raise InputError(f"{path}: no such folder or file; give the folder <name>-<hash> that a job wrote")
-    folder = (given if given.is_dir() else given.parent).resolve()
-    files = JobFolder(folder)
+    given = find_given(path, storage_folder(None))
+    files = job_folder(given)
     named = {files.report.name, files.report_page.name} if given.is_file() else set()
     if files.benchmark.is_file() and given.name not in named:
-        return BenchmarkResult(load_benchmark_report(files.benchmark), folder)
+        return BenchmarkResult(load_benchmark_report(files.benchmark), files.path)
     if files.report.is_file():
-        return JobResult(load_document(files.report), folder)
-    raise InputError(
-        f"{folder} holds neither {files.report.name} nor {files.benchmark.name}; a job writes it when it ends: call "
-        "what started the job again, which goes on or waits for it"
-    )
+        return JobResult(load_document(files.report), files.path)
+    raise unfinished(files)
 
 
 def framed(page: str, title: str) -> str:

@@ -21,6 +21,7 @@ FILTERS = (
     formats.p_value,
     formats.size,
     formats.duration,
+    formats.money,
     formats.scientific,
     formats.significant,
     formats.fact,

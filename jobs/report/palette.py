@@ -7,7 +7,8 @@ without the yellow, which cannot be seen on white. Backbones beyond the seventh 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-# (on light, on dark): blue, vermilion, green, purple, orange, sky blue, black
+# (on light, on dark): blue, vermilion, green, purple, orange, sky blue, black. matplotlib leaves out a fill of #000000,
+# since it is SVG's own, and the page could not turn it into its colour.
 COLOURS = (
     ("#0072b2", "#3a92d8"),
     ("#d55e00", "#e8762c"),
@@ -15,7 +16,7 @@ COLOURS = (
     ("#cc79a7", "#d98cb6"),
     ("#e69f00", "#e9ab2a"),
     ("#56b4e9", "#8bd0f7"),
-    ("#000000", "#d5d8db"),
+    ("#000001", "#d5d8db"),
 )
 # matplotlib's name, and the same shape as an SVG path in a box of 10 by 10
 MARKERS = (

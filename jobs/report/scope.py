@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jobs.formats import count, significant, size
+from jobs.formats import count, listed, significant, size
 from jobs.results.documents import Report, TuningFacts
 
 UNITS = {"tokens": "tokens", "steps": "optimizer steps", "flops": "FLOPs", "gpu_hours": "GPU hours"}
@@ -14,8 +14,12 @@ def scope(document: Report) -> list[tuple[str, str]]:
     spec: Mapping[str, Any] = document["comparison"]["spec"]
     recipe = spec.get("recipe") or {}
     tuning = document.get("tuning")
-    tuned = _tuning(recipe) if tuning is None else _tuned(tuning)
-    told = (("Budget", _budget(recipe)), ("Tuning", tuned), ("Data", _data(document, recipe)))
+    told = (
+        ("Budget", _budget(recipe)),
+        ("Tuning", _tuning(recipe) if tuning is None else _tuned(tuning)),
+        ("Data", _data(document, recipe)),
+        ("Constraints", _constraints((spec.get("verdict") or {}).get("constraints") or {})),
+    )
     return [(aspect, sentence) for aspect, sentence in told if sentence]
 
 
@@ -59,3 +63,15 @@ def _data(document: Report, recipe: Mapping[str, Any]) -> str:
     return (
         f"{training}, scored on {scored} items of {held_out} ({size(data['validation_bytes'])}). Other text may differ."
     )
+
+
+def _constraints(wanted: Mapping[str, Any]) -> str:
+    """Memory and speed are those of training, which is what was measured."""
+    told = {
+        "memory_gib": lambda most: f"at most {significant(most)} GiB of memory on a device in training",
+        "tokens_per_second": lambda least: f"at least {significant(least)} tokens/s per device in training",
+        "context": lambda least: f"a context of at least {count(least)} tokens",
+        "licence": lambda allowed: f"a licence among {listed(allowed)}",
+    }
+    parts = [written(wanted[name]) for name, written in told.items() if name in wanted]
+    return f"only backbones with {listed(parts)} are ranked; one of which it is not known is not." if parts else ""

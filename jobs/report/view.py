@@ -1,11 +1,12 @@
 """From the report's document to what the page shows: means over seeds, the plots that the facts allow, the gaps."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from jobs.formats import count, duration, is_number, percent, significant, words
+from jobs.formats import count, duration, is_number, money, percent, significant, words
 from jobs.report.contract import contract_differences, contract_facts
 from jobs.report.excerpt import DRAWN_BACKBONES, best_of, curved_cells, shown_pairs
+from jobs.report.front import front_plots, hours, memory, throughput
 from jobs.report.history import history_view
 from jobs.report.palette import Look, looks
 from jobs.report.plots import (
@@ -20,6 +21,7 @@ from jobs.report.plots import (
 )
 from jobs.report.scope import scope
 from jobs.report.tuning import tuning_view
+from jobs.results.costs.documents import Costs
 from jobs.results.documents import DataFacts, Facts, RankedBackbone, Report, TrainedCell, Verdict, find_verdict
 
 # metric, heading, how it is written, whether a bar helps to compare
@@ -29,7 +31,7 @@ COSTS = (
     ("step_time_s", "step time", duration, False),
     ("peak_memory_gib", "peak memory (GiB)", significant, True),
     ("mfu", "MFU", percent, False),
-    ("gpu_hours", "GPU hours", significant, False),
+    ("gpu_hours", "GPU hours in steps", significant, False),
     ("train_time_s", "training time", duration, False),
     ("load_time_s", "load time", duration, False),
     ("checkpoint_stall_s", "checkpoint stall", duration, False),
@@ -101,6 +103,7 @@ def report_view(document: Report) -> dict[str, object]:
         "is_finetune": is_finetune,
         "verdict": None if is_finetune else verdict,
         "ranking": [] if is_finetune else ranking,
+        "ruled_out": {} if verdict is None else verdict.get("ruled_out", {}),
         "unranked": _unranked(backbones, ranking),
         "seeds": sorted({cell["seed"] for cell in cells}),
         "ranking_plots": [] if is_finetune else _ranking_plots(ranking, verdict, looked),
@@ -112,6 +115,9 @@ def report_view(document: Report) -> dict[str, object]:
         "curves": _curve_plots(curved, looked),
         "cost_headings": [heading for _, heading, _, _ in COSTS],
         "costs": _costs(list(backbones.values())),
+        "spent": document.get("costs"),
+        "spent_columns": _spent_columns(document.get("costs")),
+        "fronts": [] if is_finetune else _front_plots(document.get("costs"), backbones.values(), ranking, looked),
         "dropped": _dropped(document["data"]),
         "tokenizer_facts": _columns(document["data"].get("backbones", {})),
         "contract": contract_facts(cells),
@@ -169,6 +175,35 @@ def _costs(backbones: Sequence[Backbone]) -> list[tuple[Backbone, list[Cost]]]:
         bars = [100 * mean / largest if has_bar and mean is not None and largest > 0 else None for mean in means]
         columns.append([Cost(written(mean), bar) for mean, bar in zip(means, bars, strict=True)])
     return [(backbone, list(row)) for backbone, row in zip(backbones, zip(*columns, strict=True), strict=True)]
+
+
+def _spent_columns(costs: Costs | None) -> list[tuple[str, dict[str, str]]]:
+    """(heading, what stands below it by backbone); none for reports of earlier versions."""
+    if costs is None:
+        return []
+    rows, device, currency = costs["backbones"], costs["device"], costs["currency"]
+    columns = [
+        (f"{device} hours a run", {row["backbone_id"]: significant(row["device_hours_per_run"]) for row in rows}),
+        (f"{device} hours in all", {row["backbone_id"]: significant(row["device_hours"]) for row in rows}),
+    ]
+    if currency is not None:
+        columns.append(("cost a run", {row["backbone_id"]: money(row["cost_per_run"], currency) for row in rows}))
+        columns.append(("cost in all", {row["backbone_id"]: money(row["cost"], currency) for row in rows}))
+    return columns
+
+
+def _front_plots(
+    costs: Costs | None,
+    backbones: Iterable[Backbone],
+    ranking: Sequence[RankedBackbone],
+    looked: Mapping[str, Look],
+) -> list[Plot]:
+    peaks, rates = {}, {}
+    for backbone in backbones:
+        peaks[backbone.id] = backbone.mean("peak_memory_gib")
+        rates[backbone.id] = backbone.mean("bytes_per_second_per_device")
+    quantities = [*([] if costs is None else [hours(costs)]), memory(peaks), throughput(rates)]
+    return front_plots(quantities, ranking, looked)
 
 
 def _dropped(data: DataFacts) -> list[tuple[str, int]]:

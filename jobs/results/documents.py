@@ -11,6 +11,7 @@ from typing import Any, Literal, NotRequired, TypeVar, final
 from pydantic import JsonValue, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
+from jobs.results.costs.documents import Costs, Spent
 from orchestrator.errors import InputError
 from orchestrator.results import load_json
 
@@ -110,6 +111,7 @@ class TrainedCell(CellOutcome):
     loss_curve: list[tuple[float, float | None]]  # (step, nats per target token)
     contract: Facts
     adoption: NotRequired[AdoptionFacts]  # of a cell that an earlier comparison trained
+    spent: NotRequired[Spent]
 
 
 class Rung(TypedDict):
@@ -240,13 +242,13 @@ class Verdict(TypedDict):
     metric: NotRequired[str]  # what the scores are: verdict.metric of the spec
     look: NotRequired[Look]
     noise_floor: NotRequired[NoiseFloor]
+    ruled_out: NotRequired[dict[str, list[str]]]  # backbone -> which constraints it does not meet, and how
     margin: float  # relative to the best score
     # [low, high] below 3 degrees of freedom; None: seeds alone would not decide
     further_seeds: NotRequired[int | list[int] | None]
     notes: list[str]
     seed_noise: NotRequired[Literal["pooled", "paired"]]  # paired: what a seed does to all backbones is left out
-    # seed_std (pooled), seed_df, seed_std_paired, shared_seed_share, item_se (best against second), item_df, groups,
-    # items
+    # seed_std (pooled), seed_df, seed_std_paired, shared_seed_share, item_se (best pair), item_df, groups, items
     noise: dict[str, float | None]
 
 
@@ -319,6 +321,7 @@ class Report(TypedDict):
     cells: list[TrainedCell]
     ranking: NotRequired[list[RankedBackbone]]
     verdict: NotRequired[Verdict | NoVerdict]
+    costs: NotRequired[Costs]
     history: NotRequired[History | None]  # None: no schedule fired the job
     tuning: NotRequired[TuningFacts]
 
@@ -336,7 +339,10 @@ def load_report(path: Path) -> Report:
 
 def load_document(path: Path, shape: TypeAdapter[Document]) -> Document:
     """The document as it stands in the file: checked against its shape, and not converted."""
-    found: Any = load_json(path)
+    try:
+        found: Any = load_json(path)
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path} cannot be read: {error}. Run the job's command again to write it anew") from None
     try:
         shape.validate_python(found)
     except ValidationError as error:

@@ -13,6 +13,8 @@ from pydantic_core import to_jsonable_python
 
 from jobs.formats import NOT_AVAILABLE, listed
 from jobs.results.choice_noise import Choice
+from jobs.results.constraints import find_ruled_out, with_ruled_out
+from jobs.results.costs.spent import Rate, attempt_times, device_of, find_rate, spent, total
 from jobs.results.documents import (
     AdoptionFacts,
     CellOutcome,
@@ -22,6 +24,7 @@ from jobs.results.documents import (
     PreparedFacts,
     Report,
     TrainedCell,
+    TuningFacts,
     Verdict,
 )
 from jobs.results.looks import find_look, keep_look, load_looks, new_record, sentences_of, what_is_judged
@@ -34,7 +37,7 @@ from orchestrator.certificate.record import find_cell_certificate
 from orchestrator.layout import CellFolder
 from orchestrator.planning.plan import Plan
 from orchestrator.results import Adoption, CellResult, CellStatus, Measurement, find_adoption
-from orchestrator.spec_files.spec import Decision, SelfComparison, VerdictRule
+from orchestrator.spec_files.spec import Decision, Placement, SelfComparison, VerdictRule
 from orchestrator.tracking.spool import EntryKind, read_spool
 from orchestrator.training.measurement import ItemScores, load_item_scores
 
@@ -48,10 +51,13 @@ def build_document(
     rule = plan.job.rule
     tuning = tuning_facts(plan, results)
     verdict = None if rule is None else judge_cells(plan, rule, results)
-    trials = plan.trials
-    results = [result for result in results if result.cell_id not in trials]
+    tried = [result for result in results if result.cell_id in plan.trials]
+    results = [result for result in results if result.cell_id not in plan.trials]
     measured = [result for result in results if result.measurement is not None]
     first = measured[0].measurement if measured else None
+    rate, placement = find_rate(plan.job), plan.job.placement
+    cells = [_cell_facts(result, placement, rate) for result in results]
+    trials = [(one.backbone_id, spent(attempt_times(Path(one.folder)), placement, rate)) for one in tried]
     document: Report = {
         "format": 1,
         "comparison": {
@@ -65,11 +71,12 @@ def build_document(
             "export": None if export is None else str(export),
         },
         "environment": environment(first),
-        "data": _data_facts(plan, parity),
+        "data": data_facts(plan, parity),
         "certificates": {} if rule is None else _certificates(results),
-        "cells": [_cell_facts(result) for result in results],
+        "cells": cells,
         "ranking": [] if verdict is None else verdict.pop("ranking", []),
         "verdict": {} if verdict is None else verdict,
+        "costs": total(cells, device_of(placement), rate, trials),
     }
     if tuning is not None:
         document["tuning"] = tuning
@@ -77,16 +84,32 @@ def build_document(
 
 
 def judge_cells(plan: Plan, rule: VerdictRule, results: Sequence[CellResult]) -> Verdict:
-    """The verdict over the items that every finished cell scored; its look is kept in the job's folder."""
+    """The verdict over the items that every finished cell scored, without backbones that a constraint rules out.
+
+    Its look is kept in the job's folder.
+    """
     chosen = {cell.cell_id for cell in judged_plan(plan, results).cells}
-    finished = [one for one in results if one.status is CellStatus.SUCCEEDED and one.cell_id in chosen]
+    cells = [result for result in results if result.cell_id in chosen]
+    out = {} if isinstance(plan.job, SelfComparison) else find_ruled_out(rule.constraints, plan.backbones, cells)
+    finished = [one for one in cells if one.status is CellStatus.SUCCEEDED and one.backbone_id not in out]
+    tuning = tuning_facts(plan, results)
+    choice = None if isinstance(plan.job, SelfComparison) else choice_of(plan, results)  # one choice for both labels
+    return with_ruled_out(_judge_look(plan, rule, finished, tuning, choice), out)
+
+
+def _judge_look(
+    plan: Plan,
+    rule: VerdictRule,
+    finished: Sequence[CellResult],
+    tuning: TuningFacts | None,
+    choice: Choice | None,
+) -> Verdict:
     ids: dict[str, list[str]] = {}
     for result in finished:
         ids.setdefault(result.backbone_id, []).append(result.cell_id)
     judged = what_is_judged(ids, rule.metric, rule.max_seeds, rule.alpha)
     if not judged.can_claim:
         return _judge(plan, rule, finished, rule.alpha, None)
-    choice = None if isinstance(plan.job, SelfComparison) else choice_of(plan, results)  # one choice for both labels
     look = find_look(judged, load_looks(plan))
     verdict = _judge(plan, rule, finished, look["alpha"], choice)
     if verdict["outcome"] == "no verdict":
@@ -98,7 +121,6 @@ def judge_cells(plan: Plan, rule: VerdictRule, results: Sequence[CellResult]) ->
         *(_stopped(judged.seeds) if isinstance(plan.job, Decision) else ()),
         *verdict["notes"],
     ]
-    tuning = tuning_facts(plan, results)
     if tuning is not None:
         verdict["notes"] += notes_of(tuning)
     if isinstance(plan.job, SelfComparison):
@@ -180,7 +202,8 @@ def _at(scores: ItemScores, items: np.ndarray) -> ItemScores:
     return ItemScores(items, scores.nats[places], scores.tokens[places], scores.bytes[places])
 
 
-def _data_facts(plan: Plan, parity: PreparedFacts) -> DataFacts:
+def data_facts(plan: Plan, parity: PreparedFacts) -> DataFacts:
+    """The data of a plan, and what its preparation counted."""
     return {
         "train": plan.train.reference,
         "validation": plan.validation.reference,
@@ -229,7 +252,7 @@ def outcome(result: CellResult) -> CellOutcome:
     }
 
 
-def _cell_facts(result: CellResult) -> TrainedCell:
+def _cell_facts(result: CellResult, placement: Placement, rate: Rate | None) -> TrainedCell:
     measurement = result.measurement
     facts: TrainedCell = {
         **outcome(result),  # type: ignore[typeddict-item]  # which has no adoption
@@ -237,6 +260,7 @@ def _cell_facts(result: CellResult) -> TrainedCell:
         "evaluations": to_jsonable_python(measurement.evaluations) if measurement else [],
         "loss_curve": _loss_curve(result) if measurement else [],
         "contract": measurement.contract if measurement else {},
+        "spent": spent(attempt_times(Path(result.folder)), placement, rate),
     }
     adoption = find_adoption(Path(result.folder)) if result.status is CellStatus.SUCCEEDED else None
     if adoption is not None:

@@ -277,6 +277,17 @@ def untuned(plan: Plan) -> Plan:
     return with_job(plan, plan.job.model_copy(update={"tuning": None}))
 
 
+def expected(plan: Plan) -> Plan:
+    """The plan with as many cells as will run: where learning rates are tuned, the smallest stand for any."""
+    tuning = plan.job.tuned_by
+    if tuning is None:
+        return plan
+    rates = [{*tuning.rates[:size]} for size in tuning.rung_sizes]
+    once = {tuning.rates[0]}  # of the runs that are judged
+    chosen = [cell for cell in plan.cells if cell.learning_rate in (once if cell.rung is None else rates[cell.rung])]
+    return narrow(plan, {cell.cell_id for cell in chosen})
+
+
 def narrow(plan: Plan, cell_ids: Collection[str]) -> Plan:
     """The same job with these of its cells."""
     kept = [pair for pair in zip(plan.cells, plan.forecasts, strict=True) if pair[0].cell_id in cell_ids]

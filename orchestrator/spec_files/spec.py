@@ -7,9 +7,9 @@ Over 300 lines: this one file is what people write, whole, in the order of the p
 import math
 import re
 from abc import ABC, abstractmethod
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from backbones.adaptation import Lora
 from orchestrator.parallel import ParallelDims
@@ -27,6 +27,10 @@ def _check_name(name: str) -> str:
     if not re.fullmatch(_NAME, name, re.ASCII):
         raise ValueError("use up to 64 letters, digits, '.', '_' and '-', and begin with a letter or a digit")
     return name
+
+
+def _is_none(value: object) -> bool:
+    return value is None
 
 
 Name = Annotated[str, Field(json_schema_extra={"pattern": f"^{_NAME}$"}), AfterValidator(_check_name)]
@@ -56,7 +60,7 @@ class Data(Strict):
     train: str = Field(min_length=1)
     validation: str = Field(min_length=1)
     format: Literal["messages", "prompt_completion", "text", "sharegpt", "alpaca"] = "messages"
-    columns: dict[RowKey, str] | None = Field(None, min_length=1, exclude_if=lambda columns: columns is None)
+    columns: dict[RowKey, str] | None = Field(None, min_length=1, exclude_if=_is_none)
     parity: Literal["intersection", "per_backbone"] = "intersection"
 
 
@@ -351,6 +355,21 @@ class Tracking(Strict):
         return uri
 
 
+class Constraints(Strict):
+    """What a backbone must be to be ranked. One of which it is not known does not pass.
+
+    memory_gib: at most so much on a device, as measured in training. tokens_per_second: at least so many a device, in
+    training. context: at least so many tokens. licence: one of these, as `backbone list` names them.
+    """
+
+    memory_gib: Annotated[float, Field(gt=0)] | None = Field(None, exclude_if=_is_none)
+    tokens_per_second: Annotated[float, Field(gt=0)] | None = Field(None, exclude_if=_is_none)
+    context: Count | None = Field(None, exclude_if=_is_none)
+    licence: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)] | None = Field(
+        None, exclude_if=_is_none
+    )
+
+
 class VerdictRule(Strict):
     """Two-sided `alpha` of every claim, and the relative `margin` inside which two backbones are a tie.
 
@@ -360,18 +379,9 @@ class VerdictRule(Strict):
 
     alpha: float = Field(0.05, ge=1e-6, lt=0.5)
     margin: float = Field(0.005, gt=0, lt=1)
-    max_seeds: Annotated[int, Field(ge=2, le=MAX_SEEDS)] | None = Field(
-        None, exclude_if=lambda max_seeds: max_seeds is None
-    )
+    max_seeds: Annotated[int, Field(ge=2, le=MAX_SEEDS)] | None = Field(None, exclude_if=_is_none)
     metric: Literal["bits_per_byte", "item_bits_per_byte"] = Field("bits_per_byte", exclude_if="bits_per_byte".__eq__)
-    constraints: dict[str, float | str] = {}
-
-    @field_validator("constraints")
-    @classmethod
-    def _check_constraints(cls, constraints: dict[str, float | str]) -> dict[str, float | str]:
-        if constraints:
-            raise ValueError("this version cannot apply constraints; leave them empty")
-        return constraints
+    constraints: Constraints = Constraints()
 
 
 class Policy(Strict):
@@ -410,6 +420,23 @@ class Policy(Strict):
         return None if self.hang_timeout == "auto" else seconds(self.hang_timeout)
 
 
+class Price(Strict):
+    """What an hour costs, so that reports and plans tell money too; never part of a cell's identity.
+
+    per_gpu_hour: of a GPU and what comes with it. per_core_hour: of a CPU core, where workers have no GPU.
+    """
+
+    per_gpu_hour: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    per_core_hour: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    currency: Annotated[str, Field(min_length=1, max_length=8)] = "USD"
+
+    @model_validator(mode="after")
+    def _check_any(self) -> Self:
+        if self.per_gpu_hour is None and self.per_core_hour is None:
+            raise ValueError("give per_gpu_hour, or per_core_hour where workers have no GPU")
+        return self
+
+
 class Job(Strict, ABC):
     """What comparisons and finetunes have in common."""
 
@@ -431,6 +458,7 @@ class Job(Strict, ABC):
     recipe: Recipe
     placement: Placement = Placement()
     policy: Policy = Policy()
+    price: Price | None = Field(None, exclude_if=_is_none)
 
     @property
     @abstractmethod

@@ -93,10 +93,10 @@ class SpoolWriter:
             )
 
 
-def note_phase(folder: Path, attempt: int, name: str) -> None:
+def note_phase(folder: Path, attempt: int, name: str, **details: Any) -> None:
     """Appends a phase from outside the attempt: the driver says when it asked for the workers."""
     writer = SpoolWriter(folder, attempt)
-    writer.phase(name)
+    writer.phase(name, **details)
     writer.close()
 
 

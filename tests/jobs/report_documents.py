@@ -4,6 +4,8 @@ import math
 import random
 from typing import Any
 
+from jobs.results.costs.spent import Rate, total
+
 NAMES = ["llama2-7b-pure", "mistral-v0.1-7b-pure", "hf:Qwen/Qwen3-8B@0123456789abcdef0123456789abcdef01234567"]
 SPEC_YAML = "name: which-backbone\nbackbones: [llama2-7b-pure, mistral-v0.1-7b-pure]\nseeds: 3\n"
 
@@ -12,7 +14,7 @@ def cell_document(index: int, backbone_id: str, seed: int, points: int = 11, ste
     """A finished run whose curves fall as real ones do; `index` sets how good the backbone is."""
     noise = random.Random(f"{backbone_id}/{seed}")
     floor, before = 0.82 + 0.011 * index + noise.gauss(0, 0.0012), 1.31 + 0.04 * index
-    speed = 5200.0 - 310 * index
+    speed = max(5200.0 - 310 * index, 240.0)
     evaluations = []
     for point in range(points):
         progress = point / (points - 1)
@@ -64,7 +66,13 @@ def cell_document(index: int, backbone_id: str, seed: int, points: int = 11, ste
         "evaluations": evaluations,
         "loss_curve": losses,
         "contract": contract_document(index),
+        "spent": spent_document(last["train_time_s"] * 1.25 / (1 + 0.4 * index) + 300),
     }
+
+
+def spent_document(seconds: float) -> dict[str, Any]:
+    """On eight GPUs, at 2.50 USD an hour each."""
+    return {"seconds": seconds, "device_hours": seconds * 8 / 3600, "cost": seconds * 8 / 3600 * 2.5}
 
 
 def bits_at(progress: float) -> float:
@@ -205,6 +213,7 @@ def finished(document: dict[str, Any], names: list[str]) -> dict[str, Any]:
         },
         "ranking": ranking,
         "verdict": verdict_document(ranking),
+        "costs": total(document["cells"], "GPU", Rate(2.5, "USD")),
     }
 
 

@@ -11,14 +11,15 @@ from typing import Any
 
 import psutil
 import pytest
-import yaml
 from jsonschema import Draft202012Validator
+from small_spec import write_small_spec
 
 from orchestrator.spec_files.source import read_spec
 
 ROOT = Path(__file__).parents[3]
 BACKBONE = Path(sys.executable).parent / "backbone"
 SPECS = sorted((ROOT / "jobs" / "specs").glob("*.yaml"))
+STORED = ROOT / "tests" / "jobs" / "results" / "stored" / "report.json"
 HEAVY = {"torch", "transformers", "ray", "mlflow"}
 
 COMMANDS = [
@@ -26,6 +27,8 @@ COMMANDS = [
     ("list", "--json"),
     ("plan", "spec.yaml"),
     ("plan", "spec.yaml", "--json"),
+    ("diff", "spec.yaml", "spec.yaml"),
+    ("predict", str(STORED), "--at", "1e9"),
     ("schema",),
     ("schema", "finetune"),
 ]
@@ -49,14 +52,7 @@ def answer(*arguments: str, cwd: Path) -> Any:
 
 def write_spec(folder: Path, **changes: Any) -> None:
     """A comparison of two tiny backbones on two small files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for split in ("train", "validation"):
-        rows = [{"prompt": f"{split} question {n}", "completion": f"answer {n}"} for n in range(3)]
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    data = {"train": "train.jsonl", "validation": "validation.jsonl", "format": "prompt_completion"}
-    recipe = {"data": data, "sequence_length": 64, "global_batch_size": 4, "budget": {"kind": "steps", "amount": 5}}
-    spec = {"name": "pair", "backbones": ["tiny-llama2", "tiny-qwen"], "seeds": [0, 1], "recipe": recipe, **changes}
-    (folder / "spec.yaml").write_text(yaml.safe_dump(spec, sort_keys=False), encoding="utf-8")
+    write_small_spec(folder, **({"seeds": [0, 1]} | changes))
 
 
 @pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)

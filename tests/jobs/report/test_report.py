@@ -253,7 +253,7 @@ def test_no_two_elements_share_an_id_and_every_reference_has_its_target() -> Non
 
 def test_plots_follow_the_colours_and_the_font_of_the_page() -> None:
     plots = re.findall(r"<svg viewBox.*?</svg>", render_report(comparison_document()), re.S)
-    assert len(plots) == 6
+    assert len(plots) == 9
     for plot in plots:
         assert not re.findall(r"#[0-9a-f]{6}\b", plot)
         assert "font-family" not in plot

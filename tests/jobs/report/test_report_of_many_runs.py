@@ -17,7 +17,8 @@ def test_a_page_of_a_thousand_runs_has_every_run_and_says_what_it_leaves_out() -
     assert f"Shown are {best} of 19,900 pairs" in page
     assert f"Drawn are {CURVES} of 1,000 runs" in page
     assert "The plots show the 40 best." in page
-    assert page.count('role="img"') == 6
+    assert "Drawn are 40 of 200 backbones" in page
+    assert page.count('role="img"') == 9
 
 
 def test_a_comparison_that_a_person_can_read_is_shown_whole() -> None:

@@ -1,0 +1,1 @@
+"""What scores would be after more training than anybody paid for yet."""
