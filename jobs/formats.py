@@ -147,3 +147,8 @@ def flatten(facts: Mapping[str, object], prefix: str = "") -> dict[str, object]:
 def listed(items: Sequence[object]) -> str:
     """Names or numbers in a sentence."""
     return ", ".join(map(str, items[:-1])) + (" and " if len(items) > 1 else "") + str(items[-1])
+
+
+def some(items: Sequence[object], most: int = 4) -> str:
+    """The first of them in a sentence, so many as can be read."""
+    return listed(items) if len(items) <= most else f"{', '.join(map(str, items[:most]))} and {len(items) - most} more"
