@@ -63,6 +63,13 @@ def p_value(value: Any) -> str:
     return "<\N{NO-BREAK SPACE}0.001" if value < 0.001 else fixed(value, 3)
 
 
+def chance(value: Any) -> str:
+    """A probability that nobody knows to the last per cent: `87 %`, or `more than 99 %`."""
+    if not is_number(value) or 0.01 <= value <= 0.99:
+        return percent(value, 0)
+    return f"less than {percent(0.01, 0)}" if value < 0.5 else f"more than {percent(0.99, 0)}"
+
+
 def size(value: Any) -> str:
     """Bytes in decimal units: `1.20 MB`."""
     if not is_number(value):

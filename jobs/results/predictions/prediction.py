@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from jobs.formats import fixed, listed, percent, some
+from jobs.formats import chance, fixed, listed, some
 from jobs.results.differences.comparability import find_difference, shown
 from jobs.results.differences.sides import BITS_PER_BYTE, Scores, Side, side_of_report
 from jobs.results.documents import Report
@@ -178,6 +178,6 @@ def _sentence(at: str, times: float, backbones: Sequence[PredictedBackbone]) -> 
     if leader.first is None:
         return f"{begin} {leader.backbone_id} would score {fixed(leader.score)}; nobody else was ranked."
     likely = max(backbones, key=lambda one: one.first or 0.0)
-    other = "" if likely is leader else f"; {likely.backbone_id} would lead with {percent(likely.first, 0)}"
-    stays = percent(leader.first, 0)
+    other = "" if likely is leader else f"; {likely.backbone_id} would lead with {chance(likely.first)}"
+    stays = chance(leader.first)
     return f"{begin} the present leader, {leader.backbone_id}, would still lead with a probability of {stays}{other}."

@@ -121,6 +121,7 @@ def test_a_leader_that_will_be_overtaken_is_told_from_one_that_stays() -> None:
     apart = {NAMES[0]: (0.5, 0.3, 0.5), NAMES[1]: (0.7, 0.3, 0.5)}
     stays = predicted([report(amount, apart) for amount in (1e8, 2e8, 4e8, 8e8)], 8e9)
     assert stays.leader_stays is not None and stays.leader_stays > 0.99
+    assert stays.sentence.replace("\N{NO-BREAK SPACE}", " ").endswith("with a probability of more than 99 %.")
 
 
 def test_equal_backbones_lead_as_often() -> None:
