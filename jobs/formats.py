@@ -63,6 +63,13 @@ def p_value(value: Any) -> str:
     return "<\N{NO-BREAK SPACE}0.001" if value < 0.001 else fixed(value, 3)
 
 
+def chance(value: Any) -> str:
+    """A probability that nobody knows to the last per cent: `87 %`, or `more than 99 %`."""
+    if not is_number(value) or 0.01 <= value <= 0.99:
+        return percent(value, 0)
+    return f"less than {percent(0.01, 0)}" if value < 0.5 else f"more than {percent(0.99, 0)}"
+
+
 def size(value: Any) -> str:
     """Bytes in decimal units: `1.20 MB`."""
     if not is_number(value):
@@ -147,3 +154,8 @@ def flatten(facts: Mapping[str, object], prefix: str = "") -> dict[str, object]:
 def listed(items: Sequence[object]) -> str:
     """Names or numbers in a sentence."""
     return ", ".join(map(str, items[:-1])) + (" and " if len(items) > 1 else "") + str(items[-1])
+
+
+def some(items: Sequence[object], most: int = 4) -> str:
+    """The first of them in a sentence, so many as can be read."""
+    return listed(items) if len(items) <= most else f"{', '.join(map(str, items[:most]))} and {len(items) - most} more"

@@ -4,7 +4,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.cli import tables
-from jobs.formats import fixed, percent, short_id
+from jobs.formats import chance, fixed, percent, short_id
 from jobs.results.differences.comparability import shown
 from jobs.results.predictions.prediction import Prediction
 
@@ -27,9 +27,7 @@ def print_prediction(found: Prediction) -> None:
         table.add_column(column, justify="right", no_wrap=True)
     for one in found.backbones:
         between = "cannot be predicted" if one.interval is None else " to ".join(map(fixed, one.interval))
-        table.add_row(
-            Text(short_id(one.backbone_id)), fixed(one.trained), fixed(one.score), between, percent(one.first, 0)
-        )
+        table.add_row(Text(short_id(one.backbone_id)), fixed(one.trained), fixed(one.score), between, chance(one.first))
     print()
     tables.print_wide(table)
     budgets = ", ".join(map(shown, found.trained))

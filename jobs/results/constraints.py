@@ -4,12 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
 from backbones.spec import BackboneSpec
-from jobs.formats import count, is_number, listed, significant
+from jobs.formats import count, is_number, listed, significant, some
 from jobs.results.documents import Verdict
 from orchestrator.results import CellResult, CellStatus
 from orchestrator.spec_files.spec import Constraints
-
-NAMED = 4  # in the sentence; the rest is in the document
 
 RuledOut = dict[str, list[str]]  # backbone -> reasons
 
@@ -68,11 +66,10 @@ def with_ruled_out(verdict: Verdict, out: RuledOut) -> Verdict:
     """Says who was taken out and why, in the verdict's sentence and in its facts."""
     if not out:
         return verdict
-    named = [f"{backbone_id} ({'; '.join(reasons)})" for backbone_id, reasons in list(out.items())[:NAMED]]
-    more = f" and {len(out) - NAMED} more" if len(out) > NAMED else ""
+    named = [f"{backbone_id} ({'; '.join(reasons)})" for backbone_id, reasons in out.items()]
     sentence = verdict["sentence"]
     if not verdict["ranking"]:
         sentence = "No verdict: no finished backbone meets the constraints."
-    verdict["sentence"] = f"{sentence} Ruled out by verdict.constraints: {', '.join(named)}{more}."
+    verdict["sentence"] = f"{sentence} Ruled out by verdict.constraints: {some(named)}."
     verdict["ruled_out"] = out
     return verdict

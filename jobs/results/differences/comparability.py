@@ -7,11 +7,11 @@ from typing import Literal
 
 from pydantic import JsonValue
 
-from jobs.formats import fact, is_number, listed
+from jobs.formats import fact, is_number, listed, some
 from jobs.results.differences.changes import BackboneChange, Change, Changes, find_changes
 from jobs.results.differences.sides import Side
 
-NAMED = 4  # reasons, names or packages in a sentence
+SEEDS = 8  # in a sentence
 LONGEST = 48  # letters of a value
 
 # What makes a backbone another one, whatever the recipe does with it.
@@ -65,11 +65,11 @@ def _sentence(a: Side, b: Side, changes: Changes, against: tuple[str, ...], open
         return f"Nothing differs in the specs; {unread[0]}." if unread else f"Nothing differs: {_same(a, b)}."
     ran = a.is_finished and b.is_finished
     if against:
-        return f"The scores {'are not' if ran else 'would not be'} comparable: B has {_some(against)}."
+        return f"The scores {'are not' if ran else 'would not be'} comparable: B has {some(against)}."
     are = "are" if ran else "would be"
     besides = "".join(f"; {part}" for part in _besides(a, b, changes))
     if open_questions:
-        return f"Whether the scores {are} comparable is not known: {_some(open_questions)}{besides}."
+        return f"Whether the scores {are} comparable is not known: {some(open_questions)}{besides}."
     return f"The scores {are} comparable: same data, same recipe and budget{besides}."
 
 
@@ -124,7 +124,7 @@ def _other_backbones(backbones: tuple[BackboneChange, ...], is_explained: bool) 
         own = dict.fromkeys(name for path in paths if (name := path.split(".")[0]) in _IDENTITY)
         if names := tuple(own if is_explained or own else paths):
             grouped.setdefault(names, []).append(one.backbone_id)
-    yield from (f"another {_some(names, NAMED)} ({', '.join(paths)})" for paths, names in grouped.items())
+    yield from (f"another {some(names)} ({', '.join(paths)})" for paths, names in grouped.items())
 
 
 def _open_questions(a: Side, b: Side, changes: Changes) -> Iterator[str]:
@@ -149,11 +149,11 @@ def _besides(a: Side, b: Side, changes: Changes) -> Iterator[str]:
         yield f"B leaves out {listed(removed)}"
     moved = [change for change in (*changes.environment, *changes.spec) if change.effect == "rounding"]
     if moved:
-        yield f"other last digits may come from {_some([_arrow(one, _tail(one.path)) for one in moved], NAMED)}"
+        yield f"other last digits may come from {some([_arrow(one, _tail(one.path)) for one in moved])}"
     others = [change.path for change in changes.spec if change.effect in ("none", "unknown")]
     others = [path for path in others if path not in ("backbones", "seeds")]
     if others and not (added or removed or moved):
-        yield f"they differ in {_some(others, NAMED)}"
+        yield f"they differ in {some(others)}"
     elif a.cells and b.cells and not (changes.cells.shared or added or removed or moved):
         yield "but no cell has the same id: another version of this product, or another firing of a schedule, made them"
 
@@ -162,16 +162,12 @@ def _names(path: str, items: tuple[JsonValue, ...]) -> list[str]:
     if not items:
         return []
     if path == "backbones":
-        return [_some([str(item) for item in items], NAMED)]
-    return [f"seed{'s' if len(items) > 1 else ''} {_some([str(item) for item in items], 2 * NAMED)}"]
+        return [some(items)]
+    return [f"seed{'s' if len(items) > 1 else ''} {some(items, SEEDS)}"]
 
 
 def _is_timed(side: Side) -> bool:
     return side.spec.get("recipe.budget.kind") == "gpu_hours"
-
-
-def _some(items: "tuple[str, ...] | list[str]", most: int = NAMED) -> str:
-    return listed(items) if len(items) <= most else f"{', '.join(items[:most])} and {len(items) - most} more"
 
 
 def _tail(path: str) -> str:

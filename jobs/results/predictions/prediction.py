@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from jobs.formats import fixed, listed, percent
+from jobs.formats import chance, fixed, listed, some
 from jobs.results.differences.comparability import find_difference, shown
 from jobs.results.differences.sides import BITS_PER_BYTE, Scores, Side, side_of_report
 from jobs.results.documents import Report
@@ -164,15 +164,20 @@ def _predicted(
 
 
 def _sentence(at: str, times: float, backbones: Sequence[PredictedBackbone]) -> str:
-    unknown = [one for one in backbones if one.reason is not None]
+    unknown: dict[str, list[str]] = {}
+    for one in backbones:
+        if one.reason is not None:
+            unknown.setdefault(one.reason, []).append(one.backbone_id)
     leader = backbones[0]
     begin = f"At {at}, {times:.3g} times the largest budget trained,"
     if unknown:
-        told = [f"{one.backbone_id} ({one.reason})" for one in unknown]
+        told = [
+            reason if len(names) == len(backbones) else f"{some(names)} ({reason})" for reason, names in unknown.items()
+        ]
         return f"{begin} it cannot be predicted who leads: {'; '.join(told)}."
     if leader.first is None:
         return f"{begin} {leader.backbone_id} would score {fixed(leader.score)}; nobody else was ranked."
     likely = max(backbones, key=lambda one: one.first or 0.0)
-    other = "" if likely is leader else f"; {likely.backbone_id} would lead with {percent(likely.first, 0)}"
-    stays = percent(leader.first, 0)
+    other = "" if likely is leader else f"; {likely.backbone_id} would lead with {chance(likely.first)}"
+    stays = chance(leader.first)
     return f"{begin} the present leader, {leader.backbone_id}, would still lead with a probability of {stays}{other}."
