@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from backbones.reference import HubError
-from jobs.cli import cluster, documents, queue, tables
+from jobs.cli import cluster, documents, evaluate, queue, tables
 from jobs.cli.options import Storage, storage_folder
 from orchestrator.errors import InputError, OrchestratorError, SpecError
 
@@ -230,6 +230,7 @@ def certify(
     run_certification(planned, out).require()
 
 
+evaluate.register(app)
 documents.register(app)
 queue.register(app)
 cluster.register(app)

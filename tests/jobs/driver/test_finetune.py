@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from mlflow import MlflowClient
+from task_files import write_task
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from backbones.registry import build
@@ -164,6 +165,33 @@ def test_the_same_command_launches_nothing_and_a_new_export_folder_is_filled_wit
         (finished.folder / name).as_uri() for name in ("exported", "other")
     ]
     assert {version.run_id for version in versions} == {finished.cell["mlflow_run_id"]}
+
+
+def test_tasks_are_asked_of_what_was_exported_and_the_run_of_the_cell_has_the_figures(
+    finished: Finished, run_backbone: Any
+) -> None:
+    pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")
+    rows = [{"text": f"{n} is", "answer": word} for n, word in enumerate(["the", "ship", "sailed"])]
+    asks = {"output_type": "loglikelihood", "metric_list": [{"metric": "perplexity"}]}
+    write_task(finished.folder / "own", "own", rows, **asks)
+    write_task(finished.folder / "own", "far", rows, dataset_path="nobody/nothing", dataset_kwargs={}, **asks)
+    cell = finished.cell
+
+    asked = run_backbone(finished.folder, "eval", cell["cell_id"], "--tasks", "own", "--include-path", "own")
+    far = run_backbone(finished.folder, "eval", "exported", "--tasks", "far", "--include-path", "own")
+
+    assert asked.returncode == 0, asked.stdout
+    document = json.loads((finished.folder / "exported" / "tasks.json").read_text())
+    assert (document["cell_id"], document["tasks"]["own"]["version"]) == (cell["cell_id"], 2)
+    assert f"MLflow run {cell['mlflow_run_id']}: task/own/perplexity" in asked.stdout
+    run = MlflowClient(f"sqlite:///{finished.folder}/runs/mlflow.db").get_run(cell["mlflow_run_id"])
+    assert run.data.metrics["task/own/perplexity"] == document["tasks"]["own"]["metrics"]["perplexity"]
+    assert run.data.metrics["val_bits_per_byte"] == cell["metrics"]["val_bits_per_byte"]
+    assert run.info.status == "FINISHED"
+    assert far.returncode == 1
+    assert "error: the data of task 'far' cannot be had" in far.stdout
+    assert "nobody/nothing" in far.stdout
+    assert "needs the network once" in far.stdout
 
 
 def test_a_finetune_that_diverges_says_so_exports_nothing_and_is_not_tried_again(
