@@ -11,6 +11,7 @@ from pathlib import Path
 RUN_SUFFIX = ".run.json"  # beside the state file of a tracked run: what the run is
 SPOOL_FILE = "steps.jsonl"
 MANIFEST = "manifest.json"  # of a checkpoint, written last
+TASK_RESULTS, TASK_SAMPLES = "tasks.json", "tasks.parquet"  # of a cell, or wherever a model was asked
 EXPORT_MANIFEST, EXPORT_UNFINISHED = "training_manifest.json", "unfinished"  # in an export folder
 
 

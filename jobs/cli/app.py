@@ -249,6 +249,7 @@ def _load_plugins(plugins: list[str] | None) -> tuple[str, ...]:
 def require_feasible(planned: "Plan", skip_infeasible: bool) -> None:
     """Raises SpecError for what cannot run here, before torch and Ray are imported."""
     from jobs.cluster.ray_cluster import find_missing_hardware, require_joinable_address
+    from orchestrator.cell_job import find_missing_harness
 
     require_joinable_address()
     problems = [] if skip_infeasible else list(planned.infeasible)
@@ -257,6 +258,8 @@ def require_feasible(planned: "Plan", skip_infeasible: bool) -> None:
         problems = [replace(problem, message=problem.message + hint) for problem in problems]
     if missing := find_missing_hardware(planned.job.placement):
         problems.append(planned.source.problem("placement.gpus_per_worker", missing))
+    if planned.job.recipe.evaluate.tasks and (missing := find_missing_harness()):
+        problems.append(planned.source.problem("recipe.evaluate.tasks", f"'recipe.evaluate.tasks': {missing}"))
     if problems:
         raise SpecError(tuple(problems))
 

@@ -11,10 +11,9 @@ from jobs.cli.options import Storage, storage_folder
 from orchestrator import layout
 from orchestrator.cell_job import find_export
 from orchestrator.errors import InputError
+from orchestrator.layout import TASK_RESULTS, TASK_SAMPLES
 from orchestrator.results import read_json
 from orchestrator.tasks.results import STANDARD_ERROR
-
-RESULTS, SAMPLES = "tasks.json", "tasks.parquet"
 
 
 def register(app: typer.Typer) -> None:
@@ -34,7 +33,8 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1, help="Requests that the model answers at a time.")] = 8,
     max_length: Annotated[int | None, typer.Option(min=2, help="Tokens of a window; else the model's context.")] = None,
     output: Annotated[
-        Path | None, typer.Option(metavar="DIR", help=f"Where {RESULTS} and {SAMPLES} go; else the model's folder.")
+        Path | None,
+        typer.Option(metavar="DIR", help=f"Of {TASK_RESULTS} and {TASK_SAMPLES}; else the model's folder."),
     ] = None,
     storage: Storage = None,
 ) -> None:
@@ -55,9 +55,9 @@ def evaluate(
     results = run_tasks(lm, opened, limit)
     target = (output or folder).expanduser().absolute()
     facts = {"model": str(folder.resolve()), "batch_size": batch_size, "max_length": lm.max_length}
-    results.write(target / RESULTS, target / SAMPLES, cell_id=find_export(folder), **facts)
+    results.write(target, cell_id=find_export(folder), **facts)
     print_tasks(results.document["tasks"])
-    tables.out.print(f"results: {target / RESULTS}", highlight=False, soft_wrap=True)
+    tables.out.print(f"results: {target / TASK_RESULTS}", highlight=False, soft_wrap=True)
     _tell(root, find_export(folder), results.metrics, limit)
 
 

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from typing_extensions import TypedDict
 
-from jobs.formats import significant
+from jobs.formats import fixed, significant
 from orchestrator.tracking.run import without_password
 
 if TYPE_CHECKING:
@@ -160,9 +160,24 @@ def print_ranking(document: "Report") -> None:
         before, after = (cell["metrics"].get(key) for key in ("val_bits_per_byte_before", "val_bits_per_byte"))
         if before is not None:
             print(f"{cell['backbone_id']}: held-out bits per byte {before:.4f} before, {after:.4f} after")
+    _print_tasks(document)
     export = document["comparison"].get("export")
     if export:
         print(f"export: {export}")
+
+
+def _print_tasks(document: "Report") -> None:
+    """The figures of tasks, a row for each cell that has some."""
+    cells = [cell for cell in document["cells"] if any(name.startswith("task/") for name in cell["metrics"])]
+    names = dict.fromkeys(name for cell in cells for name in cell["metrics"] if name.startswith("task/"))
+    if not names:
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("cell", *(name.removeprefix("task/") for name in names)):
+        table.add_column(name, justify="left" if name == "cell" else "right", no_wrap=True)
+    for cell in cells:
+        table.add_row(cell["cell_id"], *(fixed(cell["metrics"].get(name)) for name in names))
+    print_wide(table)
 
 
 def print_wide(table: Table) -> None:

@@ -6,20 +6,16 @@ import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from orchestrator.cell_job import find_missing_harness
 from orchestrator.errors import InputError, TasksError
 from orchestrator.tasks.results import TaskResults, collect
 
-MISSING = (
-    "tasks are run by lm-evaluation-harness, which is not installed here; "
-    "run `pip install 'backbone-orchestrator[eval]'`, on every node of a cluster"
-)
 # The defaults of lm-evaluation-harness, so that its own command gives the same figures.
 PYTHON_SEED, NUMBER_SEED = 0, 1234
 BOOTSTRAP_DRAWS = 100_000  # for the standard errors of some metrics
@@ -39,8 +35,8 @@ def open_tasks(names: Sequence[str], include_path: Path | None = None) -> OpenTa
     A file there may name Python functions beside it, which are run. Raises InputError where lm_eval is missing or does
     not know a name, and TasksError where the data of a task cannot be had.
     """
-    if find_spec("lm_eval") is None:
-        raise InputError(MISSING)
+    if missing := find_missing_harness():
+        raise InputError(missing)
     manager = _manager(names, include_path)
     tasks: dict[str, Any] = {}
     groups: dict[str, Any] = {}
@@ -58,7 +54,7 @@ def open_tasks(names: Sequence[str], include_path: Path | None = None) -> OpenTa
 def run_tasks(lm: Any, opened: OpenTasks, limit: int | None = None, draws: int = BOOTSTRAP_DRAWS) -> TaskResults:
     """Asks every item of every task, or the first `limit` of each. Raises InputError for a task that runs code.
 
-    `lm` is an `lm_eval.api.model.LM`; `draws` of the bootstrap behind some standard errors.
+    `lm` is an `lm_eval.api.model.LM`; `draws` of the bootstrap behind some standard errors, 0 for none at all.
     """
     from lm_eval import evaluate
 

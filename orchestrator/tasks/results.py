@@ -10,6 +10,7 @@ from typing import Any
 from orchestrator.data.sources.containers import write_parquet
 from orchestrator.hardware import package_versions
 from orchestrator.identity import content_hash
+from orchestrator.layout import TASK_RESULTS, TASK_SAMPLES
 from orchestrator.results import FORMAT, write_json
 
 PREFIX = "task/"  # of what trackers and reports call a metric
@@ -37,10 +38,10 @@ class TaskResults:
             if not metric.partition(".")[0].endswith(STANDARD_ERROR)
         }
 
-    def write(self, file: Path, samples_file: Path, **facts: Any) -> None:
+    def write(self, folder: Path, **facts: Any) -> None:
         """Writes both files, the document last; `facts` say on what the tasks were run."""
-        write_parquet(samples_file, self.samples)
-        write_json(file, {"format": FORMAT, **facts, "samples": samples_file.name, **self.document})
+        write_parquet(folder / TASK_SAMPLES, self.samples)
+        write_json(folder / TASK_RESULTS, {"format": FORMAT, **facts, "samples": TASK_SAMPLES, **self.document})
 
 
 def collect(found: Mapping[str, Any], asked: Sequence[str], limit: int | None) -> TaskResults:

@@ -152,6 +152,7 @@ def record(run: CellRun) -> None:
         # An attempt that made no step has no gradients to look at.
         contract=run.contract or read_json(CellFolder(job.folder).contract),
         extra=run.metrics,
+        facts=run.facts,
     )
     write_measurement(job.folder, measurement)
     run.recorder.phase("finished", step=position.seen.steps)

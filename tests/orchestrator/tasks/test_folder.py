@@ -93,7 +93,7 @@ def test_the_files_hold_versions_and_every_item(kit: Path, kit_tasks: Path, tmp_
     from datasets import Dataset
 
     results = run_tasks(open_folder(kit / "models/stories260K-llama", BATCH), open_tasks([COPA], kit_tasks), 5)
-    results.write(tmp_path / "tasks.json", tmp_path / "tasks.parquet", model="stories")
+    results.write(tmp_path, model="stories")
 
     document = json.loads((tmp_path / "tasks.json").read_text())
     assert document["packages"]["lm_eval"] == lm_eval.__version__
