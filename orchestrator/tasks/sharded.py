@@ -25,9 +25,14 @@ class ShardedModel(HFLM):
     rank for a process of its own.
     """
 
-    def __init__(self, backbone: TrainableBackbone, mesh: Mesh, rows: int, max_length: int) -> None:
-        """`rows` requests at a time on each rank, in windows of at most `max_length` tokens."""
-        self._mesh, self._rows = mesh, rows
+    def __init__(
+        self, backbone: TrainableBackbone, mesh: Mesh, rows: int, max_length: int, obey: Callable[[], None]
+    ) -> None:
+        """`rows` requests at a time on each rank, in windows of at most `max_length` tokens.
+
+        `obey` is called by all ranks between batches, and raises on all where they are to stop.
+        """
+        self._mesh, self._rows, self._obey = mesh, rows, obey
         super().__init__(
             pretrained=backbone.llm,
             tokenizer=backbone.tokenizer,
@@ -94,6 +99,7 @@ class ShardedModel(HFLM):
         rank, world = self._mesh.dp_rank, self._mesh.dp_size
         answers: dict[int, Answer] = {}
         for turn in range(math.ceil(len(batches) / world)):
+            self._obey()
             number = turn * world + rank
             batch = batches[min(number, len(batches) - 1)]
             found = ask(batch)

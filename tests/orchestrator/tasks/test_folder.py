@@ -16,12 +16,13 @@ from orchestrator.data.examples import Example
 from orchestrator.data.prepare import tokenize
 from orchestrator.errors import InputError, TasksError
 from orchestrator.parallel import Mesh
-from orchestrator.tasks.folder import open_folder
 from orchestrator.tasks.harness import open_tasks, run_tasks
 from orchestrator.training.evaluation import evaluate
 from orchestrator.training.loss import token_nats
 
 lm_eval = pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")
+from orchestrator.tasks.folder import open_folder  # noqa: E402
+
 LIMIT, BATCH = 24, 8
 CPU = torch.device("cpu")
 
