@@ -1,37 +1,19 @@
 """A Hugging Face folder as a model that lm-evaluation-harness asks."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
-from lm_eval.models.huggingface import HFLM
 
 from backbones.loading import raise_unless_whole
 from backbones.reference import InvalidReferenceError, resolve_reference
 from backbones.tokenizer import read_tokenizer
 from orchestrator.errors import InputError
 from orchestrator.tasks.harness import without_advice
+from orchestrator.tasks.model import AskedModel
 
 
-class FolderModel(HFLM):
-    """As the library asks a folder, but for long texts.
-
-    It answers equal windows with one pass, also those that begin to count at different places, and then reads the
-    wrong logits for all but one of them (lm_eval 0.4.13). So long texts are asked window by window.
-    """
-
-    logits_cache: bool
-
-    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        reuses, self.logits_cache = self.logits_cache, False
-        try:
-            return list(super().loglikelihood_rolling(requests, disable_tqdm))
-        finally:
-            self.logits_cache = reuses
-
-
-def open_folder(folder: Path, batch_size: int, max_length: int | None = None) -> FolderModel:
+def open_folder(folder: Path, batch_size: int, max_length: int | None = None) -> AskedModel:
     """The model of a folder in the dtype that it is stored in, on the GPUs that there are, else on the processor.
 
     Weights and tokenizer are read as for training: safetensors alone, all of them and no others, and the ids of
@@ -52,7 +34,7 @@ def open_folder(folder: Path, batch_size: int, max_length: int | None = None) ->
         output_loading_info=True,
     )
     raise_unless_whole(str(folder), *(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")))
-    length = max_length or spec.context_length or HFLM._DEFAULT_MAX_LENGTH
+    length = max_length or spec.context_length or AskedModel._DEFAULT_MAX_LENGTH
     tokenizer = read_tokenizer(spec.source, max_length=length).tokenizer
     with without_advice():
-        return FolderModel(pretrained=model.eval(), tokenizer=tokenizer, batch_size=batch_size, max_length=length)
+        return AskedModel(pretrained=model.eval(), tokenizer=tokenizer, batch_size=batch_size, max_length=length)

@@ -5,10 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from lm_eval.models.huggingface import HFLM
-
 from backbones.contract import TrainableBackbone
 from orchestrator.parallel import Mesh
+from orchestrator.tasks.model import AskedModel
 
 SHORTEST_WINDOW = 2048  # tokens; the library's own where a model does not say
 LOGITS_BYTES = 1 << 30  # of the fp32 logits of a pass, which the library wants whole; a single row may take more
@@ -17,7 +16,7 @@ KERNEL_THAT_GENERATES = "sdpa"
 Answer = TypeVar("Answer")
 
 
-class ShardedModel(HFLM):
+class ShardedModel(AskedModel):
     """Every rank gets every request and answers its share of the batches; all ranks return all answers.
 
     FSDP gathers parameters in each forward pass, so all ranks make the same number of them: those with fewer batches
@@ -57,6 +56,7 @@ class ShardedModel(HFLM):
     ) -> list[tuple[float, bool]]:
         """Batches of like length, each one forward pass of one rank."""
         answer = super()._loglikelihood_tokens
+        self.require_room((request[2] for request in requests), "an answer that a task offers has")  # on every rank
         lengths = [len(request[1]) + len(request[2]) for request in requests]
         order = sorted(range(len(requests)), key=lambda place: -lengths[place])
         batches: list[Sequence[int]] = []

@@ -90,6 +90,15 @@ def test_bits_per_byte_agree_with_the_harness_but_for_the_edges_of_windows(
     assert ours.bits_per_byte == pytest.approx(theirs.metrics[f"task/{UDHR}/bits_per_byte"], rel=1e-3)
 
 
+def test_what_does_not_fit_the_model_is_told(kit: Path, kit_tasks: Path, tmp_path: Path) -> None:
+    folder = kit / "models/stories260K-llama"
+    with pytest.raises(InputError, match=r"an answer that a task offers has \d+ tokens, more than the 8 of"):
+        run_tasks(open_folder(folder, BATCH, max_length=8), open_tasks([COPA], kit_tasks), LIMIT)
+    write_task(tmp_path / "own", "own", [{"text": "one", "answer": "two"}], output_type="generate_until")
+    with pytest.raises(InputError, match=r"what a task lets be written have 257 tokens, more than the 128 of"):
+        run_tasks(open_folder(folder, BATCH, max_length=128), open_tasks(["own"], tmp_path / "own"))
+
+
 def test_the_files_hold_versions_and_every_item(kit: Path, kit_tasks: Path, tmp_path: Path) -> None:
     from datasets import Dataset
 
