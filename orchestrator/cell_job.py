@@ -1,6 +1,7 @@
 """What travels from the driver to a cell's workers, and the files both sides know. No torch, ray, mlflow."""
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,15 @@ class CertificateRequest:
 
 
 @dataclass(frozen=True)
+class TaskRequest:
+    """Which tasks of lm-evaluation-harness a trained cell is asked. `digest` of their names and their own files."""
+
+    names: tuple[str, ...]
+    include_path: Path | None  # every node sees it
+    digest: str
+
+
+@dataclass(frozen=True)
 class CellJob:
     """One attempt at a cell: everything its workers need, small enough to travel."""
 
@@ -47,6 +57,7 @@ class CellJob:
     deadline: float  # time.time() at which the cell has used up policy.timeout
     export: ExportRequest | None = None
     certificate: CertificateRequest | None = None  # None: nobody asks for one
+    tasks: TaskRequest | None = None
     plugins: tuple[str, ...] = ()  # modules that register backbones
     hang_timeout_s: float | None = None  # without progress in a step; None: by how long steps take
     faults: tuple[Fault, ...] = ()  # that somebody asked for
@@ -78,6 +89,16 @@ class CellJob:
         """Whether rank 0 of this attempt runs."""
         file = CellFolder(self.folder).worker(0)
         return file.exists() and read_json(file)["attempt"] == self.attempt
+
+
+def find_missing_harness() -> str | None:
+    """What to do where lm-evaluation-harness is not installed; None where it is."""
+    if find_spec("lm_eval") is not None:
+        return None
+    return (
+        "tasks are run by lm-evaluation-harness, which is not installed here; "
+        "run `pip install 'backbone-orchestrator[eval]'`, on every node of a cluster"
+    )
 
 
 def find_export(folder: Path) -> str | None:

@@ -141,3 +141,9 @@ class ExportError(OrchestratorError):
     """The trained model could not be written as a Hugging Face folder."""
 
     retriable = True
+
+
+class TasksError(OrchestratorError):
+    """The data of a task of lm-evaluation-harness cannot be had."""
+
+    retriable = True

@@ -11,6 +11,7 @@ from pathlib import Path
 RUN_SUFFIX = ".run.json"  # beside the state file of a tracked run: what the run is
 SPOOL_FILE = "steps.jsonl"
 MANIFEST = "manifest.json"  # of a checkpoint, written last
+TASK_RESULTS, TASK_SAMPLES = "tasks.json", "tasks.parquet"  # of a cell, or wherever a model was asked
 EXPORT_MANIFEST, EXPORT_UNFINISHED = "training_manifest.json", "unfinished"  # in an export folder
 
 
@@ -283,9 +284,14 @@ class CellFolder:
         return self.path / "adoption.json"
 
     @property
+    def tasks(self) -> tuple[Path, ...]:
+        """What it answered, where it was asked tasks."""
+        return self.path / TASK_RESULTS, self.path / TASK_SAMPLES
+
+    @property
     def outcome(self) -> tuple[Path, ...]:
         """What attempts leave behind; the result goes first, so that nothing unfinished looks finished."""
-        files = (self.result, self.measurement, self.items, self.contract, self.certificate, self.attempts)
+        files = (self.result, self.measurement, self.items, self.contract, self.certificate, self.attempts, *self.tasks)
         return (*files, self.spool, self.checkpoints, self.path / "failures")
 
 

@@ -42,13 +42,14 @@ DOORS = (
     ("pyarrow", "orchestrator.data.sources.containers"),
     ("datasets", "orchestrator.data.sources.hub"),
     ("pandas", "jobs.notebook.frames"),
+    ("lm_eval", "orchestrator.tasks*"),
 )
 
 # The rooms of a package, from the ground up. Files import from their own room and from those before it, lazily or not.
 ROOMS = {
     "orchestrator": (
         *("errors", "faults", "layout", "identity", "results", "hardware", "parallel", "tracking"),
-        *("spec_files", "data", "planning", "cell_job", "training", "certificate", "attempt"),
+        *("spec_files", "data", "planning", "cell_job", "training", "tasks", "certificate", "attempt"),
     ),
     "jobs": (
         *("formats", "queue", "cluster", "results", "report", "simulation"),

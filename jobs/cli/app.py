@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from backbones.reference import HubError
-from jobs.cli import cluster, documents, queue, tables
+from jobs.cli import cluster, documents, evaluate, queue, tables
 from jobs.cli.options import Plugins, Storage, load_plugins, storage_folder
 from orchestrator.errors import InputError, OrchestratorError, SpecError
 
@@ -232,6 +232,7 @@ def certify(
     run_certification(planned, out).require()
 
 
+evaluate.register(app)
 documents.register(app)
 queue.register(app)
 cluster.register(app)
@@ -240,6 +241,7 @@ cluster.register(app)
 def require_feasible(planned: "Plan", skip_infeasible: bool) -> None:
     """Raises SpecError for what cannot run here, before torch and Ray are imported."""
     from jobs.cluster.ray_cluster import find_missing_hardware, require_joinable_address
+    from orchestrator.cell_job import find_missing_harness
 
     require_joinable_address()
     problems = [] if skip_infeasible else list(planned.infeasible)
@@ -248,6 +250,8 @@ def require_feasible(planned: "Plan", skip_infeasible: bool) -> None:
         problems = [replace(problem, message=problem.message + hint) for problem in problems]
     if missing := find_missing_hardware(planned.job.placement):
         problems.append(planned.source.problem("placement.gpus_per_worker", missing))
+    if planned.job.recipe.evaluate.tasks and (missing := find_missing_harness()):
+        problems.append(planned.source.problem("recipe.evaluate.tasks", f"'recipe.evaluate.tasks': {missing}"))
     if problems:
         raise SpecError(tuple(problems))
 

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from typing_extensions import TypedDict
 
-from jobs.formats import duration, listed, money, short_id, significant
+from jobs.formats import duration, fixed, listed, money, short_id, significant
 from jobs.results.constraints import find_ruled_out
 from jobs.results.costs.documents import Device
 from jobs.results.costs.forecast import predict
@@ -249,9 +249,24 @@ def print_ranking(document: "Report") -> None:
     if (costs := document.get("costs")) is not None and costs["device_hours"]:
         priced = f", {money(costs['cost'], costs['currency'])}" if costs["currency"] else ""
         print(f"spent: {significant(costs['device_hours'])} {costs['device']} hours{priced}, every attempt counted")
+    _print_tasks(document)
     export = document["comparison"].get("export")
     if export:
         print(f"export: {export}")
+
+
+def _print_tasks(document: "Report") -> None:
+    """The figures of tasks, a row for each cell that has some."""
+    cells = [cell for cell in document["cells"] if any(name.startswith("task/") for name in cell["metrics"])]
+    names = dict.fromkeys(name for cell in cells for name in cell["metrics"] if name.startswith("task/"))
+    if not names:
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("cell", *(name.removeprefix("task/") for name in names)):
+        table.add_column(name, justify="left" if name == "cell" else "right", no_wrap=True)
+    for cell in cells:
+        table.add_row(cell["cell_id"], *(fixed(cell["metrics"].get(name)) for name in names))
+    print_wide(table)
 
 
 def print_wide(table: Table) -> None:

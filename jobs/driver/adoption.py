@@ -88,7 +88,7 @@ class Adopter:
                 offer, result = self._take_best(cell)
                 if result is None:
                     note_work(self._storage, cell, self._selection(cell)[0])
-                else:
+                elif find_finished(self.plan, cell) is not None:  # else it has yet to be asked its tasks
                     found.append(result)
                 if offer is not None:
                     chosen = passed_over if result is None else same if offer.is_same else marked

@@ -8,13 +8,17 @@ from pathlib import Path
 
 from jobs.driver.attempts import find_final_result, infeasible_result
 from jobs.driver.preparation import Preparation
-from orchestrator.cell_job import CellJob, CertificateRequest, ExportRequest, find_export
+from orchestrator.cell_job import CellJob, CertificateRequest, ExportRequest, TaskRequest, find_export
+from orchestrator.data.sources.load import find_path
 from orchestrator.faults import Fault
+from orchestrator.identity import content_hash
 from orchestrator.layout import Storage
 from orchestrator.planning.memory import find_device_gib
 from orchestrator.planning.plan import Cell, Plan
 from orchestrator.planning.preflight import IN_RAY_JOB
 from orchestrator.results import CellResult, CellStatus
+
+DEFINING = (".yaml", ".yml", ".py")  # files that say what a task is
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class CellJobs:
             deadline=time.time() + left_s,
             export=export_request(plan),
             certificate=self._certificate(cell) if self.certify else None,
+            tasks=None if cell.is_trial else task_request(plan),
             plugins=plan.plugins,
             hang_timeout_s=plan.job.policy.hang_timeout_s,
             faults=self.faults,
@@ -80,12 +85,15 @@ def find_infeasible(plan: Plan) -> dict[str, CellResult]:
 
 
 def find_finished(plan: Plan, cell: Cell) -> CellResult | None:
-    """The stored result of a cell with nothing left to do: trained and, where asked, exported."""
+    """The stored result of a cell with nothing left to do: trained and, where asked, exported and given its tasks."""
     result = find_final_result(plan.cell_folder(cell))
     request = export_request(plan)
     if result is None:
         return None
     if result.status is CellStatus.SUCCEEDED and request is not None and find_export(request.folder) != cell.cell_id:
+        return None
+    tasks = None if cell.is_trial else task_request(plan)
+    if result.measurement is not None and tasks is not None and result.measurement.data.get("tasks") != tasks.digest:
         return None
     return replace(result, folder=str(plan.cell_folder(cell)))
 
@@ -98,6 +106,17 @@ def export_request(plan: Plan) -> ExportRequest | None:
     base = plan.folder if IN_RAY_JOB in os.environ else Path.cwd()
     spec = plan.job.model_dump(mode="json", by_alias=True)
     return ExportRequest((base / Path(export.folder).expanduser()).resolve(), spec)
+
+
+def task_request(plan: Plan) -> TaskRequest | None:
+    """Which tasks a job's cells are asked; what defines its own ones is part of the digest."""
+    asked = plan.job.recipe.evaluate
+    if not asked.tasks:
+        return None
+    folder = None if asked.include_path is None else find_path(plan.source, asked.include_path)
+    files = [] if folder is None else sorted(file for file in folder.rglob("*") if file.suffix in DEFINING)
+    contents = [[str(file.relative_to(folder or "/")), file.read_text("utf-8", "replace")] for file in files]
+    return TaskRequest(asked.tasks, folder, content_hash([asked.tasks, contents]))
 
 
 def find_finished_export(plan: Plan) -> Path | None:

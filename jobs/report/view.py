@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from jobs.formats import count, duration, is_number, money, percent, significant, words
+from jobs.formats import count, duration, fixed, is_number, money, percent, significant, words
 from jobs.report.contract import contract_differences, contract_facts
 from jobs.report.excerpt import DRAWN_BACKBONES, best_of, curved_cells, shown_pairs
 from jobs.report.front import front_plots, hours, memory, throughput
@@ -37,6 +37,7 @@ COSTS = (
     ("checkpoint_stall_s", "checkpoint stall", duration, False),
     ("parameters", "parameters", count, False),
 )
+TASK = "task/"  # how a metric begins that a task of lm-evaluation-harness gave
 DROPPED = {
     "too_long": "too long: some backbone would have cut it",
     "no_target": "no target token left to learn",
@@ -113,6 +114,7 @@ def report_view(document: Report) -> dict[str, object]:
         "curved_runs": len(curved),
         "curved": {cell["backbone_id"]: None for cell in curved},
         "curves": _curve_plots(curved, looked),
+        "tasks": _tasks(list(backbones.values())),
         "cost_headings": [heading for _, heading, _, _ in COSTS],
         "costs": _costs(list(backbones.values())),
         "spent": document.get("costs"),
@@ -165,6 +167,15 @@ def _curve_plots(cells: Sequence[TrainedCell], looked: Mapping[str, Look]) -> li
         caption = "Neighbouring steps averaged. Per token: compare it between seeds, not between tokenizers."
         plots.append(loss_plot(curves, looked, "Training loss", caption))
     return plots
+
+
+def _tasks(backbones: Sequence[Backbone]) -> list[tuple[str, list[str]]]:
+    """A row for each figure of a task: its name, and the mean of every backbone. The first row is bits per byte."""
+    names = dict.fromkeys(
+        metric for one in backbones for cell in one.finished for metric in cell["metrics"] if metric.startswith(TASK)
+    )
+    shown = {"val_bits_per_byte": "held-out bits per byte", **{name: name.removeprefix(TASK) for name in names}}
+    return [(text, [fixed(one.mean(name)) for one in backbones]) for name, text in shown.items()] if names else []
 
 
 def _costs(backbones: Sequence[Backbone]) -> list[tuple[Backbone, list[Cost]]]:

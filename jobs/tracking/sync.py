@@ -192,7 +192,7 @@ def _send(
     missing = [run for run in runs if not run.is_settled]
     if not missing:
         return
-    uri = _find_uri(destination)
+    uri = find_uri(destination)
     if uri is None or destination.address in silent:
         job.unsent += missing
         job.problems += [] if uri else [PASSWORD_HELP.format(address=destination.address)]
@@ -213,7 +213,7 @@ def _send(
         job.problems.append(f"MLflow at {destination.address} does not answer ({writer.unreachable}); nothing is lost")
 
 
-def _find_uri(destination: Destination) -> str | None:
+def find_uri(destination: Destination) -> str | None:
     """The URI of a destination; one with a password comes from the environment, since none is ever written down."""
     if HIDDEN not in destination.address:
         return destination.address

@@ -1,4 +1,4 @@
-"""The stages of a cell, in order: certify, load, train, evaluate, export, measure. A new one joins `STAGES`.
+"""The stages of a cell, in order: certify, load, train, evaluate, ask tasks, export, measure. A new one joins `STAGES`.
 
 Collective: every rank of the process group runs the same stages. Knows nothing of Ray or MLflow: it needs a process
 group, a device and a folder that all ranks share.
@@ -15,6 +15,7 @@ from orchestrator.certificate.gang import require_certificate
 from orchestrator.faults import Faults
 from orchestrator.hardware import forget_peak_memory
 from orchestrator.parallel import Mesh
+from orchestrator.tasks import stage as tasks
 from orchestrator.tracking.recorder import open_recorder
 from orchestrator.training import stages
 from orchestrator.training.pulse import Pulse
@@ -45,11 +46,17 @@ def _trains(job: CellJob) -> bool:
     return job.trains
 
 
+def _has_tasks(job: CellJob) -> bool:
+    return job.tasks is not None
+
+
 STAGES = (
     Stage("certify", lambda job: job.certificate is not None, certify),
+    Stage("find tasks", _has_tasks, tasks.find),
     Stage("load", _trains, stages.load),
     Stage("train", _trains, stages.train),
     Stage("evaluate", _trains, stages.conclude),
+    Stage("ask tasks", _has_tasks, tasks.ask),
     Stage("export", lambda job: job.export is not None, stages.export),
     Stage("measure", _trains, stages.record),
 )

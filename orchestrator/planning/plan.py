@@ -28,6 +28,7 @@ from orchestrator.planning.preflight import (
     check_accelerator,
     check_batch,
     check_export_folder,
+    check_tasks,
     default_tracking_uri,
     find_tune_split,
     load_splits,
@@ -203,6 +204,8 @@ def _plan(source: SpecSource, model: type[Comparison] | type[Finetune], occurren
     if sound("recipe.global_batch_size", "recipe.micro_batch_size", "placement"):
         check_batch(source, job, problems)
         check_accelerator(source, job, problems)
+    if sound("recipe.evaluate"):
+        check_tasks(source, job, problems)
     if job.exported_to is not None:
         check_export_folder(source, job.exported_to.folder, problems)
     storage = resolve_storage(source, job, problems) if sound("storage") else Path()
@@ -356,6 +359,8 @@ def _cell(
     placement = placed(job)
     rows = choose_micro_batch_size(spec, recipe, placement)
     recipe_facts = recipe.model_dump(mode="json", exclude={"data": {"train", "validation"}, "checkpoint": True})
+    recipe_facts["evaluate"] |= {"tasks": []}  # nothing is trained anew for another task
+    recipe_facts["evaluate"].pop("include_path", None)
     written = job.placement.model_dump(mode="json")
     first = [backbone_identity(spec), seed, recipe_facts, written, rows, list(digests)]
     last = [occurrence, *([PACKED_ORDER] if recipe.packing else [])]

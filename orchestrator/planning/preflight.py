@@ -70,6 +70,17 @@ def check_accelerator(source: SpecSource, job: Job, problems: Problems) -> None:
         problems.append(source.problem("placement.accelerator", message))
 
 
+def check_tasks(source: SpecSource, job: Job, problems: Problems) -> None:
+    """The folder of a job's own tasks must be there. Which tasks there are only lm-evaluation-harness knows."""
+    text = job.recipe.evaluate.include_path
+    if text is None:
+        return
+    folder = find_path(source, text)
+    if folder is None or not folder.is_dir() or not any(folder.rglob("*.yaml")):
+        message = f"'recipe.evaluate.include_path' is '{text}', which is no folder with *.yaml files; correct it"
+        problems.append(source.problem("recipe.evaluate.include_path", message))
+
+
 def resolve_backbones(source: SpecSource, references: Sequence[str], problems: Problems) -> list[BackboneSpec]:
     """The specs of registered ids and of `hf:` references. Raises HubError when the hub cannot be read."""
     specs: list[BackboneSpec] = []

@@ -150,17 +150,27 @@ class Adaptation(Strict):
 
 
 class Evaluate(Strict):
-    """When held-out bits per byte are measured: before training, then every share of the budget, then at the end."""
+    """When held-out bits per byte are measured: before training, then every share of the budget, then at the end.
+
+    tasks: of lm-evaluation-harness, which the trained model is asked at the end; include_path: a folder with their YAML
+    where they are your own. Neither is part of a cell's identity: nothing is trained anew for another task.
+    """
 
     every: Fraction = 0.1
-    tasks: tuple[str, ...] = ()
+    tasks: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    include_path: Annotated[str, Field(min_length=1)] | None = Field(None, exclude_if=lambda path: path is None)
 
     @field_validator("tasks")
     @classmethod
     def _check_tasks(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
-        if tasks:
-            raise ValueError("this version cannot run lm-eval tasks; leave the list empty")
-        return tasks
+        return _distinct(tasks)
+
+    @field_validator("include_path")
+    @classmethod
+    def _check_include_path(cls, path: str | None, info: ValidationInfo) -> str | None:
+        if path is not None and info.data.get("tasks") == ():
+            raise ValueError("it is where tasks are defined, and there are none; name them in tasks, or remove it")
+        return path
 
 
 class Checkpointing(Strict):

@@ -62,10 +62,11 @@ def measure(
     checkpoint_stall_s: float,
     contract: dict[str, Any],
     extra: Mapping[str, float],
+    facts: Mapping[str, Any],
 ) -> Measurement:
     """Summarises a finished cell. Rates are per device over steps after warm-up; times in seconds.
 
-    `extra` is what other stages measured, by name.
+    `extra` is what other stages measured, by name, and `facts` what they say besides.
     """
     entries = list(read_spool(spool_folder))
     steps = [StepMetrics(**entry.fields) for entry in entries if entry.kind is EntryKind.STEP]
@@ -101,7 +102,8 @@ def measure(
         "parameters": contract["parameters"],
         **extra,
     }
-    return Measurement(metrics, points, contract, {"device": device, "workers": workers}, CellFolder(folder).items.name)
+    data = {"device": device, "workers": workers, **facts}
+    return Measurement(metrics, points, contract, data, CellFolder(folder).items.name)
 
 
 def save_item_scores(folder: Path, scores: ItemScores) -> None:

@@ -41,7 +41,9 @@ class CellRun:
     scores: ItemScores | None = None  # of the newest evaluation
     contract: dict[str, Any] | None = None  # as found after this attempt's first step
     peaks_gib: tuple[float, float] = (0.0, 0.0)  # of device and host, the largest of all ranks
+    tasks: Any = None  # as the stage that finds them left them
     metrics: dict[str, float] = field(default_factory=dict)  # what stages add to the measurement, by name
+    facts: dict[str, Any] = field(default_factory=dict)  # what they add that is no figure
     conditions: dict[str, Any] = field(default_factory=dict)  # what decides how floats are added up
     remade: Remade = field(default_factory=Remade)
     _trainee: Trainee | None = None

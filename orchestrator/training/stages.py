@@ -110,7 +110,7 @@ def _train(run: CellRun, saver: CheckpointSaver) -> None:
         if passed_a_mark(before, share, cell.recipe.checkpoint.every) or share >= 1 or stopping:
             _checkpoint(run, saver, scored, is_last=share >= 1 or stopping)
         if stopping and share < 1:
-            _stop(outcome.order, run.position)
+            stop(outcome.order, run.position)
 
 
 def conclude(run: CellRun) -> None:
@@ -152,6 +152,7 @@ def record(run: CellRun) -> None:
         # An attempt that made no step has no gradients to look at.
         contract=run.contract or read_json(CellFolder(job.folder).contract),
         extra=run.metrics,
+        facts=run.facts,
     )
     write_measurement(job.folder, measurement)
     run.recorder.phase("finished", step=position.seen.steps)
@@ -253,7 +254,8 @@ def _find_checkpoint(run: CellRun) -> Checkpoint | None:
     return run.mesh.from_main(found)
 
 
-def _stop(order: int, position: Position) -> None:
+def stop(order: int, position: Position) -> None:
+    """Raises CancelledError or TimedOutError for an order other than CONTINUE; a checkpoint is kept."""
     where = f"a checkpoint was kept at step {position.seen.steps}; the same command continues from there"
     if order == TIMED_OUT:
         raise TimedOutError(f"policy.timeout is used up; {where} once policy.timeout is raised")

@@ -140,6 +140,27 @@ KEYS = [
         "remove tuning",
     ),
     key(
+        "tasks of a folder that is not there",
+        "precision: fp32",
+        "evaluate: {tasks: [piqa], include_path: nowhere}",
+        "'recipe.evaluate.include_path' is 'nowhere'",
+        "no folder with *.yaml files",
+    ),
+    key(
+        "a folder of tasks without a task",
+        "precision: fp32",
+        "evaluate: {include_path: .}",
+        "'recipe.evaluate.include_path'",
+        "name them in tasks, or remove it",
+    ),
+    key(
+        "a task twice",
+        "precision: fp32",
+        "evaluate: {tasks: [piqa, piqa]}",
+        "'recipe.evaluate.tasks'",
+        "piqa is listed more than once",
+    ),
+    key(
         "an unknown key in the recipe",
         "precision: fp32",
         "precison: fp32",

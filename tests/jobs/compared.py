@@ -117,6 +117,7 @@ def finish(one: Compared, cells: Sequence[Cell] | None = None) -> None:
             checkpoint_stall_s=0.0,
             contract=contract,
             extra={},
+            facts={},
         )
         write_measurement(folder.path, measurement)
         result = CellResult(cell.cell_id, backbone_id, cell.seed, CellStatus.SUCCEEDED, 1, measurement=measurement)

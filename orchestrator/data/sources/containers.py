@@ -57,6 +57,15 @@ def part_of(file: Path) -> Part:
     return Part(str(file), identity, found.st_size, partial(spans_of, file))
 
 
+def write_parquet(file: Path, rows: list[dict[str, Any]]) -> None:
+    """Rows as a Parquet file, with a column for every name that one of them has."""
+    from pyarrow import Table, parquet
+
+    names = dict.fromkeys(name for row in rows for name in row)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(Table.from_pydict({name: [row.get(name) for row in rows] for name in names}), file)
+
+
 def part_of_hub(reference: str) -> Part:
     """The rows of a resolved reference. Raises HubDatasetError and HubError."""
     rows = open_rows(reference)

@@ -77,6 +77,17 @@ def test_what_was_taken_over_outlives_its_source_and_is_itself_a_source(compare:
         assert taken is not None and taken.adopted_from == origin[cell.seed]
 
 
+def test_what_was_taken_over_is_still_asked_tasks_that_its_source_was_not(compare: Compare) -> None:
+    first = trained(compare(LLAMA, QWEN))
+    grown = compare(LLAMA, QWEN, MISTRAL, recipe__evaluate={"every": 0.25, "tasks": ["arc_easy"]})
+    assert grown.adopt() == []
+    origin = {(cell.backbone.backbone_id, cell.seed): cell.cell_id for cell in first.plan.cells}
+    for cell in grown.cells(LLAMA, QWEN):
+        taken, folder = find_adoption(grown.plan.cell_folder(cell)), grown.folder(cell)
+        assert taken is not None and taken.adopted_from == origin[cell.backbone.backbone_id, cell.seed]
+        assert folder.result.exists() and find_finished(grown.plan, cell) is None
+
+
 def test_the_same_candidates_with_another_recipe_share_no_work(compare: Compare) -> None:
     first = trained(compare(LLAMA, QWEN))
     works = {cell.work for cell in first.plan.cells}

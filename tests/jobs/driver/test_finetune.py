@@ -5,6 +5,7 @@ import random
 import re
 import shutil
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 import yaml
 from mlflow import MlflowClient
+from task_files import write_task
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from backbones.registry import build
@@ -21,6 +23,7 @@ SPECS = Path(__file__).parents[3] / "jobs" / "specs"
 STEPS = 12
 TEXT = "the ship sailed over a green sea and nobody knew where it would land before winter"
 WORDS = TEXT.split()
+HAS_HARNESS = find_spec("lm_eval") is not None
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +67,15 @@ def write_finetune(folder: Path, model: Path, **changes: Any) -> None:
         **changes,
     }
     (folder / "finetune.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
+
+
+def write_tasks(folder: Path) -> None:
+    """`own` and `also`, which ask the same, and `far`, whose data is on the hub."""
+    rows = [{"text": f"{number} is", "answer": word} for number, word in enumerate(WORDS[:3])]
+    asks = {"output_type": "loglikelihood", "metric_list": [{"metric": "perplexity"}]}
+    for name in ("own", "also"):
+        write_task(folder, name, rows, **asks)
+    write_task(folder, "far", rows, dataset_path="nobody/nothing", dataset_kwargs={}, **asks)
 
 
 @dataclass(frozen=True)
@@ -143,6 +155,9 @@ def test_the_same_command_launches_nothing_and_a_new_export_folder_is_filled_wit
 
     spec = yaml.safe_load((finished.folder / "finetune.yaml").read_text())
     spec["export"]["folder"] = "other"
+    if HAS_HARNESS:
+        write_tasks(finished.folder / "own")
+        spec["recipe"]["evaluate"] |= {"tasks": ["own"], "include_path": "own"}
     (finished.folder / "other.yaml").write_text(yaml.safe_dump(spec))
     exported = run_backbone(finished.folder, "finetune", "other.yaml")
 
@@ -164,6 +179,48 @@ def test_the_same_command_launches_nothing_and_a_new_export_folder_is_filled_wit
         (finished.folder / name).as_uri() for name in ("exported", "other")
     ]
     assert {version.run_id for version in versions} == {finished.cell["mlflow_run_id"]}
+
+
+@pytest.mark.skipif(not HAS_HARNESS, reason="the extra `eval` is not installed")
+def test_tasks_of_the_spec_are_asked_of_the_cell_without_training_it_anew(
+    finished: Finished, run_backbone: Any
+) -> None:
+    """After the test above, whose second launch asked them."""
+    cell = finished.cell
+    again = run_backbone(finished.folder, "finetune", "other.yaml")
+    assert "1 cell, 1 already finished" in again.stdout
+    assert re.search(r"cell +own/perplexity\n", again.stdout)
+    document = json.loads((Path(cell["folder"]) / "tasks.json").read_text())
+    assert cell["metrics"]["task/own/perplexity"] == document["tasks"]["own"]["metrics"]["perplexity"]
+    run = MlflowClient(f"sqlite:///{finished.folder}/runs/mlflow.db").get_run(cell["mlflow_run_id"])
+    assert run.data.metrics["task/own/perplexity"] == cell["metrics"]["task/own/perplexity"]
+    (page,) = (finished.folder / "runs").glob("mine-*/report.html")
+    assert "own/perplexity" in page.read_text()
+
+
+@pytest.mark.skipif(not HAS_HARNESS, reason="the extra `eval` is not installed")
+def test_tasks_are_asked_of_an_export_and_the_run_of_its_cell_has_the_figures(
+    finished: Finished, run_backbone: Any
+) -> None:
+    write_tasks(finished.folder / "own")
+    cell, own = finished.cell, ("--include-path", "own")
+    asked = run_backbone(finished.folder, "eval", cell["cell_id"], "--tasks", "also", *own, "--output", "asked")
+    far = run_backbone(finished.folder, "eval", "exported", "--tasks", "far", *own)
+
+    assert asked.returncode == 0, asked.stdout
+    document = json.loads((finished.folder / "asked" / "tasks.json").read_text())
+    figure = document["tasks"]["also"]["metrics"]["perplexity"]
+    assert (document["cell_id"], document["tasks"]["also"]["version"]) == (cell["cell_id"], 2)
+    assert f"MLflow run {cell['mlflow_run_id']}: task/also/perplexity" in asked.stdout
+    run = MlflowClient(f"sqlite:///{finished.folder}/runs/mlflow.db").get_run(cell["mlflow_run_id"])
+    assert run.data.metrics["task/also/perplexity"] == figure
+    assert run.data.metrics["val_bits_per_byte"] == cell["metrics"]["val_bits_per_byte"]
+    assert run.info.status == "FINISHED"
+    assert figure == pytest.approx(cell["metrics"].get("task/own/perplexity", figure), rel=1e-5)
+    assert far.returncode == 1
+    assert "error: the data of task 'far' cannot be had" in far.stdout
+    assert "nobody/nothing" in far.stdout
+    assert "needs the network once" in far.stdout
 
 
 def test_a_finetune_that_diverges_says_so_exports_nothing_and_is_not_tried_again(

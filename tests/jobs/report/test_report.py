@@ -196,6 +196,18 @@ def test_a_metric_that_was_not_measured_is_shown_as_not_available() -> None:
     page_of(document)
 
 
+def test_figures_of_tasks_stand_beside_bits_per_byte() -> None:
+    document = comparison_document()
+    assert 'id="tasks"' not in render_report(document)
+    for number, cell in enumerate(document["cells"]):
+        cell["metrics"]["task/piqa/acc"] = 0.5 if number % 2 else 0.6
+    heading, bits, piqa = table_rows(render_report(document), "tasks")
+    assert heading.startswith("Figure llama2-7b-pure")
+    assert bits.startswith("held-out bits per byte 0.")
+    assert re.match(r"piqa/acc 0\.[56]\d{3} ", piqa)
+    page_of(document)
+
+
 HOSTILE = "<script>alert('&\"$x$')</script>"
 
 

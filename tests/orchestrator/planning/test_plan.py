@@ -22,6 +22,7 @@ from orchestrator.planning.memory import choose_micro_batch_size, find_device_gi
 from orchestrator.planning.plan import Cell, Plan, ids_without_occurrence, load_comparison, load_finetune, load_plan
 from orchestrator.spec_files.spec import Elastic, Placement, Recipe
 
+SPECS = Path(__file__).parents[3] / "jobs" / "specs"  # a folder with YAML files
 TINY_TOKENIZER = Path(get_spec("tiny-llama2").source)
 
 
@@ -153,8 +154,9 @@ def test_whatever_decides_the_result_changes_the_id(what: str, tmp_path: Path) -
         {"tracking": {"experiment": "other"}},
         {"verdict": {"alpha": 0.01}},
         {"recipe": recipe_facts(checkpoint={"every": 0.5, "keep": 1})},
+        {"recipe": recipe_facts(evaluate={"tasks": ["piqa"], "include_path": str(SPECS)})},
     ],
-    ids=lambda changes: next(iter(changes)),
+    ids=["name", "policy", "tracking", "verdict", "checkpoint", "tasks"],
 )
 def test_what_does_not_decide_the_result_keeps_the_id(changes: dict[str, Any], tmp_path: Path) -> None:
     assert ids(load_comparison(write_job(tmp_path / "a", **changes))) == ids(load_comparison(write_job(tmp_path / "b")))
