@@ -247,7 +247,13 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
         return {"revision": self.revision, "token": hf_token, "trust_remote_code": False}
 
     def _read_tokenizer(self, hf_hub_path: str, hf_token: str | None) -> LoadedTokenizer:
-        return read_tokenizer(hf_hub_path, max_length=self.llm_max_length, revision=self.revision, hf_token=hf_token)
+        return read_tokenizer(
+            hf_hub_path,
+            family=self.llm_family,
+            max_length=self.llm_max_length,
+            revision=self.revision,
+            hf_token=hf_token,
+        )
 
     def _check_bos(self) -> None:
         if self.requires_bos and not adds_bos(self.tokenizer):

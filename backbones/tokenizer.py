@@ -1,6 +1,6 @@
 """Loads a backbone's tokenizer, gives it a PAD of its own, and counts the embedding rows it needs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _ROW_MULTIPLE = 64  # upstream's, and a size that matrix units like
+# Families whose tokenizers upstream asks to be `LlamaTokenizerFast`, which they were before transformers 5.
+_LLAMA_FAMILIES = {"llama2", "mistral"}
 _PROBES = ("Hello  world", "\n x 12345", "In: Q\nOut: A", "naïve 你好 😀", " It's\t{done}")
 
 
@@ -38,13 +40,22 @@ class TokenizerRows:
 
 
 def read_tokenizer(
-    source: str, *, max_length: int, revision: str | None = None, hf_token: str | None = None
+    source: str, *, family: str, max_length: int, revision: str | None = None, hf_token: str | None = None
 ) -> LoadedTokenizer:
-    """The tokenizer of a folder or hub id, padding on the right.
+    """The tokenizer of a folder or hub id, padding on the right; those of Llama-2's kind pass for Llama's.
 
     AutoTokenizer may rebuild a tokenizer as the class that belongs to config.json's model type and so give other ids
     than its tokenizer.json; the file is the truth then, and `reading` says so.
     """
+    loaded = _read_tokenizer(source, max_length=max_length, revision=revision, hf_token=hf_token)
+    if family in _LLAMA_FAMILIES:
+        from backbones.llama_tokenizer import as_llama
+
+        return replace(loaded, tokenizer=as_llama(loaded.tokenizer))
+    return loaded
+
+
+def _read_tokenizer(source: str, *, max_length: int, revision: str | None, hf_token: str | None) -> LoadedTokenizer:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
     from transformers.utils import cached_file
 
@@ -63,7 +74,9 @@ def read_tokenizer(
 
 def load_tokenizer(spec: BackboneSpec, *, max_length: int, hf_token: str | None = None) -> "PreTrainedTokenizerBase":
     """The tokenizer of a spec, PAD included."""
-    loaded = read_tokenizer(spec.source, max_length=max_length, revision=spec.revision, hf_token=hf_token)
+    loaded = read_tokenizer(
+        spec.source, family=spec.family, max_length=max_length, revision=spec.revision, hf_token=hf_token
+    )
     ensure_pad(spec, loaded.tokenizer)
     return loaded.tokenizer
 
