@@ -2,6 +2,7 @@
 
     from backbones.prismatic import LLMBackbone, get_llm_backbone_and_tokenizer
 
+Their `generate` needs `adapt_vlm(PrismaticVLM)` beside that, whosever backbones it uses: docs/openvla.md.
 All tables are made from the registry, so they also hold the ids that upstream lacks. Signatures, error texts and the
 checkpoint's layout are those of TRI-ML/prismatic-vlms (prismatic/models/materialize.py, models/backbones/llm) and
 openvla/openvla (prismatic/extern/hf/configuration_prismatic.py).
@@ -29,6 +30,7 @@ from backbones.prompting import (
 )
 from backbones.registry import backbone_ids, get_spec
 from backbones.spec import BackboneSpec
+from backbones.vlm_generation import adapt_vlm
 
 __all__ = [
     "LLAMA2_MODELS",
@@ -49,6 +51,7 @@ __all__ = [
     "PromptBuilder",
     "PurePromptBuilder",
     "VicunaV15ChatPromptBuilder",
+    "adapt_vlm",
     "get_llm_backbone_and_tokenizer",
     "load_checkpoint",
     "save_checkpoint",
