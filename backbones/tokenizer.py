@@ -26,7 +26,7 @@ class LoadedTokenizer:
 
 @dataclass(frozen=True)
 class TokenizerRows:
-    """Rows of the embedding: up to the tokenizer's own largest id, added for PAD, beyond every id, and all of them."""
+    """Rows of the embedding: up to the tokenizer's own largest id, for added tokens, beyond every id, and all."""
 
     base: int
     added: int
@@ -73,12 +73,17 @@ def _read_tokenizer(source: str, *, max_length: int, revision: str | None, hf_to
 
 
 def load_tokenizer(spec: BackboneSpec, *, max_length: int, hf_token: str | None = None) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a spec, PAD included."""
+    """The tokenizer of a spec, PAD and extra tokens included."""
     loaded = read_tokenizer(
         spec.source, family=spec.family, max_length=max_length, revision=spec.revision, hf_token=hf_token
     )
-    ensure_pad(spec, loaded.tokenizer)
+    add_tokens(spec, loaded.tokenizer)
     return loaded.tokenizer
+
+
+def add_tokens(spec: BackboneSpec, tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Gives the tokenizer its PAD and, behind it, its extra tokens; returns how many tokens that added."""
+    return ensure_pad(spec, tokenizer) + _add_extra_tokens(spec, tokenizer)
 
 
 def ensure_pad(spec: BackboneSpec, tokenizer: "PreTrainedTokenizerBase") -> int:
@@ -89,6 +94,24 @@ def ensure_pad(spec: BackboneSpec, tokenizer: "PreTrainedTokenizerBase") -> int:
     added: int = tokenizer.add_special_tokens({"pad_token": spec.pad_token or "<PAD>"})
     if tokenizer.pad_token_id in taken:
         raise ValueError(f"{spec.backbone_id}: PAD {tokenizer.pad_token!r} is also EOS or BOS; set another pad_token")
+    return added
+
+
+def _add_extra_tokens(spec: BackboneSpec, tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Adds `<|extra_0|>` and so on, as the largest ids: from there upstream's forks count the tokens of their actions.
+
+    They are ordinary tokens, none that decoding leaves out. A tokenizer that has just these already keeps them.
+    """
+    if spec.extra_tokens == 0:
+        return 0
+    names = [f"<|extra_{number}|>" for number in range(spec.extra_tokens)]
+    added: int = tokenizer.add_tokens(names)
+    end = max(tokenizer.get_vocab().values()) + 1
+    if tokenizer.convert_tokens_to_ids(names) != list(range(end - spec.extra_tokens, end)):
+        raise ValueError(
+            f"{spec.backbone_id}: the tokenizer has tokens called <|extra_...|> of its own, which are not its last "
+            f"{spec.extra_tokens}; set extra_tokens to 0"
+        )
     return added
 
 
