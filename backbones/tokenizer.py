@@ -106,7 +106,7 @@ def _add_extra_tokens(spec: BackboneSpec, tokenizer: "PreTrainedTokenizerBase") 
         return 0
     names = [f"<|extra_{number}|>" for number in range(spec.extra_tokens)]
     added: int = tokenizer.add_tokens(names)
-    end = max(tokenizer.get_vocab().values()) + 1
+    end = end_of_ids(tokenizer)
     if tokenizer.convert_tokens_to_ids(names) != list(range(end - spec.extra_tokens, end)):
         raise ValueError(
             f"{spec.backbone_id}: the tokenizer has tokens called <|extra_...|> of its own, which are not its last "
@@ -137,10 +137,15 @@ def count_rows(tokenizer: "PreTrainedTokenizerBase", *, added: int, current: int
     A multiple of 64. `may_shrink` is upstream's rule, which drops rows of a model that has more than its tokenizer
     needs.
     """
-    needed = max(tokenizer.get_vocab().values()) + 1
+    needed = end_of_ids(tokenizer)
     rows = len(tokenizer) if may_shrink else max(needed, current)
     total = padded_rows(rows)
     return TokenizerRows(needed - added, added, total - needed, total)
+
+
+def end_of_ids(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """One more than the largest id of a token."""
+    return int(max(tokenizer.get_vocab().values())) + 1
 
 
 def padded_rows(rows: int) -> int:
