@@ -124,7 +124,9 @@ def make_codec(spec: BackboneSpec, tokenizer: "PreTrainedTokenizerBase", max_len
         builder = prompt_builder_class(spec.prompt_builder, spec.prompt_variant, tokenizer)
     except ValueError as error:
         raise ValueError(f"No PromptBuilder defined for LLM Backbone `{spec.backbone_id}`: {error}") from error
-    codec = Codec(tokenizer, builder, variant=spec.prompt_variant, max_length=max_length)
+    codec = Codec(
+        tokenizer, builder, variant=spec.prompt_variant, max_length=max_length, extra_tokens=spec.extra_tokens
+    )
     if codec.pad_token_id == codec.eos_token_id:
         message = f"{spec.backbone_id}: PAD {tokenizer.pad_token!r} also ends an answer; set another pad_token"
         raise ValueError(message)
