@@ -45,11 +45,16 @@ def _trains(job: CellJob) -> bool:
     return job.trains
 
 
+def _has_actions(job: CellJob) -> bool:
+    return job.prepared is not None and job.prepared.actions is not None
+
+
 STAGES = (
     Stage("certify", lambda job: job.certificate is not None, certify),
     Stage("load", _trains, stages.load),
     Stage("train", _trains, stages.train),
     Stage("evaluate", _trains, stages.conclude),
+    Stage("evaluate actions", _has_actions, stages.measure_actions),
     Stage("export", lambda job: job.export is not None, stages.export),
     Stage("measure", _trains, stages.record),
 )
