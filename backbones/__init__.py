@@ -27,7 +27,13 @@ from backbones.spec import Architecture, BackboneSpec
 if TYPE_CHECKING:
     from backbones.adaptation import apply_adaptation
     from backbones.attention import AttentionChoice, AttentionUnavailableError, resolve_attention
-    from backbones.causal_lm import CausalLMBackbone, LLaMa2LLMBackbone, MistralLLMBackbone, PhiLLMBackbone
+    from backbones.causal_lm import (
+        CausalLMBackbone,
+        LLaMa2LLMBackbone,
+        MistralLLMBackbone,
+        PhiLLMBackbone,
+        Qwen25LLMBackbone,
+    )
     from backbones.contract import LLMBackbone
     from backbones.hf_causal import HFCausalLLMBackbone
     from backbones.loading import WeightsError
@@ -46,6 +52,7 @@ _LAZY = {
     "MistralLLMBackbone": "causal_lm",
     "PhiLLMBackbone": "causal_lm",
     "PromptBuilder": "prompting",
+    "Qwen25LLMBackbone": "causal_lm",
     "WeightsError": "loading",
     "apply_adaptation": "adaptation",
     "resolve_attention": "attention",
@@ -69,6 +76,7 @@ __all__ = [
     "PhiLLMBackbone",
     "PluginError",
     "PromptBuilder",
+    "Qwen25LLMBackbone",
     "UnknownBackboneError",
     "WeightsError",
     "apply_adaptation",

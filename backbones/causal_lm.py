@@ -1,5 +1,6 @@
-"""`CausalLMBackbone`: a backbone made from its spec alone, and the class names of OpenVLA's three families."""
+"""`CausalLMBackbone`: a backbone made from its spec alone, and the class names of OpenVLA's families and its forks'."""
 
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +13,7 @@ from backbones.prompting import Codec, PromptBuilder
 from backbones.reference import InvalidReferenceError
 from backbones.registry import get_spec
 from backbones.spec import BackboneSpec, ConfigValue
-from backbones.tokenizer import ensure_pad, make_codec, unused_ids
+from backbones.tokenizer import add_tokens, make_codec, unused_ids
 
 
 class CausalLMBackbone(HFCausalLLMBackbone):
@@ -48,8 +49,8 @@ class CausalLMBackbone(HFCausalLLMBackbone):
         self.fit_embeddings()
 
     def fit_embeddings(self) -> None:
-        """Gives the tokenizer its PAD, and the embedding the rows that it then needs."""
-        added = ensure_pad(self.spec, self.tokenizer)
+        """Gives the tokenizer its PAD and extra tokens, and the embedding the rows that it then needs."""
+        added = add_tokens(self.spec, self.tokenizer)
         self.resize_embeddings(added=added, may_shrink=self.spec.prompt_variant == "legacy")
 
     def resize_embeddings(self, *, added: int, may_shrink: bool) -> None:
@@ -79,6 +80,24 @@ class MistralLLMBackbone(CausalLMBackbone):
 
 class PhiLLMBackbone(CausalLMBackbone):
     """Phi-2 under the name that OpenVLA imports."""
+
+
+class Qwen25LLMBackbone(CausalLMBackbone):
+    """Qwen2.5 under the name that forks of Prismatic import; None for `num_extra_tokens` is what the id says."""
+
+    def __init__(
+        self,
+        llm_backbone_id: str | BackboneSpec,
+        llm_max_length: int = 2048,
+        hf_token: str | None = None,
+        inference_mode: bool = False,
+        use_flash_attention_2: bool = True,
+        num_extra_tokens: int | None = None,
+    ) -> None:
+        spec = get_spec(llm_backbone_id, hf_token=hf_token) if isinstance(llm_backbone_id, str) else llm_backbone_id
+        if num_extra_tokens is not None:
+            spec = replace(spec, extra_tokens=num_extra_tokens)
+        super().__init__(spec, llm_max_length, hf_token, inference_mode, use_flash_attention_2)
 
 
 def make_config(spec: BackboneSpec) -> PreTrainedConfig:

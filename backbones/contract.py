@@ -27,7 +27,6 @@ class TrainableBackbone(Protocol):
     identifier: str
     llm: PreTrainedModel  # what is sharded, trained and saved
     tokenizer: PreTrainedTokenizerBase
-    tokenizer_rows: "TokenizerRows"
     attention: AttentionChoice
     weights_read: str  # how the weights came in, for the record
     stored_names: "StoredNames"
@@ -53,6 +52,11 @@ class TrainableBackbone(Protocol):
 
     def enable_gradient_checkpointing(self, selective: bool = False) -> None:
         """Recomputes activations in the backward pass; `selective`: not those of matrices and attention kernels."""
+        ...
+
+    @property
+    def tokenizer_rows(self) -> TokenizerRows:
+        """Rows of the embedding, and which of them tokens have."""
         ...
 
     @property

@@ -10,40 +10,41 @@ import torch
 from accelerate import init_empty_weights
 from torch import nn
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
-from transformers import AutoConfig, GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from backbones.attention import AttentionChoice, resolve_attention
 from backbones.contract import LLMBackbone
 from backbones.inputs import Example, Inputs, PlacedInputs, make_inputs
 from backbones.labelled import add_method, nats_of
+from backbones.llm_class import check_class, concrete_class
 from backbones.loading import StoredNames, WeightsError, fetch_checkpoint, fill, raise_unless_whole
 from backbones.parameters import embedding_parameters
 from backbones.prompting.codec import adds_bos
 from backbones.recomputation import checkpointing_arguments
-from backbones.tokenizer import LoadedTokenizer, TokenizerRows, count_rows, read_tokenizer
+from backbones.tokenizer import LoadedTokenizer, TokenizerRows, count_rows, end_of_ids, read_tokenizer
 
 
 class HFCausalLLMBackbone(LLMBackbone, ABC):
     """Loads config, weights (fp32) and tokenizer in the order of openvla/openvla's base_llm.py.
 
-    A subclass then adds its PAD token and calls `resize_embeddings`. Class attributes are its switches: `revision`
-    pins the hub, `requires_bos` is False for tokenizers that add no BOS by themselves, `decoder_layer_cls` is the
-    expected name of the decoder layer's class. Constructed inside `with torch.device("meta")`, it is laid out without
-    its weights: shard it, then call `load_weights`. Raises WeightsError for missing or left-over weights.
+    A subclass then adds its PAD token and calls `resize_embeddings`, or resizes the model itself, as those written for
+    upstream do. `llm_cls` may be AutoModelForCausalLM. Class attributes are its switches: `revision` pins the hub,
+    `requires_bos` is False for tokenizers that add no BOS by themselves, `decoder_layer_cls` is the expected name of
+    the decoder layer's class. Constructed inside `with torch.device("meta")`, it is laid out without its weights: shard
+    it, then call `load_weights`. Raises WeightsError for missing or left-over weights.
     """
 
     revision: str | None = None
     requires_bos: bool = True
     decoder_layer_cls: str | None = None
-    tokenizer_rows: TokenizerRows
     weights_read: str  # how the weights came in, for the record
 
     def __init__(
         self,
         llm_backbone_id: str,
         llm_family: str,
-        llm_cls: type[PreTrainedModel],
+        llm_cls: type,  # a PreTrainedModel, or AutoModelForCausalLM
         hf_hub_path: str,
         llm_max_length: int = 2048,
         hf_token: str | None = None,
@@ -54,10 +55,12 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
         self.llm_family = llm_family
         self.llm_max_length = llm_max_length
         self.inference_mode = inference_mode
-        self.attention = self._choose_attention(llm_cls, use_flash_attention_2)
+        self._rows: TokenizerRows | None = None
+        model_cls = concrete_class(llm_cls, hf_hub_path, **self._hub_options(hf_hub_path, hf_token))
+        self.attention = self._choose_attention(model_cls, use_flash_attention_2)
         self._folder: Path | None = None  # of weights that are still to be read
         self._fresh_rows: dict[str, torch.Tensor] = {}
-        self.llm = self.load_llm(llm_cls, hf_hub_path, hf_token)
+        self.llm = self.load_llm(model_cls, hf_hub_path, hf_token)
         add_method(self.llm)
         self.stored_names = StoredNames.of(self.llm)
         self._set_greedy_decoding()
@@ -70,6 +73,7 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
         """The tokenizer, which must pad on the right and, where the spec says so, put BOS in front of a text."""
         self.loaded_tokenizer = self._read_tokenizer(hf_hub_path, hf_token)
         self.tokenizer = self.loaded_tokenizer.tokenizer
+        self._ids_read = end_of_ids(self.tokenizer)
         assert self.tokenizer.padding_side == "right", "Tokenizer `padding_side` is not set to `right`!"
         self._check_bos()
 
@@ -77,7 +81,7 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
         """The model in fp32: pretrained weights for training, random ones for inference (a checkpoint follows)."""
         options = self._hub_options(hf_hub_path, hf_token)
         config = AutoConfig.from_pretrained(hf_hub_path, **options)
-        _check_class(self.identifier, llm_cls, config)
+        check_class(self.identifier, llm_cls, config)
         common = {"dtype": torch.float32, "attn_implementation": self.attention.prepare()}
         if self.inference_mode:
             self.weights_read = "none: random, for a checkpoint to fill"
@@ -116,7 +120,7 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
         if self.llm.generation_config is not None:
             self.llm.generation_config.pad_token_id = pad_token_id
         current = self.llm.get_input_embeddings().weight.shape[0]
-        self.tokenizer_rows = count_rows(self.tokenizer, added=added, current=current, may_shrink=may_shrink)
+        self._rows = count_rows(self.tokenizer, added=added, current=current, may_shrink=may_shrink)
         if self.tokenizer_rows.total != current:
             self.llm.resize_token_embeddings(self.tokenizer_rows.total, mean_resizing=False)
             self._fill_fresh_rows(current)
@@ -139,9 +143,26 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
                 parameter.data[first:] = fresh
 
     @property
+    def tokenizer_rows(self) -> TokenizerRows:
+        """Rows of the embedding, as `resize_embeddings` made them, or as a subclass did by itself.
+
+        Raises WeightsError where a subclass added tokens and left the model without rows for them.
+        """
+        if self._rows is not None:
+            return self._rows
+        needed = end_of_ids(self.tokenizer)
+        total = self.llm.get_input_embeddings().weight.shape[0]
+        if needed > total:
+            raise WeightsError(
+                f"{self.identifier}: the tokenizer has ids up to {needed - 1}, but the embedding has {total} rows; "
+                "resize the model after tokens are added"
+            )
+        return TokenizerRows(self._ids_read, needed - self._ids_read, total - needed, total)
+
+    @property
     def effective_vocab_size(self) -> int:
         """Ids below this one can be tokens; rows from here on only pad the matrix."""
-        return self.tokenizer_rows.base + self.tokenizer_rows.added
+        return self.tokenizer_rows.effective_vocab_size
 
     def get_fsdp_wrapping_policy(self) -> Callable[..., bool]:
         return partial(transformer_auto_wrap_policy, transformer_layer_cls={self.transformer_layer_cls})
@@ -247,7 +268,13 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
         return {"revision": self.revision, "token": hf_token, "trust_remote_code": False}
 
     def _read_tokenizer(self, hf_hub_path: str, hf_token: str | None) -> LoadedTokenizer:
-        return read_tokenizer(hf_hub_path, max_length=self.llm_max_length, revision=self.revision, hf_token=hf_token)
+        return read_tokenizer(
+            hf_hub_path,
+            family=self.llm_family,
+            max_length=self.llm_max_length,
+            revision=self.revision,
+            hf_token=hf_token,
+        )
 
     def _check_bos(self) -> None:
         if self.requires_bos and not adds_bos(self.tokenizer):
@@ -255,16 +282,6 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
                 f"Default Tokenizer of type `{type(self.tokenizer)}` does not automatically prefix inputs with BOS "
                 "token!\nPlease read the comment in `base_llm.py` for more information!"
             )
-
-
-def _check_class(identifier: str, llm_cls: type[PreTrainedModel], config: PreTrainedConfig) -> None:
-    """A checkpoint loaded by a class it was not made for trains without an error, and badly."""
-    declared = config.architectures or [llm_cls.__name__]
-    if not isinstance(config, llm_cls.config_class) or llm_cls.__name__ not in declared:
-        raise WeightsError(
-            f"{identifier}: config.json is of model type {config.model_type} and class {declared[0]}, "
-            f"but the backbone loads it as {llm_cls.__name__}"
-        )
 
 
 def _generation_config(llm: PreTrainedModel, folder: Path) -> GenerationConfig | None:

@@ -23,9 +23,10 @@ class LayoutError(BackboneError, ValueError):
 def lay_out(spec: BackboneSpec) -> CausalLMBackbone:
     """A backbone of the spec's own class, for what can be seen without weights: layers, adapters, shards.
 
-    One of the hub has no tokenizer (a gated one could not be read), and the rows that its spec's vocabulary and PAD
-    need. A registered id needs no network; an `hf:` reference to the hub reads its config.json. Raises LayoutError for
-    a class that is no CausalLMBackbone, and HubError where a config is not here and the hub cannot be read.
+    One of the hub has no tokenizer (a gated one could not be read), and the rows that its spec's vocabulary, PAD and
+    extra tokens need if none is spare. A registered id needs no network; an `hf:` reference to the hub reads its
+    config.json. Raises LayoutError for a class that is no CausalLMBackbone, and HubError where a config is not here and
+    the hub cannot be read.
     """
     own_class = backbone_class(spec)
     if not issubclass(own_class, CausalLMBackbone):
@@ -60,7 +61,7 @@ class _LaidOut(CausalLMBackbone):
             super().fit_embeddings()
             return
         current = self.llm.get_input_embeddings().weight.shape[0]
-        rows = padded_rows(current + (self.spec.pad_token is not None))
+        rows = padded_rows(current + (self.spec.pad_token is not None) + self.spec.extra_tokens)
         if rows != current:
             self.llm.resize_token_embeddings(rows, mean_resizing=False)
 

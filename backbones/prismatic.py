@@ -2,6 +2,7 @@
 
     from backbones.prismatic import LLMBackbone, get_llm_backbone_and_tokenizer
 
+Their `generate` needs `adapt_vlm(PrismaticVLM)` beside that, whosever backbones it uses: docs/openvla.md.
 All tables are made from the registry, so they also hold the ids that upstream lacks. Signatures, error texts and the
 checkpoint's layout are those of TRI-ML/prismatic-vlms (prismatic/models/materialize.py, models/backbones/llm) and
 openvla/openvla (prismatic/extern/hf/configuration_prismatic.py).
@@ -16,7 +17,7 @@ import torch
 import transformers
 from transformers import PreTrainedTokenizerBase
 
-from backbones.causal_lm import LLaMa2LLMBackbone, MistralLLMBackbone, PhiLLMBackbone
+from backbones.causal_lm import LLaMa2LLMBackbone, MistralLLMBackbone, PhiLLMBackbone, Qwen25LLMBackbone
 from backbones.contract import LLMBackbone
 from backbones.hf_causal import HFCausalLLMBackbone
 from backbones.prompting import (
@@ -25,10 +26,12 @@ from backbones.prompting import (
     PhiPromptBuilder,
     PromptBuilder,
     PurePromptBuilder,
+    QwenPromptBuilder,
     VicunaV15ChatPromptBuilder,
 )
 from backbones.registry import backbone_ids, get_spec
 from backbones.spec import BackboneSpec
+from backbones.vlm_generation import adapt_vlm
 
 __all__ = [
     "LLAMA2_MODELS",
@@ -37,6 +40,7 @@ __all__ = [
     "LLM_BACKBONE_TO_HF_PATH",
     "MISTRAL_MODELS",
     "PHI_MODELS",
+    "QWEN25_MODELS",
     "VALID_LLM_BACKBONES",
     "HFCausalLLMBackbone",
     "LLMBackbone",
@@ -48,7 +52,10 @@ __all__ = [
     "PhiPromptBuilder",
     "PromptBuilder",
     "PurePromptBuilder",
+    "Qwen25LLMBackbone",
+    "QwenPromptBuilder",
     "VicunaV15ChatPromptBuilder",
+    "adapt_vlm",
     "get_llm_backbone_and_tokenizer",
     "load_checkpoint",
     "save_checkpoint",
@@ -82,6 +89,7 @@ _ON_THE_HUB = {backbone_id: spec for backbone_id, spec in _SPECS.items() if spec
 LLAMA2_MODELS = _models(LLaMa2LLMBackbone)
 MISTRAL_MODELS = _models(MistralLLMBackbone)
 PHI_MODELS = _models(PhiLLMBackbone)
+QWEN25_MODELS = _models(Qwen25LLMBackbone)  # of forks; upstream has none
 LLM_BACKBONES: dict[str, dict[str, Any]] = {
     backbone_id: {"cls": _class(spec), "kwargs": {}} for backbone_id, spec in _SPECS.items()
 }

@@ -67,6 +67,7 @@ class BackboneSpec:
     backbone_cls: str = "backbones.causal_lm:CausalLMBackbone"  # module:class
     gated: bool = False
     config: tuple[tuple[str, ConfigValue], ...] = ()  # what else a model of these sizes needs in its config.json
+    extra_tokens: int = 0  # tokens added behind PAD, "<|extra_0|>" and so on, whose rows the model may have to spare
 
     @property
     def is_pinned(self) -> bool:

@@ -1,6 +1,6 @@
 """Loads a backbone's tokenizer, gives it a PAD of its own, and counts the embedding rows it needs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _ROW_MULTIPLE = 64  # upstream's, and a size that matrix units like
+# Families whose tokenizers upstream asks to be `LlamaTokenizerFast`, which they were before transformers 5.
+_LLAMA_FAMILIES = {"llama2", "mistral"}
 _PROBES = ("Hello  world", "\n x 12345", "In: Q\nOut: A", "naïve 你好 😀", " It's\t{done}")
 
 
@@ -24,7 +26,7 @@ class LoadedTokenizer:
 
 @dataclass(frozen=True)
 class TokenizerRows:
-    """Rows of the embedding: up to the tokenizer's own largest id, added for PAD, beyond every id, and all of them."""
+    """Rows of the embedding: up to the tokenizer's own largest id, for added tokens, beyond every id, and all."""
 
     base: int
     added: int
@@ -38,13 +40,22 @@ class TokenizerRows:
 
 
 def read_tokenizer(
-    source: str, *, max_length: int, revision: str | None = None, hf_token: str | None = None
+    source: str, *, family: str, max_length: int, revision: str | None = None, hf_token: str | None = None
 ) -> LoadedTokenizer:
-    """The tokenizer of a folder or hub id, padding on the right.
+    """The tokenizer of a folder or hub id, padding on the right; those of Llama-2's kind pass for Llama's.
 
     AutoTokenizer may rebuild a tokenizer as the class that belongs to config.json's model type and so give other ids
     than its tokenizer.json; the file is the truth then, and `reading` says so.
     """
+    loaded = _read_tokenizer(source, max_length=max_length, revision=revision, hf_token=hf_token)
+    if family in _LLAMA_FAMILIES:
+        from backbones.llama_tokenizer import as_llama
+
+        return replace(loaded, tokenizer=as_llama(loaded.tokenizer))
+    return loaded
+
+
+def _read_tokenizer(source: str, *, max_length: int, revision: str | None, hf_token: str | None) -> LoadedTokenizer:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
     from transformers.utils import cached_file
 
@@ -62,10 +73,17 @@ def read_tokenizer(
 
 
 def load_tokenizer(spec: BackboneSpec, *, max_length: int, hf_token: str | None = None) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a spec, PAD included."""
-    loaded = read_tokenizer(spec.source, max_length=max_length, revision=spec.revision, hf_token=hf_token)
-    ensure_pad(spec, loaded.tokenizer)
+    """The tokenizer of a spec, PAD and extra tokens included."""
+    loaded = read_tokenizer(
+        spec.source, family=spec.family, max_length=max_length, revision=spec.revision, hf_token=hf_token
+    )
+    add_tokens(spec, loaded.tokenizer)
     return loaded.tokenizer
+
+
+def add_tokens(spec: BackboneSpec, tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Gives the tokenizer its PAD and, behind it, its extra tokens; returns how many tokens that added."""
+    return ensure_pad(spec, tokenizer) + _add_extra_tokens(spec, tokenizer)
 
 
 def ensure_pad(spec: BackboneSpec, tokenizer: "PreTrainedTokenizerBase") -> int:
@@ -79,6 +97,24 @@ def ensure_pad(spec: BackboneSpec, tokenizer: "PreTrainedTokenizerBase") -> int:
     return added
 
 
+def _add_extra_tokens(spec: BackboneSpec, tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Adds `<|extra_0|>` and so on, as the largest ids: from there upstream's forks count the tokens of their actions.
+
+    They are ordinary tokens, none that decoding leaves out. A tokenizer that has just these already keeps them.
+    """
+    if spec.extra_tokens == 0:
+        return 0
+    names = [f"<|extra_{number}|>" for number in range(spec.extra_tokens)]
+    added: int = tokenizer.add_tokens(names)
+    end = end_of_ids(tokenizer)
+    if tokenizer.convert_tokens_to_ids(names) != list(range(end - spec.extra_tokens, end)):
+        raise ValueError(
+            f"{spec.backbone_id}: the tokenizer has tokens called <|extra_...|> of its own, which are not its last "
+            f"{spec.extra_tokens}; set extra_tokens to 0"
+        )
+    return added
+
+
 def make_codec(spec: BackboneSpec, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> Codec:
     """The codec of a spec's prompt format over a tokenizer that has its PAD.
 
@@ -88,7 +124,9 @@ def make_codec(spec: BackboneSpec, tokenizer: "PreTrainedTokenizerBase", max_len
         builder = prompt_builder_class(spec.prompt_builder, spec.prompt_variant, tokenizer)
     except ValueError as error:
         raise ValueError(f"No PromptBuilder defined for LLM Backbone `{spec.backbone_id}`: {error}") from error
-    codec = Codec(tokenizer, builder, variant=spec.prompt_variant, max_length=max_length)
+    codec = Codec(
+        tokenizer, builder, variant=spec.prompt_variant, max_length=max_length, extra_tokens=spec.extra_tokens
+    )
     if codec.pad_token_id == codec.eos_token_id:
         message = f"{spec.backbone_id}: PAD {tokenizer.pad_token!r} also ends an answer; set another pad_token"
         raise ValueError(message)
@@ -101,10 +139,15 @@ def count_rows(tokenizer: "PreTrainedTokenizerBase", *, added: int, current: int
     A multiple of 64. `may_shrink` is upstream's rule, which drops rows of a model that has more than its tokenizer
     needs.
     """
-    needed = max(tokenizer.get_vocab().values()) + 1
+    needed = end_of_ids(tokenizer)
     rows = len(tokenizer) if may_shrink else max(needed, current)
     total = padded_rows(rows)
     return TokenizerRows(needed - added, added, total - needed, total)
+
+
+def end_of_ids(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """One more than the largest id of a token."""
+    return int(max(tokenizer.get_vocab().values())) + 1
 
 
 def padded_rows(rows: int) -> int:

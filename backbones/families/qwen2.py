@@ -3,7 +3,14 @@
 Sizes: arXiv:2412.15115 and the models' config.json. The tokenizer has no BOS. A base model's PAD is its EOS, so one is
 added; an Instruct model's is not. The models have more rows (151936, 152064) than their tokenizer has tokens (151665),
 and keep them. Contexts are those without YaRN.
+
+The `qwen25-` ids are those of Prismatic's forks (Stanford-ILIAD/openvla-mini, InternRobotics/InstructVLA and others):
+base models that speak ChatML, whose rows shrink to what the tokenizer needs (151680), and one with 256 tokens for
+actions, whose ids and rows (151936) are the forks'. The forks' PAD is the EOS; here it is another token that the
+tokenizer has, so that no id moves and the end of a text stays visible.
 """
+
+from typing import Any
 
 from backbones.registry import register
 from backbones.spec import CHAT, PURE, Architecture, BackboneSpec
@@ -53,3 +60,44 @@ for _name, _size, _prompt, _revision in _MODELS:
             architecture=_sizes,
         )
     )
+
+# id, size, tokens for actions
+_FORKS = [
+    ("qwen25-0_5b-pure", "0.5B", 0),
+    ("qwen25-0_5b-extra", "0.5B", 256),
+    ("qwen25-1_5b-pure", "1.5B", 0),
+    ("qwen25-3b-pure", "3B", 0),
+    ("qwen25-7b-pure", "7B", 0),
+]
+_REVISIONS = {name: revision for name, _, _, revision in _MODELS}
+
+for _name, _size, _extra in _FORKS:
+    _sizes, _parameters, _licence = _SIZES[_size]
+    register(
+        BackboneSpec(
+            backbone_id=_name,
+            family="qwen2",
+            hf_hub_path=f"Qwen/Qwen2.5-{_size}",
+            revision=_REVISIONS[_size],
+            parameters=_parameters,
+            prompt_builder="QwenPromptBuilder",
+            prompt_variant="legacy",
+            context_length=32768,
+            licence=_licence,
+            pad_token="<|vision_pad|>",
+            llm_cls="Qwen2ForCausalLM",
+            decoder_layer_cls="Qwen2DecoderLayer",
+            backbone_cls="backbones.families.qwen2:Qwen25LLMBackbone",
+            architecture=_sizes,
+            extra_tokens=_extra,
+        )
+    )
+
+
+def __getattr__(name: str) -> Any:
+    """The forks' class, imported on request: it needs torch, the specs above do not."""
+    if name == "Qwen25LLMBackbone":
+        from backbones.causal_lm import Qwen25LLMBackbone
+
+        return Qwen25LLMBackbone
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,6 +8,7 @@ from backbones.prompting.llama2_chat import LLaMa2ChatFixedPromptBuilder, LLaMa2
 from backbones.prompting.mistral_instruct import MistralInstructPromptBuilder
 from backbones.prompting.phi import PhiFixedPromptBuilder, PhiPromptBuilder
 from backbones.prompting.pure import PurePromptBuilder, pure_prompt_builder
+from backbones.prompting.qwen import QwenPromptBuilder
 from backbones.prompting.vicuna_v15_chat import VicunaV15ChatPromptBuilder
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "PromptBuilder",
     "PromptVariant",
     "PurePromptBuilder",
+    "QwenPromptBuilder",
     "VicunaV15ChatPromptBuilder",
     "chat_template_builder",
     "prompt_builder_class",

@@ -1,4 +1,7 @@
-"""Conversations and texts to token ids with label masks: the one place where a prompt becomes tokens."""
+"""Conversations, texts and actions to token ids with label masks: the one place where a prompt becomes tokens.
+
+Over 300 lines: whoever asks what a prompt's ids are reads one file.
+"""
 
 import hashlib
 import json
@@ -8,6 +11,7 @@ from functools import cached_property
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
+from backbones.actions import ActionTokens, action_tokens
 from backbones.errors import BackboneError
 from backbones.prompting.base import PromptBuilder
 from backbones.prompting.control_tokens import ControlTokens
@@ -18,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _ROLES = {"user": "human", "assistant": "gpt"}
+_NO_TEXT = "\ue000"  # of no vocabulary: never one token with what stands before it
 _PROBE = [("system", "S"), ("user", "Q 1?"), ("assistant", "A 1."), ("user", "Q 2?"), ("assistant", "A 2.")]
 
 
@@ -69,7 +74,8 @@ class Codec:
     or a text quotes are encoded as ordinary text (`ControlTokens`); an added token that is not marked special, like
     Qwen3's `<think>`, stays one token wherever it stands.
 
-    `eos_token_id` ends an answer (a chat template's end of turn, else EOS), `text_eos_token_id` ends a text.
+    `eos_token_id` ends an answer (a chat template's end of turn, else EOS), `text_eos_token_id` ends a text. The ids of
+    actions are the last of the `extra_tokens` where there are some, see `ActionTokens`.
     """
 
     def __init__(
@@ -79,6 +85,7 @@ class Codec:
         *,
         variant: PromptVariant = "standard",
         max_length: int = 2048,
+        extra_tokens: int = 0,
     ):
         if not tokenizer.is_fast or tokenizer.eos_token_id is None:
             raise CodecError("a codec needs a tokenizer with a tokenizer.json and an EOS token")
@@ -86,6 +93,7 @@ class Codec:
         self.prompt_builder = prompt_builder
         self.variant = variant
         self.max_length = max_length
+        self.extra_tokens = extra_tokens
         self._backend: Any = tokenizer.backend_tokenizer
         self.bos_token_id: int | None = tokenizer.bos_token_id
         self.pad_token_id: int | None = tokenizer.pad_token_id
@@ -113,6 +121,32 @@ class Codec:
             targets += NO * len(human_ids) + answer.targets
             scored += NO * len(human_ids) + answer.scored
         return Encoded(input_ids, bytes(targets), bytes(scored))
+
+    def encode_action(self, question: str, ids: Sequence[int]) -> Encoded:
+        """A question and an action's ids as its answer: these are learned and scored, its end is learned.
+
+        The ids never were text: most tokenizers would make others of it. What stands between the prompt and the first
+        of them, such as the space of its own that Llama's has there, is learned no more than the prompt.
+        """
+        guarded = self._control.occur_in(question)
+        builder = self.prompt_builder("prismatic")
+        piece = builder.add_turn("human", self._control.hide(question) if guarded else question)
+        prompt, moved = self._human_text(piece, guarded)
+        prompt_ids = self._tokenize(prompt, guarded).ids
+        answer = self._answer_piece(builder, _NO_TEXT, moved, guarded)
+        lead_ids, closing_ids = self._ids_around(prompt, prompt_ids, answer, guarded)
+        before = [*self._with_bos(prompt_ids), *lead_ids]
+        learned = len(closing_ids) - closing_ids[::-1].index(self.eos_token_id)
+        return Encoded(
+            [*before, *ids, *closing_ids],
+            NO * len(before) + YES * (len(ids) + learned) + NO * (len(closing_ids) - learned),
+            NO * len(before) + YES * len(ids) + NO * len(closing_ids),
+        )
+
+    @cached_property
+    def actions(self) -> ActionTokens:
+        """The ids of actions. Raises ActionTokensError where this tokenizer has none to spare."""
+        return action_tokens(self.tokenizer, self.extra_tokens)
 
     def encode_prompt(self, turns: Sequence[tuple[str, str]]) -> list[int]:
         """The inference prompt: ends where the answer to the last user turn starts."""
@@ -204,6 +238,20 @@ class Codec:
         scored = self._message_tokens.mask(tokens, start, end, alters_text=guarded)
         rest = NO * (len(ids) - count)
         return Encoded(ids, YES * count + rest, scored[:count] + rest)
+
+    def _ids_around(
+        self, prompt: str, prompt_ids: list[int], piece: _Piece, guarded: bool
+    ) -> tuple[list[int], list[int]]:
+        """What stands before and behind the message of a piece whose message is `_NO_TEXT`."""
+        if not self._adds_prefix_space:
+            around = piece.text[: piece.start], piece.text[piece.end :]
+            return self._tokenize(around[0], guarded).ids, self._tokenize(around[1], guarded).ids
+        # Whether a space of its own stands before the message shows only where a message is.
+        ids = self._continue(prompt, prompt_ids, piece.text, guarded).ids
+        once, twice = (self._tokenize(_NO_TEXT * count, guarded).ids for count in (1, 2))
+        size = len(twice) - len(once)
+        start = next(place for place in range(len(ids)) if ids[place : place + size] == once[-size:])
+        return ids[:start], ids[start + size :]
 
     def _continue(self, prompt: str, prompt_ids: list[int], text: str, guarded: bool) -> EncodedText:
         """`text` as tokens behind `prompt`."""

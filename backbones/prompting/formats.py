@@ -8,6 +8,7 @@ from backbones.prompting.llama2_chat import LLaMa2ChatFixedPromptBuilder, LLaMa2
 from backbones.prompting.mistral_instruct import MistralInstructPromptBuilder
 from backbones.prompting.phi import PhiFixedPromptBuilder, PhiPromptBuilder
 from backbones.prompting.pure import PurePromptBuilder, pure_prompt_builder
+from backbones.prompting.qwen import QwenPromptBuilder
 from backbones.prompting.vicuna_v15_chat import VicunaV15ChatPromptBuilder
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ _LEGACY: dict[str, type[PromptBuilder]] = {
     "VicunaV15ChatPromptBuilder": VicunaV15ChatPromptBuilder,
     "MistralInstructPromptBuilder": MistralInstructPromptBuilder,
     "PhiPromptBuilder": PhiPromptBuilder,
+    "QwenPromptBuilder": QwenPromptBuilder,
 }
 _STANDARD: dict[str, type[PromptBuilder]] = {
     **_LEGACY,

@@ -18,7 +18,16 @@ from backbones.registry import BackboneSpec
 from jobs.results.documents import PreparedFacts
 from orchestrator.data.arrays import join_arrays
 from orchestrator.data.parity import Parity, check_parity, compare_tokenizers, parity_of_trials, save_selection
-from orchestrator.data.prepare import Prepared, Split, make_here, make_part, parts_folder, prepared_of, splits_of
+from orchestrator.data.prepare import (
+    Prepared,
+    Split,
+    make_here,
+    make_part,
+    parts_folder,
+    prepared_from_json,
+    prepared_of,
+    splits_of,
+)
 from orchestrator.errors import OrchestratorError
 from orchestrator.layout import Storage
 from orchestrator.planning.plan import Cell, Plan
@@ -54,7 +63,7 @@ def find_preparation(plan: Plan) -> Preparation | None:
     if not file.exists():
         return None
     document = read_json(file)
-    prepared = {backbone_id: Prepared(**one) for backbone_id, one in document["prepared"].items()}
+    prepared = {backbone_id: prepared_from_json(one) for backbone_id, one in document["prepared"].items()}
     if not all(Path(folder).is_dir() for one in prepared.values() for folder in (one.train_file, one.validation_file)):
         return None  # of an earlier version, or deleted
     files = document["selection_files"], document.get("trial_selection_files", {})

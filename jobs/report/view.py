@@ -1,7 +1,8 @@
 """From the report's document to what the page shows: means over seeds, the plots that the facts allow, the gaps."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jobs.formats import count, duration, fixed, is_number, money, percent, significant, words
 from jobs.report.contract import contract_differences, contract_facts
@@ -25,7 +26,13 @@ from jobs.results.costs.documents import Costs
 from jobs.results.documents import DataFacts, Facts, RankedBackbone, Report, TrainedCell, Verdict, find_verdict
 
 # metric, heading, how it is written, whether a bar helps to compare
-COSTS = (
+Measure = tuple[str, str, Callable[[Any], str], bool]
+ACTIONS: tuple[Measure, ...] = (
+    ("val_bits_per_action_dimension", "bits per dimension", fixed, False),
+    ("val_action_accuracy", "accuracy", percent, False),
+    ("val_action_l1", "L1 of [\N{MINUS SIGN}1, 1]", fixed, False),
+)
+COSTS: tuple[Measure, ...] = (
     ("tokens_per_second_per_device", "tokens/s per device", significant, True),
     ("bytes_per_second_per_device", "bytes/s per device", significant, True),
     ("step_time_s", "step time", duration, False),
@@ -48,7 +55,7 @@ DROPPED = {
 
 @dataclass(frozen=True)
 class Cost:
-    """One number of the speed table and how far its bar reaches, in per cent of the largest."""
+    """One number of a table of means and how far its bar reaches, in per cent of the largest."""
 
     text: str
     bar: float | None
@@ -116,7 +123,9 @@ def report_view(document: Report) -> dict[str, object]:
         "curves": _curve_plots(curved, looked),
         "tasks": _tasks(list(backbones.values())),
         "cost_headings": [heading for _, heading, _, _ in COSTS],
-        "costs": _costs(list(backbones.values())),
+        "action_headings": [heading for _, heading, _, _ in ACTIONS],
+        "costs": _means(list(backbones.values()), COSTS),
+        "actions": _actions(list(backbones.values())),
         "spent": document.get("costs"),
         "spent_columns": _spent_columns(document.get("costs")),
         "fronts": [] if is_finetune else _front_plots(document.get("costs"), backbones.values(), ranking, looked),
@@ -178,9 +187,17 @@ def _tasks(backbones: Sequence[Backbone]) -> list[tuple[str, list[str]]]:
     return [(text, [fixed(one.mean(name)) for one in backbones]) for name, text in shown.items()] if names else []
 
 
-def _costs(backbones: Sequence[Backbone]) -> list[tuple[Backbone, list[Cost]]]:
+def _actions(backbones: Sequence[Backbone]) -> list[tuple[Backbone, list[Cost]]]:
+    """Empty where no robot's actions were learned."""
+    measured = [backbone for backbone in backbones if backbone.mean(ACTIONS[0][0]) is not None]
+    return _means(measured, ACTIONS)
+
+
+def _means(backbones: Sequence[Backbone], measures: Sequence[Measure]) -> list[tuple[Backbone, list[Cost]]]:
+    if not backbones:
+        return []
     columns = []
-    for metric, _, written, has_bar in COSTS:
+    for metric, _, written, has_bar in measures:
         means = [backbone.mean(metric) for backbone in backbones]
         largest = max((mean for mean in means if mean is not None), default=0.0)
         bars = [100 * mean / largest if has_bar and mean is not None and largest > 0 else None for mean in means]

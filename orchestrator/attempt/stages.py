@@ -50,6 +50,10 @@ def _has_tasks(job: CellJob) -> bool:
     return job.tasks is not None
 
 
+def _has_actions(job: CellJob) -> bool:
+    return job.prepared is not None and job.prepared.actions is not None
+
+
 STAGES = (
     Stage("certify", lambda job: job.certificate is not None, certify),
     Stage("find tasks", _has_tasks, tasks.find),
@@ -57,6 +61,7 @@ STAGES = (
     Stage("train", _trains, stages.train),
     Stage("evaluate", _trains, stages.conclude),
     Stage("ask tasks", _has_tasks, tasks.ask),
+    Stage("evaluate actions", _has_actions, stages.measure_actions),
     Stage("export", lambda job: job.export is not None, stages.export),
     Stage("measure", _trains, stages.record),
 )

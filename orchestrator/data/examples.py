@@ -1,6 +1,7 @@
-"""The unit of data: an example, which is a conversation or a text. No torch, no transformers."""
+"""The unit of data: an example, which is a conversation, a text or an action. No torch, no transformers."""
 
 import hashlib
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from json.encoder import encode_basestring
@@ -19,14 +20,16 @@ class Turn:
 
 @dataclass(frozen=True)
 class Example:
-    """A conversation (`turns`) or a text (`text`), never both; `group` names its source (a module, a file).
+    """A conversation (`turns`) or a text (`text`), never both; `group` names its source (a module, a file, an episode).
 
-    Splits are made by group, and the verdict's item noise is clustered by it.
+    With an `action`, one number a dimension as the robot takes it, the turns are the question that it answers. Splits
+    are made by group, and the verdict's item noise is clustered by it.
     """
 
     group: str
     turns: tuple[Turn, ...] = ()
     text: str = ""
+    action: tuple[float, ...] = ()
 
     @cached_property
     def content_digest(self) -> bytes:
@@ -40,7 +43,12 @@ class Example:
 
     @property
     def learnable_bytes(self) -> int:
-        """UTF-8 bytes of what a model learns from this example: the assistant's turns, or the whole text."""
+        """UTF-8 bytes of what a model learns from this example: the assistant's turns, or the whole text.
+
+        A dimension of an action counts as one: it is one of 256 bins.
+        """
+        if self.action:
+            return len(self.action)
         if not self.turns:
             return _utf8_bytes(self.text)
         return sum(_utf8_bytes(turn.content) for turn in self.turns if turn.role == "assistant")
@@ -50,7 +58,8 @@ class Example:
         if not self.turns:
             return encode_basestring(self.text)
         pairs = [f'["{turn.role}", {encode_basestring(turn.content)}]' for turn in self.turns]
-        return f"[{', '.join(pairs)}]"
+        turns = f"[{', '.join(pairs)}]"
+        return f"[{turns}, {json.dumps(self.action)}]" if self.action else turns
 
 
 def _utf8_bytes(text: str) -> int:

@@ -10,17 +10,20 @@ import shutil
 import uuid
 from array import array
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from backbones.actions import ActionTokensError
+from orchestrator.data.actions import ActionCoding, statistics_from_json
 from orchestrator.data.arrays import COUNTS, join_arrays, load_arrays, save_arrays
 from orchestrator.data.arrays import TokenizedDataset as TokenizedDataset
 from orchestrator.data.examples import Example
 from orchestrator.data.sources.containers import SPAN_BYTES
 from orchestrator.data.sources.dataset import Block, Dataset, HeldBlock
+from orchestrator.errors import InputError
 from orchestrator.results import read_json
 
 if TYPE_CHECKING:
@@ -45,6 +48,7 @@ class Prepared:
     doubled_bos: int
     missing_eos: int
     tokens_per_byte: float
+    actions: ActionCoding | None = None  # of a robot's data
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class Split:
     folder: Path
     parts: tuple[Blocks, ...]
     checks_round_trips: bool  # of held-out items alone: what is learned need not be given back
+    actions: ActionCoding | None = None
 
     @property
     def is_ready(self) -> bool:
@@ -61,8 +66,12 @@ class Split:
 
 
 def splits_of(codec: "Codec", train: Dataset, validation: Dataset, folder: Path) -> tuple[Split, Split]:
-    """What has to be there before a backbone can train."""
-    return _split(codec, train, folder, checks_round_trips=False), _split(codec, validation, folder, True)
+    """What has to be there before a backbone can train. A robot's actions are counted in training data alone.
+
+    Raises InputError where the tokenizer has no ids to spare for them.
+    """
+    actions = _coding(codec, train)
+    return _split(codec, train, folder, False, actions), _split(codec, validation, folder, True, actions)
 
 
 def prepare(backbone_id: str, codec: "Codec", train: Dataset, validation: Dataset, folder: Path) -> Prepared:
@@ -96,7 +105,7 @@ def parts_folder(split: Split) -> Path:
 def make_part(codec: "Codec", split: Split, number: int, folder: Path) -> Path:
     """Tokenizes one part. Raises DataChangedError and OSError."""
     examples = (example for block in split.parts[number] for example in block.read())
-    data = tokenize(codec, examples, split.checks_round_trips)
+    data = tokenize(codec, examples, split.checks_round_trips, split.actions)
     part = folder / f"{number:06d}"
     save_arrays(part, data, _counts(codec, data), is_part=True)
     return part
@@ -114,15 +123,29 @@ def prepared_of(backbone_id: str, codec: "Codec", train: Split, validation: Spli
         doubled_bos=counts["doubled_bos"],
         missing_eos=counts["missing_eos"],
         tokens_per_byte=counts["scored"] / max(counts["learnable_bytes"], 1),
+        actions=train.actions,
     )
 
 
-def tokenize(codec: "Codec", examples: Iterable[Example], checks_round_trips: bool = True) -> TokenizedDataset:
+def prepared_from_json(document: dict[str, Any]) -> Prepared:
+    """The inverse of `dataclasses.asdict`; documents of earlier versions know nothing of actions."""
+    coding = document.get("actions")
+    if coding is not None:
+        coding = ActionCoding(coding["end"], statistics_from_json(coding["statistics"]))
+    return Prepared(**{**document, "actions": coding})
+
+
+def tokenize(
+    codec: "Codec",
+    examples: Iterable[Example],
+    checks_round_trips: bool = True,
+    actions: ActionCoding | None = None,
+) -> TokenizedDataset:
     """Encodes every example, whole: nothing is cut here."""
     input_ids, is_target, is_scored = array("i"), bytearray(), bytearray()
     lengths, sizes, round_trips = [], [], []
     for example in examples:
-        encoded = _encode(codec, example)
+        encoded = _encode(codec, example, actions)
         input_ids.extend(encoded.input_ids)
         is_target += encoded.targets
         is_scored += encoded.scored
@@ -145,8 +168,20 @@ def load_tokenized(file: str) -> TokenizedDataset:
     return load_arrays(Path(file))
 
 
-def _split(codec: "Codec", dataset: Dataset, folder: Path, checks_round_trips: bool) -> Split:
-    key = json.dumps([FORMAT, codec.fingerprint, dataset.digest, checks_round_trips])
+def _coding(codec: "Codec", train: Dataset) -> ActionCoding | None:
+    if train.actions is None:
+        return None
+    try:
+        return ActionCoding(codec.actions.end, train.actions)
+    except ActionTokensError as error:
+        raise InputError(f"recipe.data.format is actions: {error}") from error
+
+
+def _split(
+    codec: "Codec", dataset: Dataset, folder: Path, checks_round_trips: bool, actions: ActionCoding | None
+) -> Split:
+    facts: list[Any] = [FORMAT, codec.fingerprint, dataset.digest, checks_round_trips]
+    key = json.dumps(facts if actions is None else [*facts, asdict(actions)])
     weights = [_weight(block) for block in dataset.blocks]
     full = max(1.0, sum(weights) / PARTS)
     parts: list[list[Block | HeldBlock]] = []
@@ -158,7 +193,7 @@ def _split(codec: "Codec", dataset: Dataset, folder: Path, checks_round_trips: b
         parts[-1].append(block)
         weight += more
     name = hashlib.sha256(key.encode()).hexdigest()[:32]
-    return Split(folder / name, tuple(map(tuple, parts)), checks_round_trips)
+    return Split(folder / name, tuple(map(tuple, parts)), checks_round_trips, actions)
 
 
 def _weight(block: Block | HeldBlock) -> float:
@@ -170,14 +205,22 @@ def _weight(block: Block | HeldBlock) -> float:
     return block.count / ROWS_A_SPAN
 
 
-def _encode(codec: "Codec", example: Example) -> "Encoded":
+def _encode(codec: "Codec", example: Example, actions: ActionCoding | None) -> "Encoded":
+    if actions is not None:
+        ids = actions.tokens.encode(actions.statistics.normalise(np.array(example.action)))
+        return codec.encode_action(example.turns[0].content, ids.tolist())
     if example.turns:
         return codec.encode_conversation([(turn.role, turn.content) for turn in example.turns])
     return codec.encode_text(example.text)
 
 
 def _round_trips(codec: "Codec", example: Example) -> bool:
-    """Whether the tokens hold every byte that bits per byte divides by: some prompt formats leave `<image>` out."""
+    """Whether the tokens hold every byte that bits per byte divides by: some prompt formats leave `<image>` out.
+
+    An action's ids always stand for its bins.
+    """
+    if example.action:
+        return True
     answers = [turn.content for turn in example.turns if turn.role == "assistant"]
     clean = codec.prompt_builder("prismatic").clean
     return all(codec.round_trips(text) for text in answers or [example.text]) and all(

@@ -26,6 +26,7 @@ from orchestrator.planning.memory import (
 from orchestrator.planning.occurrence import parse_occurrence
 from orchestrator.planning.preflight import (
     check_accelerator,
+    check_actions,
     check_batch,
     check_export_folder,
     check_tasks,
@@ -210,6 +211,8 @@ def _plan(source: SpecSource, model: type[Comparison] | type[Finetune], occurren
         check_export_folder(source, job.exported_to.folder, problems)
     storage = resolve_storage(source, job, problems) if sound("storage") else Path()
     specs = resolve_backbones(source, job.references, problems)
+    if sound("recipe.data", "recipe.adaptation"):
+        check_actions(source, job, specs, problems)
     splits = load_splits(source, job, problems) if sound("recipe.data") else None
     tune = None if splits is None else find_tune_split(source, job, splits, problems)
     if problems or splits is None:

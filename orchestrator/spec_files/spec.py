@@ -39,7 +39,8 @@ Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 # fmt: off
 RowKey = Literal[
-    "messages", "prompt", "completion", "response", "text", "conversations", "instruction", "input", "output", "group"
+    "messages", "prompt", "completion", "response", "text", "conversations", "instruction", "input", "output", "group",
+    "action", "episode",
 ]
 # fmt: on
 
@@ -59,7 +60,7 @@ class Data(Strict):
 
     train: str = Field(min_length=1)
     validation: str = Field(min_length=1)
-    format: Literal["messages", "prompt_completion", "text", "sharegpt", "alpaca"] = "messages"
+    format: Literal["messages", "prompt_completion", "text", "sharegpt", "alpaca", "actions"] = "messages"
     columns: dict[RowKey, str] | None = Field(None, min_length=1, exclude_if=_is_none)
     parity: Literal["intersection", "per_backbone"] = "intersection"
 

@@ -35,6 +35,6 @@ def open_folder(folder: Path, batch_size: int, max_length: int | None = None) ->
     )
     raise_unless_whole(str(folder), *(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")))
     length = max_length or spec.context_length or AskedModel._DEFAULT_MAX_LENGTH
-    tokenizer = read_tokenizer(spec.source, max_length=length).tokenizer
+    tokenizer = read_tokenizer(spec.source, family=spec.family, max_length=length).tokenizer
     with without_advice():
         return AskedModel(pretrained=model.eval(), tokenizer=tokenizer, batch_size=batch_size, max_length=length)

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from backbones.inputs import Example, Inputs
+from backbones.actions import ActionTokens
+from backbones.inputs import Example, Inputs, PlacedInputs
+from backbones.labelled import nats_of
 from orchestrator.data.prepare import TokenizedDataset
 from orchestrator.parallel import Mesh
 from orchestrator.training.measurement import ItemScores
@@ -59,6 +61,21 @@ def _batches(ordered: Sequence[Window], tokens: int) -> Iterator[list[Window]]:
         yield batch
 
 
+def _shares(
+    data: TokenizedDataset, items: np.ndarray, sequence_length: int, tokens: int, mesh: Mesh
+) -> Iterator[tuple[list[Window], bool]]:
+    """This rank's batches of at most so many tokens, as many as every other's, and whether each counts."""
+    ordered = sorted(windows(data, items, sequence_length), key=lambda window: len(window.input_ids))
+    batches = list(_batches(ordered, tokens))
+    for turn in range(math.ceil(len(batches) / mesh.dp_size)):
+        number = turn * mesh.dp_size + mesh.dp_rank
+        yield batches[min(number, len(batches) - 1)], number < len(batches)
+
+
+def _rows(group: Sequence[Window]) -> list[list[Example]]:
+    return [[(window.input_ids, window.is_scored)] for window in group]
+
+
 def evaluate(
     score: Scorer,
     data: TokenizedDataset,
@@ -76,16 +93,11 @@ def evaluate(
     Every rank scores the same number of batches (FSDP gathers parameters in each), so ranks with fewer windows repeat
     one and throw the result away.
     """
-    ordered = sorted(windows(data, items, sequence_length), key=lambda window: len(window.input_ids))
-    rank, world = mesh.dp_rank, mesh.dp_size
-    batches = list(_batches(ordered, rows * sequence_length))
     nats = torch.zeros(len(items), dtype=torch.float64)
     tokens = torch.zeros(len(items), dtype=torch.int64)
-    for turn in range(math.ceil(len(batches) / world)):
-        number = turn * world + rank
-        group = batches[min(number, len(batches) - 1)]
-        scores = score(collate([[(window.input_ids, window.is_scored)] for window in group])).double().sum(dim=1).cpu()
-        if number < len(batches):
+    for group, counts in _shares(data, items, sequence_length, rows * sequence_length, mesh):
+        scores = score(collate(_rows(group))).double().sum(dim=1).cpu()
+        if counts:
             places = torch.tensor([window.item for window in group])
             nats.index_add_(0, places, scores)
             tokens.index_add_(0, places, torch.tensor([int(window.is_scored[1:].sum()) for window in group]))
@@ -93,3 +105,44 @@ def evaluate(
     for tensor in totals:
         mesh.sum_over_data(tensor)
     return ItemScores(items, totals[0].cpu().numpy(), totals[1].cpu().numpy(), data.learnable_bytes[items])
+
+
+def evaluate_actions(
+    logits: Callable[[PlacedInputs], torch.Tensor],
+    place: Callable[[Inputs], PlacedInputs],
+    data: TokenizedDataset,
+    items: np.ndarray,
+    *,
+    tokens: ActionTokens,
+    sequence_length: int,
+    most_tokens: int,
+    collate: Callable[[Sequence[Sequence[Example]]], Inputs],
+    mesh: Mesh,
+) -> dict[str, float]:
+    """What a robot would do with the right numbers before each one: measures of the items over all ranks, by name.
+
+    `logits` are of all positions, (positions, vocabulary), of `most_tokens` at a time. Accuracy and distance are
+    upstream's: the likeliest id of the whole vocabulary, and in [-1, 1] how far what it stands for is from the centre
+    of the right bin. Bits are those of the softmax over the bins alone, where 8 are those of a guess.
+    """
+    sums = torch.zeros(4, dtype=torch.float64)
+    for group, counts in _shares(data, items, sequence_length, most_tokens, mesh):
+        placed = place(collate(_rows(group)))
+        logits_NV = logits(placed)[placed.positions_N].float()
+        if not counts:
+            continue
+        nats_N = nats_of(logits_NV[:, tokens.begin : tokens.end], placed.targets_N - tokens.begin)
+        chosen, right = (ids.cpu().numpy() for ids in (logits_NV.argmax(dim=1), placed.targets_N))
+        distance = np.abs(tokens.decode(chosen) - tokens.decode(right))
+        sums += torch.tensor(
+            [float(nats_N.double().sum()), float((chosen == right).sum()), float(distance.sum()), len(right)],
+            dtype=torch.float64,
+        )
+    total = sums.to(mesh.device)
+    mesh.sum_over_data(total)
+    nats, hits, distances, count = total.tolist()
+    return {
+        "val_bits_per_action_dimension": nats / math.log(2) / count,
+        "val_action_accuracy": hits / count,
+        "val_action_l1": distances / count,
+    }

@@ -22,17 +22,19 @@ from orchestrator.errors import ExportError
 from orchestrator.hardware import package_versions
 from orchestrator.layout import EXPORT_MANIFEST, EXPORT_UNFINISHED
 from orchestrator.parallel import Mesh
+from orchestrator.results import write_json
 from orchestrator.training.measurement import ItemScores
 
 FILE_BYTES = 2 << 30  # of one safetensors file: what rank 0 holds at most, beside the tensor that is being gathered
 ADAPTER = "adapter"  # subfolder, in peft's format
 # What an earlier export may have left that this one does not write: weights in another number of files would be read
 # instead of ours, and so would a chat template.
-STALE = ("*.safetensors", "*.safetensors.index.json", "chat_template.jinja", ADAPTER)
+ACTION_STATISTICS = "dataset_statistics.json"  # the name by which OpenVLA's code looks for it
+STALE = ("*.safetensors", "*.safetensors.index.json", "chat_template.jinja", ACTION_STATISTICS, ADAPTER)
 
 
 def export_model(backbone: TrainableBackbone, job: CellJob, scores: ItemScores, mesh: Mesh) -> None:
-    """Writes the fp32 weights, tokenizer and manifest, tensor by tensor; collective.
+    """Writes the fp32 weights, tokenizer and manifest, tensor by tensor, and how actions are scaled; collective.
 
     Adapters are merged into the weights and also saved alone, in the subfolder `adapter`. `config.json` is written
     last: until it is there, no library takes the folder for a model. Raises ExportError on rank 0 when the folder
@@ -46,6 +48,9 @@ def export_model(backbone: TrainableBackbone, job: CellJob, scores: ItemScores, 
         _write_weights(backbone, folder / EXPORT_UNFINISHED, job.cell.backbone.source, mesh.is_main)
         if mesh.is_main:
             manifest = _manifest(backbone, job, job.export, job.prepared, scores)
+            if job.prepared.actions is not None:
+                named = job.prepared.actions.statistics.as_openvla(Path(job.cell.recipe.data.train).stem)
+                write_json(folder / EXPORT_UNFINISHED / ACTION_STATISTICS, named)
             _finish(backbone, folder, manifest, job.cell.backbone.context_length)
     except (OSError, SafetensorError) as error:
         raise ExportError(

@@ -27,6 +27,12 @@ def token_nats(backbone: TrainableBackbone, inputs: Inputs, device: torch.device
     return everywhere.index_copy(0, placed.positions_N, nats_N).view(inputs.labels_BT.shape)
 
 
+def all_logits(backbone: TrainableBackbone, placed: PlacedInputs) -> torch.Tensor:
+    """Logits of every position, the rows laid end to end, (B * T, vocabulary)."""
+    logits: torch.Tensor = backbone(**placed.arguments, use_cache=False).logits
+    return logits.flatten(0, 1)
+
+
 def summed_nats(backbone: TrainableBackbone, inputs: Inputs, device: torch.device) -> torch.Tensor:
     """Scalar fp32: the total of all rows, to be divided by the target tokens of the global step."""
     return labelled_nats(backbone, place(backbone, inputs, device)).sum()

@@ -14,15 +14,16 @@ from orchestrator.data.feed import StepWork
 from orchestrator.errors import CancelledError, DivergedError, TimedOutError
 from orchestrator.hardware import device_name, peak_memory_gib
 from orchestrator.layout import CellFolder
+from orchestrator.planning.chunks import positions_per_chunk
 from orchestrator.results import EvaluationPoint, StepMetrics, read_json, write_json
 from orchestrator.training.ahead import PreparedSteps
 from orchestrator.training.checkpoints.checkpoint import SCORE, Checkpoint, find_latest, load_checkpoint, state_bytes
 from orchestrator.training.checkpoints.resumption import Remade, find_conditions, find_remade, order_after, prove_order
 from orchestrator.training.checkpoints.saver import CheckpointSaver, require_room
 from orchestrator.training.contract import find_contract
-from orchestrator.training.evaluation import evaluate
+from orchestrator.training.evaluation import evaluate, evaluate_actions
 from orchestrator.training.export import export_model
-from orchestrator.training.loss import token_nats
+from orchestrator.training.loss import all_logits, place, token_nats
 from orchestrator.training.measurement import ItemScores, bits_per_byte, measure, save_item_scores, write_measurement
 from orchestrator.training.rate import Seen, learning_rate, passed_a_mark
 from orchestrator.training.run import CellRun, Position
@@ -123,6 +124,28 @@ def conclude(run: CellRun) -> None:
     peaks = torch.tensor([device, host], device=run.mesh.device)
     run.mesh.maximum(peaks)
     run.peaks_gib = float(peaks[0]), float(peaks[1])
+
+
+def measure_actions(run: CellRun) -> None:
+    """Adds to the measurement how a robot's actions are predicted, under the names of `evaluate_actions`."""
+    trainee, cell, backbone = run.trainee, run.job.cell, run.trainee.backbone
+    assert run.job.prepared is not None and run.job.prepared.actions is not None
+    run.pulse.rest("evaluating", run.position.seen.steps)
+    backbone.llm.eval()
+    with torch.no_grad():
+        found = evaluate_actions(
+            partial(all_logits, backbone),
+            partial(place, backbone, device=run.mesh.device),
+            trainee.validation,
+            trainee.scored,
+            tokens=run.job.prepared.actions.tokens,
+            sequence_length=cell.recipe.sequence_length,
+            most_tokens=positions_per_chunk(backbone.tokenizer_rows.total),
+            collate=backbone.collate,
+            mesh=run.mesh,
+        )
+    backbone.llm.train()
+    run.metrics |= found
 
 
 def export(run: CellRun) -> None:

@@ -21,6 +21,7 @@ LEGACY_BUILDERS = {
     "VicunaV15ChatPromptBuilder",
     "MistralInstructPromptBuilder",
     "PhiPromptBuilder",
+    "QwenPromptBuilder",
 }
 
 
@@ -74,8 +75,8 @@ def test_a_commit_belongs_to_one_repository() -> None:
     assert [paths for paths in commits.values() if len(paths) > 1] == []
 
 
-def test_a_repository_is_registered_once_but_for_another_prompt_variant() -> None:
-    variants = [(spec.hf_hub_path, spec.prompt_variant) for spec in SPECS]
+def test_a_repository_is_registered_once_but_for_another_prompt_variant_or_more_tokens() -> None:
+    variants = [(spec.hf_hub_path, spec.prompt_variant, spec.extra_tokens) for spec in SPECS]
     assert len(variants) == len(set(variants))
 
 

@@ -10,6 +10,7 @@ from backbones.prompting import (
     PhiPromptBuilder,
     PromptBuilder,
     PurePromptBuilder,
+    QwenPromptBuilder,
     VicunaV15ChatPromptBuilder,
     pure_prompt_builder,
 )
@@ -117,3 +118,38 @@ def test_the_fixed_variants_repair_the_tag_and_the_potential_prompt() -> None:
 def test_pure_takes_another_tokenizers_bos_and_eos() -> None:
     builder = pure_prompt_builder("", "<|im_end|>")("prismatic")
     assert builder.add_turn("human", "Q") + builder.add_turn("gpt", "A") == "In: Q\nOut: A<|im_end|>"
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_the_forks_chatml_has_its_system_prompt_in_the_prompt_alone(system: str) -> None:
+    own = SYSTEMS[system]
+    text = (own or "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.").strip()
+    opening = f"<|im_start|>system\n{text}<|im_end|>\n"
+    pieces = [
+        "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n",
+        "Hi there<|im_end|>\n",
+        "<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n",
+        " <|im_end|>\n",
+    ]
+    builder = QwenPromptBuilder("other" if own else system, own)
+    assert builder.get_potential_prompt("Hello") == pieces[0]
+    prompts = []
+    for role, message in TURNS:
+        prompts.append((builder.add_turn(role, message), builder.get_prompt()))
+    assert [piece for piece, _ in prompts] == pieces
+    assert [prompt for _, prompt in prompts] == [
+        opening + pieces[0],
+        opening + pieces[0] + "Hi there<|im_end|><|endoftext|>",
+        opening + "".join(pieces[:3]),
+        opening + "".join(pieces[:3]) + " <|im_end|><|endoftext|>",
+    ]
+    assert builder.get_potential_prompt(" Q") == opening + "".join(pieces) + pieces[0].replace("Hello", " Q")
+
+
+def test_the_forks_chatml_refuses_a_turn_out_of_order_and_an_unknown_family() -> None:
+    builder = QwenPromptBuilder("prismatic")
+    with pytest.raises(AssertionError):
+        builder.add_turn("gpt", "Hi")
+    assert builder.get_prompt() == ""
+    with pytest.raises(KeyError):
+        QwenPromptBuilder("other")

@@ -17,12 +17,13 @@ from typing import Any, BinaryIO, cast
 
 import xxhash
 
+from orchestrator.data.actions import statistics_from_json
 from orchestrator.data.sources.containers import Part, Span
 from orchestrator.data.sources.dataset import Block, Dataset
 from orchestrator.data.sources.scan import Reading, Scanned, read_scanned, write_scanned
 from orchestrator.data.sources.scanners import scan_all
 
-FORMAT = 1  # raise it when what a scan finds, or how it is stored, changes
+FORMAT = 2  # raise it when what a scan finds, or how it is stored, changes
 WORTH_KEEPING = 4 << 20  # bytes of a file: less is scanned as fast as it is looked up
 KEPT_S = 60 * 86400  # since its last use
 _CHECKSUM_BYTES = 16
@@ -64,7 +65,14 @@ class ScanCache:
             Block(Span(*span), reading, digest, count, bytes.fromhex(removed))
             for span, digest, count, removed in facts["blocks"]
         )
-        dataset = Dataset(facts["reference"], facts["digest"], facts["count"], facts["learnable_bytes"], blocks)
+        dataset = Dataset(
+            facts["reference"],
+            facts["digest"],
+            facts["count"],
+            facts["learnable_bytes"],
+            blocks,
+            actions=facts["actions"] and statistics_from_json(facts["actions"]),
+        )
         return dataset, facts["removed"]
 
     def keep_split(self, key: str, dataset: Dataset, removed: int) -> None:
@@ -74,6 +82,7 @@ class ScanCache:
             "digest": dataset.digest,
             "count": dataset.count,
             "learnable_bytes": dataset.learnable_bytes,
+            "actions": dataset.actions and asdict(dataset.actions),
             "removed": removed,
             "blocks": [
                 ([block.span.file, block.span.start, block.span.end], block.digest, block.count, block.removed.hex())

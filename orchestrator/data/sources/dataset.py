@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from orchestrator.data.actions import ActionStatistics, count_statistics
 from orchestrator.data.examples import Example
 from orchestrator.data.sources.containers import Span
 from orchestrator.data.sources.rows import RowError
@@ -89,6 +90,7 @@ class Dataset:
     learnable_bytes: int
     blocks: tuple[Block | HeldBlock, ...] = field(repr=False)
     items: Items | None = field(default=None, repr=False, compare=False)  # of held-out data, and where asked for
+    actions: ActionStatistics | None = field(default=None, repr=False)  # of a robot's data
 
     def __len__(self) -> int:
         return self.count
@@ -124,6 +126,7 @@ class Summary:
     _digest: "hashlib._Hash" = field(default_factory=hashlib.sha256)
     _groups: dict[str, int] = field(default_factory=dict)
     _items: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)
+    _actions: list[np.ndarray] = field(default_factory=list)
 
     def add(self, scanned: Scanned) -> tuple[int, bytes]:
         """Counts a span's examples; returns how many are left, and a bit for each that tells whether it is removed."""
@@ -138,9 +141,15 @@ class Summary:
         self._count += len(left)
         self._bytes += int(scanned.learnable_bytes[left].sum())
         self.removed += len(scanned) - len(left)
+        if scanned.dimensions:
+            self._actions.append(scanned.actions[left])
         if self.keeps_items:
             self._items.append((scanned.digests[left], scanned.learnable_bytes[left], np.array(numbers, np.int64)))
         return len(left), np.packbits(is_out).tobytes() if len(left) < len(scanned) else b""
+
+    def dimensions(self, scanned: Scanned) -> int:
+        """That a span's actions must have: those of the first span."""
+        return int(self._actions[0].shape[1]) if self._actions else scanned.dimensions
 
     @property
     def digests(self) -> np.ndarray:
@@ -155,7 +164,11 @@ class Summary:
             numbers = np.concatenate([np.array([], np.int64), *(numbers for _, _, numbers in self._items)])
             digests = np.concatenate([NOTHING, *(digests for digests, _, _ in self._items)])
             items = Items(sizes, numbers, tuple(self._groups), digests)
-        return Dataset(reference, self._digest.hexdigest()[:32], self._count, self._bytes, tuple(blocks), items)
+        actions = None
+        if self._actions and self._count:
+            actions = count_statistics(np.concatenate(self._actions), len(self._groups))
+        digest = self._digest.hexdigest()[:32]
+        return Dataset(reference, digest, self._count, self._bytes, tuple(blocks), items, actions)
 
 
 def held(reference: str, examples: Iterable[Example]) -> Dataset:

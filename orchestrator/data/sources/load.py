@@ -89,6 +89,9 @@ def _load_parts(
             more += scanned.more_faults
             if len(problems) >= MAX_PROBLEMS:
                 break
+            if len(scanned) and scanned.dimensions != summary.dimensions(scanned):
+                problems.append(scanned.other_length(summary.dimensions(scanned)))
+                continue
             left, removed = summary.add(scanned)
             if left:
                 blocks.append(block_of(scanned, reading, left, removed))

@@ -1,12 +1,13 @@
 """A row of any container to an example, by `recipe.data.format`. Pure; every fault has a dotted path and a remedy."""
 
 import json
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, cast
 
 from orchestrator.data.examples import Example, Role, Turn
 
-DataFormat = Literal["messages", "prompt_completion", "text", "sharegpt", "alpaca"]
+DataFormat = Literal["messages", "prompt_completion", "text", "sharegpt", "alpaca", "actions"]
 Columns = tuple[tuple[str, str], ...]  # (the key that a format reads, the column that holds it)
 
 SHAPES: dict[DataFormat, str] = {
@@ -15,6 +16,7 @@ SHAPES: dict[DataFormat, str] = {
     "text": '{"text": "..."}',
     "sharegpt": '{"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]}',
     "alpaca": '{"instruction": "...", "input": "...", "output": "..."}',
+    "actions": '{"instruction": "...", "action": [0.1, -0.2, 1.0], "episode": 0}',
 }
 _TELLING: dict[DataFormat, str] = {  # the key that tells a format
     "messages": "messages",
@@ -22,7 +24,9 @@ _TELLING: dict[DataFormat, str] = {  # the key that tells a format
     "text": "text",
     "sharegpt": "conversations",
     "alpaca": "instruction",
+    "actions": "action",
 }
+_LARGEST = sys.float_info.max
 _SHAREGPT_ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant", "system": "system"}
 
 
@@ -160,6 +164,32 @@ def _parse_prompt_completion(row: Mapping[str, Any], group: str) -> Example:
     return Example(group=group, turns=(Turn("user", prompt), Turn("assistant", completion)))
 
 
+def _parse_actions(row: Mapping[str, Any], group: str) -> Example:
+    """OpenVLA's question about an instruction, and the action at this step of an episode, which is its group."""
+    instruction = _text(row, "instruction", "instruction").strip().lower()
+    question = f"What action should the robot take to {instruction}?"
+    numbers = _listed(row, "action", "actions")
+    action = tuple([_number(number, f"action.{place}") for place, number in enumerate(numbers)])
+    episode = group if "group" in row else _episode(row)
+    return Example(group=episode, turns=(Turn("user", question),), action=action)
+
+
+def _number(value: Any, path: str) -> float:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not -_LARGEST <= value <= _LARGEST:  # as NaN is not
+        raise RowError(path, f"'{path}' is {_shown(value)}; it must be a finite number: repair the step or remove it")
+    return float(value)
+
+
+def _episode(row: Mapping[str, Any]) -> str:
+    if "episode" not in row:
+        raise RowError("episode", f"'episode' is missing; add the number or name of the step's ({_keys(row)})")
+    value = row["episode"]
+    if isinstance(value, bool) or not isinstance(value, int):
+        value = _text(row, "episode", "episode").strip()
+    return f"episode {value}"
+
+
 def _parse_text(row: Mapping[str, Any], group: str) -> Example:
     return Example(group=group, text=_text(row, "text", "text"))
 
@@ -170,4 +200,5 @@ _PARSERS: dict[DataFormat, Callable[[Mapping[str, Any], str], Example]] = {
     "text": _parse_text,
     "sharegpt": _parse_sharegpt,
     "alpaca": _parse_alpaca,
+    "actions": _parse_actions,
 }

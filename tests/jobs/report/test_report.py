@@ -177,6 +177,20 @@ def test_a_finetune_shows_before_and_after_and_where_the_model_is() -> None:
     assert "Verdict" not in page.text
 
 
+def test_a_robots_actions_are_shown_where_they_were_learned() -> None:
+    document = finetune_document()
+    assert "actions" not in page_of(document).values_of("id")
+    document["cells"][0]["metrics"] |= {
+        "val_bits_per_action_dimension": 3.25,
+        "val_action_accuracy": 0.5,
+        "val_action_l1": 0.125,
+    }
+    page = page_of(document)
+    assert "actions" in page.values_of("id")
+    assert "bits per dimension accuracy" in page.text
+    assert "3.2500 50.0 % 0.1250" in page.text
+
+
 def test_a_finetune_that_failed_says_so_first() -> None:
     document = finetune_document()
     document["cells"][0] = failed(document["cells"][0], "TIMED_OUT", "longer than policy.timeout")
