@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from jobs.formats import count, duration, fixed, is_number, percent, significant, words
+from jobs.formats import compact, count, duration, is_number, percent, significant, words
 from jobs.report.contract import contract_differences, contract_facts
 from jobs.report.excerpt import DRAWN_BACKBONES, best_of, curved_cells, shown_pairs
 from jobs.report.history import history_view
@@ -164,7 +164,7 @@ def _tasks(backbones: Sequence[Backbone]) -> list[tuple[str, list[str]]]:
         metric for one in backbones for cell in one.finished for metric in cell["metrics"] if metric.startswith(TASK)
     )
     shown = {"val_bits_per_byte": "held-out bits per byte", **{name: name.removeprefix(TASK) for name in names}}
-    return [(text, [fixed(one.mean(name)) for one in backbones]) for name, text in shown.items()] if names else []
+    return [(text, [compact(one.mean(name)) for one in backbones]) for name, text in shown.items()] if names else []
 
 
 def _costs(backbones: Sequence[Backbone]) -> list[tuple[Backbone, list[Cost]]]:
