@@ -41,6 +41,11 @@ def significant(value: Any, digits: int = 3) -> str:
     return fixed(value, decimals)
 
 
+def compact(value: Any) -> str:
+    """`0.5432`, `21.82` or `3.697e+06`: for figures whose size nobody knows beforehand."""
+    return f"{value:.4g}" if is_number(value) else NOT_AVAILABLE
+
+
 def scientific(value: Any) -> str:
     """`2.05e+15`."""
     return f"{value:.3g}" if is_number(value) else NOT_AVAILABLE

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from typing_extensions import TypedDict
 
-from jobs.formats import duration, fixed, listed, money, short_id, significant
+from jobs.formats import compact, duration, listed, money, short_id, significant
 from jobs.results.constraints import find_ruled_out
 from jobs.results.costs.documents import Device
 from jobs.results.costs.forecast import predict
@@ -256,17 +256,16 @@ def print_ranking(document: "Report") -> None:
 
 
 def _print_tasks(document: "Report") -> None:
-    """The figures of tasks, a row for each cell that has some."""
-    cells = [cell for cell in document["cells"] if any(name.startswith("task/") for name in cell["metrics"])]
-    names = dict.fromkeys(name for cell in cells for name in cell["metrics"] if name.startswith("task/"))
-    if not names:
-        return
+    """A row for each figure that a task gave of a cell."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("cell", *(name.removeprefix("task/") for name in names)):
-        table.add_column(name, justify="left" if name == "cell" else "right", no_wrap=True)
-    for cell in cells:
-        table.add_row(cell["cell_id"], *(fixed(cell["metrics"].get(name)) for name in names))
-    print_wide(table)
+    for name in ("cell", "task", "value"):
+        table.add_column(name, justify="right" if name == "value" else "left", no_wrap=True)
+    for cell in document["cells"]:
+        for name, value in cell["metrics"].items():
+            if name.startswith("task/"):
+                table.add_row(cell["cell_id"], name.removeprefix("task/"), compact(value))
+    if table.row_count:
+        print_wide(table)
 
 
 def print_wide(table: Table) -> None:

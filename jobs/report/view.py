@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.formats import count, duration, fixed, is_number, money, percent, significant, words
+from jobs.formats import compact, count, duration, fixed, is_number, money, percent, significant, words
 from jobs.report.contract import contract_differences, contract_facts
 from jobs.report.excerpt import DRAWN_BACKBONES, best_of, curved_cells, shown_pairs
 from jobs.report.front import front_plots, hours, memory, throughput
@@ -184,7 +184,7 @@ def _tasks(backbones: Sequence[Backbone]) -> list[tuple[str, list[str]]]:
         metric for one in backbones for cell in one.finished for metric in cell["metrics"] if metric.startswith(TASK)
     )
     shown = {"val_bits_per_byte": "held-out bits per byte", **{name: name.removeprefix(TASK) for name in names}}
-    return [(text, [fixed(one.mean(name)) for one in backbones]) for name, text in shown.items()] if names else []
+    return [(text, [compact(one.mean(name)) for one in backbones]) for name, text in shown.items()] if names else []
 
 
 def _actions(backbones: Sequence[Backbone]) -> list[tuple[Backbone, list[Cost]]]:

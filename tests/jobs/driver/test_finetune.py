@@ -189,7 +189,7 @@ def test_tasks_of_the_spec_are_asked_of_the_cell_without_training_it_anew(
     cell = finished.cell
     again = run_backbone(finished.folder, "finetune", "other.yaml")
     assert "1 cell, 1 already finished" in again.stdout
-    assert re.search(r"cell +own/perplexity\n", again.stdout)
+    assert re.search(rf"{cell['cell_id']} +own/perplexity +\d", again.stdout)
     document = json.loads((Path(cell["folder"]) / "tasks.json").read_text())
     assert cell["metrics"]["task/own/perplexity"] == document["tasks"]["own"]["metrics"]["perplexity"]
     run = MlflowClient(f"sqlite:///{finished.folder}/runs/mlflow.db").get_run(cell["mlflow_run_id"])
