@@ -278,7 +278,7 @@ def run_part(options: argparse.Namespace) -> None:
 
 def find_accelerator() -> str | None:
     """The name that the plan knows this device by."""
-    from orchestrator.planning.memory import DEVICE_GIB
+    from orchestrator.planning.sizes.memory import DEVICE_GIB
 
     words = torch.cuda.get_device_name().replace("-", " ").split()
     return next((word for word in words if word in DEVICE_GIB), None)

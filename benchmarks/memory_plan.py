@@ -106,7 +106,7 @@ def main() -> None:
 
 def result(configuration: Configuration, device: str) -> dict[str, Any]:
     """Trains a configuration in fresh processes; prints and returns predicted and measured MiB of the fullest rank."""
-    from orchestrator.planning.memory import predict_memory
+    from orchestrator.planning.sizes.memory import predict_memory
 
     with tempfile.TemporaryDirectory() as scratch:
         job = make_job(configuration, Path(scratch), device)

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from jobs.results.choice_noise import Choice, find_choice_noise
-from jobs.results.paired_tests import (
+from jobs.results.judging.choice_noise import Choice, find_choice_noise
+from jobs.results.judging.paired_tests import (
     PairTests,
     find_beaten,
     measure_item_noise,
@@ -30,9 +30,9 @@ from jobs.results.paired_tests import (
     rank_backbones,
     run_pair_tests,
 )
-from jobs.results.seed_noise import Array
-from jobs.results.spending import BY_HAND, nominal_levels
-from jobs.results.verdict import find_outcome
+from jobs.results.judging.seed_noise import Array
+from jobs.results.judging.spending import BY_HAND, nominal_levels
+from jobs.results.judging.verdict import find_outcome
 
 ALPHA, GROUPS, ITEMS_PER_GROUP = 0.05, 24, 4
 FIRST, MOST = 2, 8  # seeds of the first and of the last look

@@ -65,7 +65,7 @@ WHY_LONG = "Over 300 lines"  # how the sentence begins that says why
 # Planning answers in well under a second, and on a laptop without a GPU stack.
 TORCH_FREE = (
     *(f"orchestrator.{name}" for name in ("errors", "identity", "results", "spec_files.spec")),
-    *(f"orchestrator.planning.{name}" for name in ("plan", "memory", "flops")),
+    *(f"orchestrator.planning.{name}" for name in ("plan", "sizes.memory", "sizes.flops")),
     *("orchestrator.data.examples", "orchestrator.data.stdlib", "jobs.cli.app", "jobs.api", "backbones.registry"),
     *("jobs.queue.policy", "jobs.simulation.simulate", "jobs.simulation.trace"),
 )
@@ -503,7 +503,7 @@ def test_the_doors_themselves_stay_open(path: str, source: str) -> None:
         ("jobs/queue/policy.py", "from jobs.report import html"),
         ("jobs/queue/policy.py", "def f():\n    from jobs.driver.launch import launch"),
         ("jobs/formats.py", "from jobs.queue import model"),
-        ("jobs/results/verdict.py", "import jobs.report.html"),
+        ("jobs/results/judging/verdict.py", "import jobs.report.html"),
         ("jobs/cli/app.py", "from jobs.client import QueueClient"),
         ("jobs/compare.py", "from jobs.finetune import main"),
         ("jobs/leases.py", "import os"),

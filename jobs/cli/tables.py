@@ -8,10 +8,10 @@ from rich.table import Table
 from typing_extensions import TypedDict
 
 from jobs.formats import compact, duration, listed, money, short_id, significant
-from jobs.results.constraints import find_ruled_out
 from jobs.results.costs.documents import Device
 from jobs.results.costs.forecast import predict
 from jobs.results.documents import find_verdict
+from jobs.results.judging.constraints import find_ruled_out
 from orchestrator.planning.plan import expected
 from orchestrator.tracking.run import without_password
 
@@ -218,7 +218,7 @@ def _tuning_in_words(planned: "Plan") -> dict[str, str]:
 
 def print_looks(planned: "Plan") -> None:
     """At how many seeds a decision looks, and at which level each tests, where nobody looked before."""
-    from jobs.results.spending import nominal_levels
+    from jobs.results.judging.spending import nominal_levels
     from orchestrator.spec_files.spec import Decision
 
     job = planned.job

@@ -13,9 +13,9 @@ from orchestrator.data.sources.load import find_path
 from orchestrator.faults import Fault
 from orchestrator.identity import content_hash
 from orchestrator.layout import Storage
-from orchestrator.planning.memory import find_device_gib
 from orchestrator.planning.plan import Cell, Plan
 from orchestrator.planning.preflight import IN_RAY_JOB
+from orchestrator.planning.sizes.memory import find_device_gib
 from orchestrator.results import CellResult, CellStatus
 
 DEFINING = (".yaml", ".yml", ".py")  # files that say what a task is

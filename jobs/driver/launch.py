@@ -11,7 +11,6 @@ from pathlib import Path
 from rich.console import Console
 
 from jobs.cluster.ray_cluster import is_remote
-from jobs.driver.adoption import Adopter
 from jobs.driver.attempts import cancelled_result
 from jobs.driver.cell_jobs import CellJobs, export_request, find_finished, find_infeasible
 from jobs.driver.cells import CellRunner
@@ -23,7 +22,8 @@ from jobs.driver.preparation import Preparation, find_preparation, prepare_data
 from jobs.driver.progress import Progress
 from jobs.driver.requests import job_request
 from jobs.driver.rounds import Rounds, ids_of
-from jobs.driver.works import note_finished
+from jobs.driver.takeover.adoption import Adopter
+from jobs.driver.takeover.works import note_finished
 from jobs.tracking.runs import Tracking
 from orchestrator.attempt.gangs import Gangs
 from orchestrator.faults import VARIABLE, parse_faults

@@ -11,8 +11,8 @@ from jobs.results.benchmark_documents import BenchmarkReport, CellFigures, Measu
 from jobs.results.finished import environment, outcome
 from jobs.results.throughput import figures, find_faults, same_time_as
 from orchestrator.layout import CellFolder
-from orchestrator.planning.flops import find_mfu
 from orchestrator.planning.plan import Cell, CellForecast, Plan
+from orchestrator.planning.sizes.flops import find_mfu
 from orchestrator.results import CellResult, Measurement
 from orchestrator.spec_files.spec import Benchmark
 from orchestrator.tracking.spool import read_spool

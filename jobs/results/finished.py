@@ -12,8 +12,6 @@ import numpy as np
 from pydantic_core import to_jsonable_python
 
 from jobs.formats import NOT_AVAILABLE, listed
-from jobs.results.choice_noise import Choice
-from jobs.results.constraints import find_ruled_out, with_ruled_out
 from jobs.results.costs.spent import Rate, attempt_times, device_of, find_rate, spent, total
 from jobs.results.documents import (
     AdoptionFacts,
@@ -27,12 +25,14 @@ from jobs.results.documents import (
     TuningFacts,
     Verdict,
 )
-from jobs.results.looks import find_look, keep_look, load_looks, new_record, sentences_of, what_is_judged
-from jobs.results.metrics import METRICS
-from jobs.results.noise_floor import add_noise_floor
-from jobs.results.paired_tests import CellScores
+from jobs.results.judging.choice_noise import Choice
+from jobs.results.judging.constraints import find_ruled_out, with_ruled_out
+from jobs.results.judging.looks import find_look, keep_look, load_looks, new_record, sentences_of, what_is_judged
+from jobs.results.judging.metrics import METRICS
+from jobs.results.judging.noise_floor import add_noise_floor
+from jobs.results.judging.paired_tests import CellScores
+from jobs.results.judging.verdict import judge
 from jobs.results.tuning import choice_of, judged_plan, notes_of, sentence_of, tuning_facts
-from jobs.results.verdict import judge
 from orchestrator.certificate.record import find_cell_certificate
 from orchestrator.layout import CellFolder
 from orchestrator.planning.plan import Plan

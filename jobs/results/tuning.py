@@ -9,8 +9,8 @@ from math import inf
 from statistics import variance
 
 from jobs.formats import listed, significant
-from jobs.results.choice_noise import Choice
 from jobs.results.documents import Trial, TunedBackbone, TuningFacts
+from jobs.results.judging.choice_noise import Choice
 from orchestrator.planning.plan import Cell, Plan, narrow
 from orchestrator.planning.tuning import spend
 from orchestrator.results import CellResult, CellStatus

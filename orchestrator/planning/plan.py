@@ -14,15 +14,6 @@ from orchestrator.data.tune_split import TuneSplit
 from orchestrator.errors import SpecError, SpecProblem
 from orchestrator.identity import backbone_identity, backbone_slug, content_hash
 from orchestrator.layout import JobFolder, Storage
-from orchestrator.planning.flops import training_flops_per_token
-from orchestrator.planning.memory import (
-    MemoryPrediction,
-    choose_micro_batch_size,
-    find_device_gib,
-    find_shortage,
-    fits,
-    predict_memory,
-)
 from orchestrator.planning.occurrence import parse_occurrence
 from orchestrator.planning.preflight import (
     check_accelerator,
@@ -36,7 +27,16 @@ from orchestrator.planning.preflight import (
     resolve_backbones,
     resolve_storage,
 )
-from orchestrator.planning.recomputation import resolve_activation_checkpointing
+from orchestrator.planning.sizes.flops import training_flops_per_token
+from orchestrator.planning.sizes.memory import (
+    MemoryPrediction,
+    choose_micro_batch_size,
+    find_device_gib,
+    find_shortage,
+    fits,
+    predict_memory,
+)
+from orchestrator.planning.sizes.recomputation import resolve_activation_checkpointing
 from orchestrator.planning.tuning import SEED, runs_of, trial_recipe, with_rate
 from orchestrator.spec_files.source import SpecSource, read_spec
 from orchestrator.spec_files.spec import Comparison, Finetune, Job, Placement, Recipe

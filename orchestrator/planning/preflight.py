@@ -17,7 +17,7 @@ from orchestrator.data.sources.load import Loaded, Split, find_path, load_split
 from orchestrator.data.tune_split import SHARE, TuneSplit, choose_tune_split
 from orchestrator.errors import SpecError, SpecProblem
 from orchestrator.layout import EXPORT_MANIFEST, EXPORT_UNFINISHED, Storage
-from orchestrator.planning.memory import DEVICE_GIB
+from orchestrator.planning.sizes.memory import DEVICE_GIB
 from orchestrator.spec_files.source import SpecSource
 from orchestrator.spec_files.spec import Data, Job
 

@@ -4,7 +4,7 @@ import torch
 
 from backbones.contract import TrainableBackbone
 from backbones.inputs import Inputs, PlacedInputs
-from orchestrator.planning.chunks import CACHED_BYTES, MOST_BYTES, count_chunks
+from orchestrator.planning.sizes.chunks import CACHED_BYTES, MOST_BYTES, count_chunks
 
 
 def place(backbone: TrainableBackbone, inputs: Inputs, device: torch.device) -> PlacedInputs:

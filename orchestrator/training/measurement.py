@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.layout import CellFolder
-from orchestrator.planning.flops import find_mfu
+from orchestrator.planning.sizes.flops import find_mfu
 from orchestrator.results import EvaluationPoint, Measurement, StepMetrics, load_json, measurement_from_json, write_json
 from orchestrator.tracking.spool import EntryKind, read_spool, with_warm_up
 

@@ -14,7 +14,7 @@ from orchestrator.data.feed import StepWork
 from orchestrator.errors import CancelledError, DivergedError, TimedOutError
 from orchestrator.hardware import device_name, peak_memory_gib
 from orchestrator.layout import CellFolder
-from orchestrator.planning.chunks import positions_per_chunk
+from orchestrator.planning.sizes.chunks import positions_per_chunk
 from orchestrator.results import EvaluationPoint, StepMetrics, read_json, write_json
 from orchestrator.training.ahead import PreparedSteps
 from orchestrator.training.checkpoints.checkpoint import SCORE, Checkpoint, find_latest, load_checkpoint, state_bytes

@@ -13,7 +13,7 @@ from orchestrator.data.feed import Feed
 from orchestrator.data.parity import load_selection
 from orchestrator.data.prepare import TokenizedDataset, load_tokenized
 from orchestrator.parallel import Mesh
-from orchestrator.planning.recomputation import keeps_weights_gathered
+from orchestrator.planning.sizes.recomputation import keeps_weights_gathered
 from orchestrator.training.model.optimizer import Optimizers, build_optimizers
 from orchestrator.training.model.sharding import build_sharded
 

@@ -17,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from backbones.inputs import IGNORED, Inputs
 from backbones.labelled import add_method, logits_of
 from backbones.registry import get_spec
-from orchestrator.planning.chunks import MOST_BYTES, count_chunks, positions_per_chunk
+from orchestrator.planning.sizes.chunks import MOST_BYTES, count_chunks, positions_per_chunk
 
 ROWS = 101
 SIZES = {"vocab_size": ROWS, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}

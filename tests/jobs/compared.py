@@ -12,8 +12,8 @@ from product import Job, write_job
 
 from backbones.registry import load_codec
 from jobs.driver import preparation
-from jobs.driver.adoption import Adopter
 from jobs.driver.preparation import Preparation, prepare_data
+from jobs.driver.takeover.adoption import Adopter
 from orchestrator.data.parity import load_selection
 from orchestrator.data.prepare import Prepared, prepare
 from orchestrator.layout import CellFolder, Storage

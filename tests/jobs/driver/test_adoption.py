@@ -18,14 +18,14 @@ from compared import (
     trained,
 )
 
-from jobs.driver.adoption import Adopter
 from jobs.driver.cell_jobs import find_finished
 from jobs.driver.kinds.decision import load_decision
 from jobs.driver.launch import take_over
 from jobs.driver.locks import locked_cells
 from jobs.driver.preparation import prepare_data
 from jobs.driver.rounds import Rounds
-from jobs.driver.works import find_learned, find_works, note_finished
+from jobs.driver.takeover.adoption import Adopter
+from jobs.driver.takeover.works import find_learned, find_works, note_finished
 from jobs.results.finished import judge_cells
 from orchestrator.data.parity import load_selection
 from orchestrator.data.prepare import Prepared

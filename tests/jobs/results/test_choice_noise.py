@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.results.choice_noise import CAUTION, Choice, find_choice_noise
+from jobs.results.judging.choice_noise import CAUTION, Choice, find_choice_noise
 
 
 def added(gap: float, trials: float, runs: float = 0.0) -> float:

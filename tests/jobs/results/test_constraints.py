@@ -16,8 +16,8 @@ from small_spec import write_small_spec
 from backbones.registry import get_spec
 from jobs.cli.tables import plan_document, print_plan, print_ranking
 from jobs.report.html import render_report
-from jobs.results.constraints import find_ruled_out
 from jobs.results.finished import judge_cells
+from jobs.results.judging.constraints import find_ruled_out
 from orchestrator.planning.plan import load_comparison
 from orchestrator.results import CellResult, CellStatus, Measurement
 from orchestrator.spec_files.spec import Comparison, Constraints, VerdictRule

@@ -5,8 +5,8 @@ import pytest
 from scipy.special import ndtr
 
 from jobs.results.documents import LookRecord
-from jobs.results.looks import Judged, find_look, new_record, sentences_of
-from jobs.results.spending import BY_HAND, DECLARED, nominal_levels, spent_by
+from jobs.results.judging.looks import Judged, find_look, new_record, sentences_of
+from jobs.results.judging.spending import BY_HAND, DECLARED, nominal_levels, spent_by
 
 
 def judged(seeds: int, max_seeds: int | None = None, cells: str = "") -> Judged:

@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from jobs.results.paired_tests import CellScores
-from jobs.results.seed_noise import Array
-from jobs.results.verdict import judge
+from jobs.results.judging.paired_tests import CellScores
+from jobs.results.judging.seed_noise import Array
+from jobs.results.judging.verdict import judge
 from orchestrator.errors import InputError
 
 TWO_GROUPS = (np.array([10.0, 10.0]), ["module a", "module b"])
@@ -330,6 +330,6 @@ def test_a_large_true_difference_is_found() -> None:
 
 
 def test_importing_the_verdict_does_not_import_scipy() -> None:
-    code = "import sys, jobs.results.verdict; sys.exit('scipy' in sys.modules)"
+    code = "import sys, jobs.results.judging.verdict; sys.exit('scipy' in sys.modules)"
     root = Path(__file__).parents[3]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0

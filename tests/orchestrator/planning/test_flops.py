@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from backbones.adaptation import Lora, apply_adaptation
 from backbones.registry import build
-from orchestrator.planning.flops import training_flops_per_token
+from orchestrator.planning.sizes.flops import training_flops_per_token
 
 LENGTH = 128
 

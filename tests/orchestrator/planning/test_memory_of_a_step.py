@@ -18,7 +18,7 @@ from backbones.registry import get_spec, register
 from backbones.spec import Architecture
 from benchmarks.memory_plan import peak_of_a_step
 from orchestrator.cell_job import CellJob
-from orchestrator.planning.memory import predict_memory
+from orchestrator.planning.sizes.memory import predict_memory
 
 SIZES = Architecture(128, 352, 4, 4, 2, 32, 1088, tied_embeddings=True)
 SPEC = replace(get_spec("tiny-llama2"), backbone_id="memory-probe", architecture=SIZES, parameters=877_696)

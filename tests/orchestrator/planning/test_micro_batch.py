@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from backbones.registry import get_spec
 from backbones.spec import BackboneSpec
-from orchestrator.planning.memory import DEVICE_GIB, choose_micro_batch_size, find_device_gib, find_shortage
-from orchestrator.planning.memory import predict_memory as predict
+from orchestrator.planning.sizes.memory import DEVICE_GIB, choose_micro_batch_size, find_device_gib, find_shortage
+from orchestrator.planning.sizes.memory import predict_memory as predict
 from orchestrator.spec_files.spec import Placement, Recipe
 
 IDS = ("gpt2", "llama2-7b-pure", "llama2-70b-pure", "qwen3-0.6b", "mistral-v0.1-7b-pure", "tiny-qwen")

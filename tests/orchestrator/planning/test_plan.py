@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from backbones.registry import get_spec
 from backbones.spec import Architecture, BackboneSpec
 from orchestrator.errors import InputError, SpecError
-from orchestrator.planning.flops import find_mfu, find_peak_flops, training_flops_per_token
-from orchestrator.planning.memory import choose_micro_batch_size, find_device_gib, find_shortage, predict_memory
 from orchestrator.planning.plan import Cell, Plan, ids_without_occurrence, load_comparison, load_finetune, load_plan
+from orchestrator.planning.sizes.flops import find_mfu, find_peak_flops, training_flops_per_token
+from orchestrator.planning.sizes.memory import choose_micro_batch_size, find_device_gib, find_shortage, predict_memory
 from orchestrator.spec_files.spec import Elastic, Placement, Recipe
 
 SPECS = Path(__file__).parents[3] / "jobs" / "specs"  # a folder with YAML files

@@ -8,9 +8,9 @@ from test_plan import ids, recipe_facts, write_job
 
 from backbones.registry import get_spec
 from orchestrator.errors import SpecError
-from orchestrator.planning.memory import find_device_gib, predict_memory
 from orchestrator.planning.plan import load_comparison
-from orchestrator.planning.recomputation import keeps_weights_gathered, resolve_activation_checkpointing
+from orchestrator.planning.sizes.memory import find_device_gib, predict_memory
+from orchestrator.planning.sizes.recomputation import keeps_weights_gathered, resolve_activation_checkpointing
 from orchestrator.spec_files.spec import Placement, Recipe
 
 SMALL, LARGE = get_spec("smollm2-135m-instruct"), get_spec("llama2-7b-pure")

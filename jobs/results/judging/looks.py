@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from jobs.formats import listed
 from jobs.results.documents import Look, LookRecord, LooksDocument, load_document
-from jobs.results.spending import BY_HAND, nominal_levels, spent_by_looks
+from jobs.results.judging.spending import BY_HAND, nominal_levels, spent_by_looks
 from orchestrator.identity import content_hash
 from orchestrator.layout import Storage
 from orchestrator.planning.plan import Plan, comparison_identity, subjects

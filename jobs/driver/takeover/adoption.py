@@ -14,7 +14,7 @@ import numpy as np
 from jobs.driver.cell_jobs import find_finished
 from jobs.driver.locks import locked_cells
 from jobs.driver.preparation import Preparation
-from jobs.driver.taking_over import (
+from jobs.driver.takeover.copies import (
     UnsoundError,
     copy_outcome,
     discard_half_adopted,
@@ -23,7 +23,7 @@ from jobs.driver.taking_over import (
     forget_tracked,
     read_sound,
 )
-from jobs.driver.works import Learned, find_learned, find_works, note_work, prompt_hash
+from jobs.driver.takeover.works import Learned, find_learned, find_works, note_work, prompt_hash
 from orchestrator.data.parity import find_droppers, load_selection
 from orchestrator.errors import AlreadyRunningError
 from orchestrator.layout import CellFolder, Storage

@@ -11,9 +11,9 @@ from math import floor, isinf, log10, sqrt
 import numpy as np
 
 from jobs.formats import listed
-from jobs.results.choice_noise import Choice, ChoiceNoise, find_choice_noise
 from jobs.results.documents import Pair, RankedBackbone, Verdict, VerdictOutcome
-from jobs.results.paired_tests import (
+from jobs.results.judging.choice_noise import Choice, ChoiceNoise, find_choice_noise
+from jobs.results.judging.paired_tests import (
     CellScores,
     ItemNoise,
     PairTests,
@@ -25,7 +25,7 @@ from jobs.results.paired_tests import (
     model_seeds,
     run_pair_tests,
 )
-from jobs.results.seed_noise import Array, PairedSeeds, SeedNoise, pair_seeds
+from jobs.results.judging.seed_noise import Array, PairedSeeds, SeedNoise, pair_seeds
 
 FEW_GROUPS = 10.0  # below this many effective degrees of freedom the item noise is worth a note
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 from backbones.registry import BackboneSpec
 from orchestrator.hardware import GIB
-from orchestrator.planning.memory import choose_micro_batch_size, find_device_gib, fits, predict_memory
+from orchestrator.planning.sizes.memory import choose_micro_batch_size, find_device_gib, fits, predict_memory
 from orchestrator.spec_files.spec import Placement, Recipe
 
 # Bytes of each parameter that stays gathered, in units of the compute dtype: its value, and what FSDP and the allocator

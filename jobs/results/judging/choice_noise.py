@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jobs.results.seed_noise import Array
+from jobs.results.judging.seed_noise import Array
 
 CAUTION = 2.5
 

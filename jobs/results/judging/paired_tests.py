@@ -32,8 +32,8 @@ from math import sqrt
 
 import numpy as np
 
-from jobs.results.choice_noise import ChoiceNoise
-from jobs.results.seed_noise import ROUNDING, Array, PairedSeeds, SeedNoise, find_seed_noise, shared_seeds
+from jobs.results.judging.choice_noise import ChoiceNoise
+from jobs.results.judging.seed_noise import ROUNDING, Array, PairedSeeds, SeedNoise, find_seed_noise, shared_seeds
 from orchestrator.errors import InputError
 
 

@@ -9,9 +9,9 @@ from typing import Literal
 
 from backbones.spec import BackboneSpec
 from orchestrator.hardware import GIB
-from orchestrator.planning.activations import FP32, Activations
-from orchestrator.planning.chunks import positions_per_chunk
-from orchestrator.planning.units import Units
+from orchestrator.planning.sizes.activations import FP32, Activations
+from orchestrator.planning.sizes.chunks import positions_per_chunk
+from orchestrator.planning.sizes.units import Units
 from orchestrator.spec_files.spec import Placement, Recipe
 
 Moment = Literal["loss", "first layer", "last layer", "reduction", "embedding", "root"]

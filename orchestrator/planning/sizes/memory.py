@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from backbones.registry import BackboneSpec
-from orchestrator.planning.footprint import MemoryPrediction, predict_memory
+from orchestrator.planning.sizes.footprint import MemoryPrediction, predict_memory
 from orchestrator.spec_files.spec import Adaptation, Placement, Recipe
 
 __all__ = [

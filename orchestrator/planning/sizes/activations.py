@@ -8,7 +8,7 @@ up, the activated gate and, where the next matrix learns, their product. Korthik
 
 from dataclasses import dataclass
 
-from orchestrator.planning.units import Units
+from orchestrator.planning.sizes.units import Units
 
 FP32 = 4
 # Queries and keys are normalised before they meet.

@@ -1,0 +1,1 @@
+"""What earlier comparisons trained, found by what it learned from, and copied."""
