@@ -24,9 +24,10 @@ def register(app: typer.Typer) -> None:
 def report(
     job_id: Annotated[str, typer.Argument(metavar="ID", help="The folder name <name>-<hash> of a job.")],
     storage: Storage = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown for a pull request instead.")] = False,
 ) -> None:
     """Prints a finished job's ranking and writes its report anew from report.json."""
-    from jobs.report.html import render_report
+    from jobs.report.html import render_markdown, render_report
     from jobs.results.documents import load_report
 
     root = storage_folder(storage)
@@ -35,6 +36,9 @@ def report(
         known = [job.path.name for job in layout.Storage(root).reports()]
         raise InputError(f"no report {job_id!r} in {root}; there are: {', '.join(known) or 'none'}")
     document = load_report(facts)
+    if markdown:
+        print(render_markdown(document))
+        return
     layout.Storage(root).job(job_id).report_page.write_text(render_report(document), encoding="utf-8")
     tables.print_ranking(document)
     tables.out.print(f"report: {layout.Storage(root).job(job_id).report_page}", highlight=False, soft_wrap=True)

@@ -211,8 +211,8 @@ def _tuning_in_words(planned: "Plan") -> dict[str, str]:
     budgets = [significant(tuning.budget(recipe.budget, rung).amount) for rung in range(len(tuning.rung_sizes))]
     rungs = [f"{size} of {budget}" for size, budget in zip(tuning.rung_sizes, budgets, strict=True)]
     return {
-        "tuning": f"{listed(rungs)} {recipe.budget.kind} for each backbone, {spend(recipe, tuning):.0%} of a cell's "
-        f"budget, scored on {len(planned.tune.examples):,} training examples; then each trains at its best rate"
+        "tuning": f"{listed(rungs)} {recipe.budget.kind} for each backbone, {100 * spend(recipe, tuning):.0f} % of a "
+        f"cell's budget, scored on {len(planned.tune.examples):,} training examples; then each trains at its best rate"
     }
 
 

@@ -184,8 +184,8 @@ def notes_of(facts: TuningFacts) -> list[str]:
     """What a reader has to know of it: the spend, and which best rates lie at an edge of the grid."""
     rungs = [f"{one['trials']} of {significant(one['amount'])} {facts['budget_kind']}" for one in facts["rungs"]]
     notes = [
-        f"Each backbone had the same trials, {listed(rungs)} ({facts['spend']:.0%} of a run's budget), scored on "
-        f"{facts['examples']} training examples that no trial learned from ({where_from(facts)}), not on what is "
+        f"Each backbone had the same trials, {listed(rungs)} ({100 * facts['spend']:.0f} % of a run's budget), scored "
+        f"on {facts['examples']} training examples that no trial learned from ({where_from(facts)}), not on what is "
         "judged here."
     ]
     for side, rate in (("smallest", min(facts["rates"])), ("largest", max(facts["rates"]))):
