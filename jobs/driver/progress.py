@@ -123,13 +123,13 @@ class Progress:
             view.printed_at, view.printed_step = now, view.step
             self._line(
                 f"{view.cell.cell_id}: {view.share:4.0%}  step {view.step}  loss {_number(view.loss, '.3f')}  "
-                f"held-out {_number(view.val_bits_per_byte, '.3f')} bits/byte"
+                f"{_scored_on(view.cell)} {_number(view.val_bits_per_byte, '.3f')} bits/byte"
             )
 
     def _outcome(self, view: CellView) -> str:
         view.refresh()
-        held_out = f", held-out {_number(view.val_bits_per_byte, '.4f')} bits/byte"
-        return f" after {view.step} steps{held_out if view.status is CellStatus.SUCCEEDED else ''}"
+        score = f", {_scored_on(view.cell)} {_number(view.val_bits_per_byte, '.4f')} bits/byte"
+        return f" after {view.step} steps{score if view.status is CellStatus.SUCCEEDED else ''}"
 
     def _line(self, text: str) -> None:
         with self._lock:
@@ -152,6 +152,10 @@ class Progress:
                 _number(view.tokens_per_second, ",.0f"),
             )
         return table
+
+
+def _scored_on(cell: Cell) -> str:
+    return "tune split" if cell.is_trial else "held-out"
 
 
 def _shown_status(view: CellView) -> str:
