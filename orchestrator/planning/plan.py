@@ -264,9 +264,15 @@ def placed(job: Job) -> Placement:
 
 
 def ids_without_occurrence(plan: Plan) -> dict[str, str]:
-    """By cell id, what the cell would be called if a person ran it: the same for firings that measure the same."""
-    cells = _cells(plan.job, list(plan.backbones), plan.train, plan.validation, plan.tune, None)
-    return {cell.cell_id: plain.cell_id for cell, plain in zip(plan.cells, cells, strict=True)}
+    """By cell id, what the cell would be called if a person ran it: the same for firings that measure the same.
+
+    Of all cells of the job, also those that a narrowed plan has not.
+    """
+    of_firing, plain = (
+        _cells(plan.job, list(plan.backbones), plan.train, plan.validation, plan.tune, occurrence)
+        for occurrence in (plan.occurrence, None)
+    )
+    return {cell.cell_id: other.cell_id for cell, other in zip(of_firing, plain, strict=True)}
 
 
 def with_job(plan: Plan, job: Job) -> Plan:

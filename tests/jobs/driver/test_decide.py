@@ -10,7 +10,7 @@ from jobs.driver.kinds.decision import load_decision
 from jobs.driver.rounds import Rounds
 from jobs.results.finished import judge_cells
 from orchestrator.errors import SpecError
-from orchestrator.planning.plan import Cell, Plan, load_comparison
+from orchestrator.planning.plan import Cell, Plan, ids_without_occurrence, load_comparison, narrow
 from orchestrator.results import CellResult, CellStatus
 from orchestrator.spec_files.spec import Comparison, Decision
 
@@ -141,3 +141,12 @@ def test_one_common_candidate_makes_no_common_question(tmp_path: Path) -> None:
         assert isinstance(plan.job, Comparison)
         verdict = judge_cells(plan, plan.job.verdict, trained(plan, list(plan.cells), means))
         assert verdict["look"]["number"] == 1
+
+
+def test_a_scheduled_decision_that_stops_early_finds_its_cells_in_earlier_firings(tmp_path: Path) -> None:
+    """Its report holds fewer cells than its plan."""
+    job = grouped_job(tmp_path, backbones=["tiny-llama2", "tiny-mistral"], seeds=2)
+    plan, by_hand = load_decision(job.spec, 4, "nightly/2026-11-22T02:00Z"), load_decision(job.spec, 4)
+    ran = narrow(plan, {cell.cell_id for cell in plan.cells if cell.seed < 2})
+    names = ids_without_occurrence(ran)
+    assert {names[cell.cell_id] for cell in ran.cells} == {c.cell_id for c in by_hand.cells if c.seed < 2}
