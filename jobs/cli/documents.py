@@ -22,26 +22,31 @@ def register(app: typer.Typer) -> None:
 
 
 def report(
-    job_id: Annotated[str, typer.Argument(metavar="ID", help="The folder name <name>-<hash> of a job.")],
+    job_id: Annotated[
+        str, typer.Argument(metavar="ID", help="A job's folder <name>-<hash>, or its name: then the newest of them.")
+    ],
     storage: Storage = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown for a pull request instead.")] = False,
 ) -> None:
-    """Prints a finished job's ranking and writes its report anew from report.json."""
+    """Prints a finished job's ranking and verdict, and writes its report anew from report.json."""
     from jobs.report.html import render_markdown, render_report
-    from jobs.results.documents import load_report
+    from jobs.results.documents import find_verdict, load_report
 
     root = storage_folder(storage)
-    facts = layout.Storage(root).job(job_id).report
-    if Path(job_id).name != job_id or not facts.is_file():
-        known = [job.path.name for job in layout.Storage(root).reports()]
+    known = {job.path.name: job for job in layout.Storage(root).reports()}
+    named = [job for folder, job in known.items() if job_id in (folder, folder.rpartition("-")[0])]
+    if not named:
         raise InputError(f"no report {job_id!r} in {root}; there are: {', '.join(known) or 'none'}")
-    document = load_report(facts)
+    job = known.get(job_id) or max(named, key=lambda one: one.report.stat().st_mtime)
+    document = load_report(job.report)
     if markdown:
         print(render_markdown(document))
         return
-    layout.Storage(root).job(job_id).report_page.write_text(render_report(document), encoding="utf-8")
+    job.report_page.write_text(render_report(document), encoding="utf-8")
     tables.print_ranking(document)
-    tables.out.print(f"report: {layout.Storage(root).job(job_id).report_page}", highlight=False, soft_wrap=True)
+    if (verdict := find_verdict(document)) is not None:
+        tables.out.print(verdict["sentence"], highlight=False, markup=False, soft_wrap=True)
+    tables.out.print(f"report: {job.report_page}", highlight=False, markup=False, soft_wrap=True)
 
 
 def diff(

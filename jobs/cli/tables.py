@@ -173,6 +173,7 @@ def print_plan(planned: "Plan") -> None:
         "placement": f"{placement.number} workers x {placement.gpus_per_worker} GPU, {placement.cpus_per_worker} CPU",
         "storage": str(planned.storage),
         "tracking": without_password(planned.tracking_uri),
+        **_looks_in_words(planned),
         "cost": _cost(document["predicted"], len(document["cells"]), planned),
     }
     print()
@@ -213,6 +214,21 @@ def _tuning_in_words(planned: "Plan") -> dict[str, str]:
     return {
         "tuning": f"{listed(rungs)} {recipe.budget.kind} for each backbone, {100 * spend(recipe, tuning):.0f} % of a "
         f"cell's budget, scored on {len(planned.tune.examples):,} training examples; then each trains at its best rate"
+    }
+
+
+def _looks_in_words(planned: "Plan") -> dict[str, str]:
+    """What earlier verdicts of the same comparison leave for this one; nothing where there were none."""
+    from jobs.results.judging.looks import load_looks
+
+    rule = planned.job.rule
+    earlier = [] if rule is None else load_looks(planned)
+    if rule is None or not earlier:
+        return {}
+    times = "once" if len(earlier) == 1 else f"{len(earlier)} times"
+    spent = sum(record["spent"] for record in earlier)
+    return {
+        "looks": f"judged {times} before, which spent {spent:.2g} of alpha {rule.alpha:g}; other runs are another look"
     }
 
 

@@ -11,7 +11,7 @@ import yaml
 
 from jobs.cluster.dispatcher import NAMESPACE
 from jobs.queue.gangs import ANY, Demand, Node
-from orchestrator.errors import InputError
+from orchestrator.errors import InputError, ResourcesError
 from orchestrator.hardware import GIB
 from orchestrator.planning.preflight import IN_RAY_JOB
 from orchestrator.spec_files.spec import Placement
@@ -19,6 +19,7 @@ from orchestrator.spec_files.spec import Placement
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 LABEL = "accelerator_type:"
+STARTED_TOO_SLOWLY = "timed out during startup"  # of a busy machine, in a plain Exception
 
 
 def is_remote() -> bool:
@@ -53,7 +54,8 @@ def find_missing_hardware(placement: Placement) -> str | None:
 def connect(placement: Placement) -> None:
     """Connects to the cluster of this Ray job or of RAY_ADDRESS, else starts Ray on this machine alone.
 
-    Raises InputError where Ray has no use of the token that it was told of.
+    Raises InputError where Ray has no use of the token that it was told of, and ResourcesError where this machine is
+    too busy to start it.
     """
     import ray
 
@@ -64,6 +66,14 @@ def connect(placement: Placement) -> None:
         raise InputError(
             f"{said}. Name a file that holds the cluster's token (on its head: ~/.ray/auth_token), "
             "or, to run on this machine alone, unset RAY_AUTH_TOKEN_PATH and RAY_AUTH_MODE"
+        ) from error
+    except Exception as error:
+        if STARTED_TOO_SLOWLY not in str(error):
+            raise
+        load = ", ".join(f"{one:.0f}" for one in os.getloadavg())
+        raise ResourcesError(
+            f"Ray did not start in its time on this machine, whose load is {load} on {os.cpu_count()} cores. Nothing "
+            "is lost: run the same command again when less else runs here"
         ) from error
 
 

@@ -130,6 +130,7 @@ class Trial(TypedDict):
     status: str
     failure: str | None
     score: float | None  # bits per byte on the tune split; None unless it succeeded
+    steps: NotRequired[float | None]  # optimizer steps
     folder: str
 
 

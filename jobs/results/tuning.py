@@ -17,6 +17,7 @@ from orchestrator.results import CellResult, CellStatus
 from orchestrator.spec_files.spec import Tuning
 
 SCORE = "val_bits_per_byte"
+FEWEST_STEPS = 10  # of a trial in the last rung, below which its score says little
 ENDED = (CellStatus.SUCCEEDED, CellStatus.DIVERGED, CellStatus.OUT_OF_MEMORY, CellStatus.INFEASIBLE)
 
 
@@ -61,6 +62,14 @@ class Trials:
         if result is None or result.status is not CellStatus.SUCCEEDED or result.measurement is None:
             return None
         return result.measurement.metrics[SCORE]
+
+    @property
+    def shortest(self) -> float:
+        """Optimizer steps of the shortest trial in the last rung; infinite while none is over."""
+        last = len(self.tuning.rung_sizes) - 1
+        over = (self.results.get(cell.cell_id) for cell in self.plan.cells if cell.rung == last)
+        measured = [result.measurement.metrics for result in over if result is not None and result.measurement]
+        return min((steps for one in measured if (steps := one.get("steps")) is not None), default=inf)
 
     def trials(self, backbone_id: str) -> list[Cell]:
         """All that it may get, by rung and learning rate."""
@@ -150,7 +159,8 @@ def describe_tuning(plan: Plan, results: Sequence[CellResult]) -> str:
     trials = trials_of(plan, results)
     best = [] if trials is None else [(one, trials.best(one)) for one in (spec.backbone_id for spec in plan.backbones)]
     found = [f"{backbone_id} {rate:g}" for backbone_id, rate in best if rate is not None]
-    return f"Best learning rates: {', '.join(found)}." if found else ""
+    facts = tuning_facts(plan, results) if found else None
+    return " ".join([f"Best learning rates: {', '.join(found)}.", *doubts_of(facts)]) if facts is not None else ""
 
 
 def tuning_facts(plan: Plan, results: Sequence[CellResult]) -> TuningFacts | None:
@@ -188,13 +198,28 @@ def notes_of(facts: TuningFacts) -> list[str]:
         f"on {facts['examples']} training examples that no trial learned from ({where_from(facts)}), not on what is "
         "judged here."
     ]
+    return notes + doubts_of(facts)
+
+
+def doubts_of(facts: TuningFacts) -> list[str]:
+    """Why the best learning rates may not be the best: trials that were too short, and best ones at an edge."""
+    last = [
+        one for tuned in facts["backbones"].values() for one in tuned["trials"] if one["rung"] == len(facts["rungs"])
+    ]
+    fewest = min((steps for one in last if (steps := one.get("steps")) is not None), default=inf)
+    if fewest < FEWEST_STEPS:
+        return [
+            f"Trials of the last rung had as few as {fewest:g} optimizer steps, which tell little of a whole run and "
+            "favour large learning rates: raise tuning.budget_fraction, or the budget."
+        ]
+    notes = []
     for side, rate in (("smallest", min(facts["rates"])), ("largest", max(facts["rates"]))):
         names = [name for name, one in facts["backbones"].items() if one["best"] == rate]
         if names:
             beyond = facts["backbones"][names[0]]["edge"]
             notes.append(
                 f"The best learning rate of {listed(names)}, {rate:g}, is the {side} that was tried: add {beyond:g} to "
-                "tuning.learning_rate, and only what is new is trained."
+                "tuning.learning_rate; only what is new is trained, and the verdict after it is another look."
             )
     return notes
 
@@ -210,7 +235,8 @@ def where_from(facts: TuningFacts) -> str:
 def _tuned(trials: Trials, backbone_id: str) -> TunedBackbone:
     best = trials.best(backbone_id)
     ran = [cell for cell in trials.trials(backbone_id) if cell.cell_id in trials.results]
-    return {"best": best, "edge": _beyond(trials.tuning.rates, best), "trials": [_trial(trials, cell) for cell in ran]}
+    edge = None if trials.shortest < FEWEST_STEPS else _beyond(trials.tuning.rates, best)
+    return {"best": best, "edge": edge, "trials": [_trial(trials, cell) for cell in ran]}
 
 
 def _trial(trials: Trials, cell: Cell) -> Trial:
@@ -222,6 +248,7 @@ def _trial(trials: Trials, cell: Cell) -> Trial:
         "status": str(result.status),
         "failure": result.failure,
         "score": trials.score(cell),
+        "steps": None if result.measurement is None else result.measurement.metrics.get("steps"),
         "folder": result.folder,
     }
 

@@ -14,7 +14,7 @@ from jobs.driver.kinds.self_comparison import labelled, load_self_comparison
 from jobs.driver.rounds import Rounds
 from jobs.report.html import render_report
 from jobs.results.finished import build_document, judge_cells
-from jobs.results.tuning import is_excused, judged_plan, tuning_facts
+from jobs.results.tuning import doubts_of, is_excused, judged_plan, tuning_facts
 from orchestrator.planning.plan import Cell, Plan, load_comparison
 from orchestrator.results import CellResult, CellStatus, Measurement
 from orchestrator.spec_files.spec import Comparison
@@ -22,6 +22,7 @@ from orchestrator.spec_files.spec import Comparison
 LLAMA, MISTRAL, QWEN = "tiny-llama2", "tiny-mistral", "tiny-qwen"
 RATES = [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2]
 BEST = {LLAMA: 2e-3, MISTRAL: 8e-3, QWEN: 1.6e-2}
+STEPS = 40.0
 Score = Callable[[Cell], float]
 
 
@@ -42,7 +43,8 @@ def tried(
     results = []
     for cell in cells:
         assert cell.is_trial
-        measurement = Measurement({"val_bits_per_byte": score(cell)}, [], {}, {}, "items.npz")
+        metrics = {"val_bits_per_byte": score(cell), "steps": STEPS}
+        measurement = Measurement(metrics, [], {}, {}, "items.npz")
         result = CellResult(cell.cell_id, cell.backbone.backbone_id, cell.seed, CellStatus.SUCCEEDED, attempts=1)
         result = replace(result, measurement=measurement)
         if cell.cell_id in diverged:
@@ -133,6 +135,20 @@ def test_the_verdict_is_over_the_chosen_cells_and_says_how_they_were_chosen(tmp_
     notes = " ".join(verdict["notes"])
     assert "The best learning rate of tiny-qwen, 0.016, is the largest that was tried: add 0.032" in notes
     assert "smallest" not in notes
+
+
+def test_trials_of_a_few_steps_are_doubted_and_no_further_rate_is_advised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(globals(), "STEPS", 3.0)
+    plan = planned(tmp_path)
+    rounds = Rounds(plan, {})
+    *_, judged = run_trials(plan, rounds)
+    facts = tuning_facts(plan, rounds.ordered)
+    assert facts is not None and all(one["edge"] is None for one in facts["backbones"].values())
+    (doubt,) = doubts_of(facts)
+    assert "as few as 3 optimizer steps" in doubt and "raise tuning.budget_fraction" in doubt
+    assert doubt in rounds.reason(judged)
 
 
 def test_an_untuned_verdict_says_so(tmp_path: Path) -> None:
