@@ -56,7 +56,7 @@ def begin(gangs: Gangs, job: CellJob) -> tuple[list[Failure | None], threading.T
     return came_to, thread
 
 
-def wait_until(holds: Callable[[], object], limit_s: float = 60.0) -> None:
+def wait_until(holds: Callable[[], object], limit_s: float = 240.0) -> None:
     limit = time.monotonic() + limit_s
     while not holds():
         assert time.monotonic() < limit
