@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from backbones.reference import HubError
-from jobs.cli import cluster, documents, evaluate, queue, tables
+from jobs.cli import cluster, documents, evaluate, plan_tables, queue, tables
 from jobs.cli.options import Plugins, Storage, load_plugins, storage_folder
 from orchestrator.errors import InputError, OrchestratorError, SpecError
 
@@ -93,10 +93,10 @@ def plan(
     planned = load_plan(spec)
     wrapped, failures = wrapping.dry_run(planned) if dry_run else ([], [])
     if as_json:
-        document = {**tables.plan_document(planned), **({"dry_run": wrapped} if dry_run else {})}
+        document = {**plan_tables.plan_document(planned), **({"dry_run": wrapped} if dry_run else {})}
         print(json.dumps(document, indent=2, default=str))
     else:
-        tables.print_plan(planned)
+        plan_tables.print_plan(planned)
         if dry_run:
             wrapping.print_dry_run(planned, wrapped)
     wrapping.raise_unless_wrapped(failures)
@@ -155,8 +155,8 @@ def decide(
 
     planned = replace(load_decision(spec, max_seeds, occurrence), plugins=plugins)
     if show_plan:
-        tables.print_plan(planned)
-        return tables.print_looks(planned)
+        plan_tables.print_plan(planned)
+        return plan_tables.print_looks(planned)
     require_feasible(planned, skip_infeasible)
     from jobs.driver.launch import launch
 

@@ -5,72 +5,15 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
-from typing_extensions import TypedDict
 
-from jobs.formats import compact, duration, listed, money, short_id, significant
-from jobs.results.costs.documents import Device
-from jobs.results.costs.forecast import predict
+from jobs.formats import compact, money, significant
 from jobs.results.documents import find_verdict
-from jobs.results.judging.constraints import find_ruled_out
-from orchestrator.planning.plan import expected
-from orchestrator.tracking.run import without_password
 
 if TYPE_CHECKING:
     from backbones.spec import BackboneSpec
-    from jobs.results.documents import Facts, Report
-    from orchestrator.planning.plan import Plan
+    from jobs.results.documents import Report
 
 out = Console(soft_wrap=False)
-
-
-class PlannedCell(TypedDict):
-    """A cell of `backbone plan --json`."""
-
-    cell_id: str
-    backbone_id: str
-    seed: int
-    micro_batch_size: int
-    accumulation_steps: int
-    predicted_memory_gib: float
-    device_memory_gib: float | None  # None: the plan does not know the device
-    flops_per_token: float
-    infeasible: str | None  # why the cell cannot run
-    any_rate: bool  # whether it stands for a run at whichever learning rate trials will choose
-    predicted_seconds: float | None  # None: nothing like it was measured in this storage
-    predicted_device_hours: float | None
-    predicted_cost: float | None
-
-
-class PlannedCost(TypedDict):
-    """What all cells of a plan would take, as far as it is known."""
-
-    device: Device
-    device_hours: float  # of the cells that are known
-    cost: float | None
-    currency: str | None
-    known_cells: int
-    unknown_backbones: list[str]
-    measured_in: dict[str, str]  # backbone -> job
-    measured_on: dict[str, str]  # backbone -> hardware
-
-
-class PlanDocument(TypedDict):
-    """`backbone plan --json`."""
-
-    id: str
-    kind: str
-    name: str
-    storage: str
-    tracking_uri: str
-    train_examples: int
-    train_bytes: int
-    validation_examples: int
-    validation_bytes: int
-    placement: "Facts"
-    recipe: "Facts"
-    predicted: PlannedCost
-    ruled_out: dict[str, list[str]]  # backbone -> which constraints it cannot meet, as is known before it runs
-    cells: list[PlannedCell]
 
 
 def print_backbones(specs: "list[BackboneSpec]") -> None:
@@ -82,7 +25,7 @@ def print_backbones(specs: "list[BackboneSpec]") -> None:
         table.add_row(
             spec.backbone_id,
             spec.family,
-            _count(spec.parameters),
+            abbreviated(spec.parameters),
             f"{spec.context_length:,}",
             spec.prompt_builder.removesuffix("PromptBuilder"),
             spec.licence + (" (gated)" if spec.gated else ""),
@@ -92,157 +35,6 @@ def print_backbones(specs: "list[BackboneSpec]") -> None:
     print_wide(table)
     print("\nNot pinned: the hub's main branch, since its revision is not recorded here.")
     print("Any other causal LM by reference: hf:ORG/NAME@REVISION from the hub, hf:./FOLDER from a folder.")
-
-
-def plan_document(planned: "Plan") -> PlanDocument:
-    """The plan as plain data. Cells beyond the first trials stand for those at whichever learning rate is best."""
-    planned = expected(planned)
-    predicted, rule = predict(planned), planned.job.rule
-    cells: list[PlannedCell] = [
-        {
-            "cell_id": cell.cell_id,
-            "backbone_id": cell.backbone.backbone_id,
-            "seed": cell.seed,
-            "micro_batch_size": cell.micro_batch_size,
-            "accumulation_steps": cell.accumulation_steps,
-            "predicted_memory_gib": forecast.memory.total,
-            "device_memory_gib": forecast.device_gib,
-            "flops_per_token": forecast.flops_per_token,
-            "infeasible": None if forecast.infeasible is None else forecast.infeasible.message,
-            "any_rate": planned.job.tuned_by is not None and cell.rung != 0,
-            "predicted_seconds": found.seconds,
-            "predicted_device_hours": found.device_hours,
-            "predicted_cost": found.cost,
-        }
-        for cell, forecast, found in zip(planned.cells, planned.forecasts, predicted.cells, strict=True)
-    ]
-    return {
-        "id": planned.job_id,
-        "kind": planned.kind,
-        "name": planned.job.name,
-        "storage": str(planned.storage),
-        "tracking_uri": without_password(planned.tracking_uri),
-        "train_examples": len(planned.train),
-        "train_bytes": planned.train.learnable_bytes,
-        "validation_examples": len(planned.validation),
-        "validation_bytes": planned.validation.learnable_bytes,
-        "placement": planned.job.placement.model_dump(),
-        "recipe": planned.job.recipe.model_dump(mode="json"),
-        "predicted": {
-            "device": predicted.device,
-            "device_hours": predicted.device_hours,
-            "cost": predicted.cost,
-            "currency": None if predicted.rate is None else predicted.rate.currency,
-            "known_cells": predicted.known,
-            "unknown_backbones": [*predicted.unknown],
-            "measured_in": {name: speed.job_id for name, speed in predicted.speeds.items()},
-            "measured_on": {name: speed.hardware for name, speed in predicted.speeds.items()},
-        },
-        "ruled_out": {} if rule is None else find_ruled_out(rule.constraints, planned.backbones),
-        "cells": cells,
-    }
-
-
-def print_plan(planned: "Plan") -> None:
-    """Cells, batches and predicted memory, then the job in words."""
-    document = plan_document(planned)
-    recipe, placement = planned.job.recipe, planned.job.placement
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    currency = document["predicted"]["currency"]
-    headings = ["cell", "parameters", "micro x accumulation x workers", "GiB per device", "GFLOP per token", "time"]
-    for name in [*headings, *(["cost"] if currency else [])]:
-        table.add_column(name, justify="left" if name == "cell" else "right", no_wrap=True)
-    for cell, facts in zip(expected(planned).cells, document["cells"], strict=True):
-        limit = facts["device_memory_gib"]
-        table.add_row(
-            cell.cell_id + (" or at another rate" if facts["any_rate"] else ""),
-            _count(cell.backbone.parameters),
-            f"{cell.micro_batch_size} x {cell.accumulation_steps} x {cell.placement.most}",
-            f"{facts['predicted_memory_gib']:.2f}" + (f" of {limit:.0f}" if limit else ""),
-            f"{facts['flops_per_token'] / 1e9:.3g}",
-            duration(facts["predicted_seconds"]),
-            *([money(facts["predicted_cost"], currency)] if currency else []),
-        )
-    print_wide(table)
-    lines = {
-        "job": planned.job_id,
-        "data": f"{len(planned.train):,} training examples ({planned.train.learnable_bytes:,} learnable "
-        f"bytes), {len(planned.validation):,} held out ({planned.validation.learnable_bytes:,} bytes)",
-        "budget": f"{significant(recipe.budget.amount)} {recipe.budget.kind} per cell, {recipe.precision}",
-        **_tuning_in_words(planned),
-        "placement": f"{placement.number} workers x {placement.gpus_per_worker} GPU, {placement.cpus_per_worker} CPU",
-        "storage": str(planned.storage),
-        "tracking": without_password(planned.tracking_uri),
-        **_looks_in_words(planned),
-        "cost": _cost(document["predicted"], len(document["cells"]), planned),
-    }
-    print()
-    for name, text in lines.items():
-        print(f"{name:10} {text}")
-    for backbone_id, reasons in document["ruled_out"].items():
-        told = f"{'; '.join(reasons)}: it would be trained and not ranked; take it out of the spec"
-        print(f"{'ruled out':10} {backbone_id}: {told}")
-
-
-def _cost(found: PlannedCost, cells: int, planned: "Plan") -> str:
-    """What it would take, by what was measured before, or why nobody can say."""
-    if not found["known_cells"]:
-        return "not known: nothing like it was measured in this storage; `backbone benchmark SPEC` measures the speed"
-    priced = f", {money(found['cost'], found['currency'])}" if found["currency"] else ""
-    of = "" if found["known_cells"] == cells else f" for {found['known_cells']} of {cells} cells"
-    parts = [f"about {significant(found['device_hours'])} {found['device']} hours{priced}{of}"]
-    if found["measured_in"]:
-        places = ((job_id, found["measured_on"][name]) for name, job_id in found["measured_in"].items())
-        measured = dict.fromkeys(f"{job_id} on {hardware}" for job_id, hardware in places)
-        parts.append(f"by the speed measured in {', '.join(measured)}")
-    if found["unknown_backbones"]:
-        parts.append(f"not measured yet: {', '.join(map(short_id, found['unknown_backbones']))}")
-    if planned.job.price is not None and not found["currency"]:
-        kind = "per_gpu_hour" if planned.job.placement.gpus_per_worker else "per_core_hour"
-        parts.append(f"the price of these workers is not known: set price.{kind}")
-    return "; ".join(parts)
-
-
-def _tuning_in_words(planned: "Plan") -> dict[str, str]:
-    from orchestrator.planning.tuning import spend
-
-    tuning, recipe = planned.job.tuned_by, planned.job.recipe
-    if tuning is None or planned.tune is None:
-        return {}
-    budgets = [significant(tuning.budget(recipe.budget, rung).amount) for rung in range(len(tuning.rung_sizes))]
-    rungs = [f"{size} of {budget}" for size, budget in zip(tuning.rung_sizes, budgets, strict=True)]
-    return {
-        "tuning": f"{listed(rungs)} {recipe.budget.kind} for each backbone, {100 * spend(recipe, tuning):.0f} % of a "
-        f"cell's budget, scored on {len(planned.tune.examples):,} training examples; then each trains at its best rate"
-    }
-
-
-def _looks_in_words(planned: "Plan") -> dict[str, str]:
-    """What earlier verdicts of the same comparison leave for this one; nothing where there were none."""
-    from jobs.results.judging.looks import load_looks
-
-    rule = planned.job.rule
-    earlier = [] if rule is None else load_looks(planned)
-    if rule is None or not earlier:
-        return {}
-    times = "once" if len(earlier) == 1 else f"{len(earlier)} times"
-    spent = sum(record["spent"] for record in earlier)
-    return {
-        "looks": f"judged {times} before, which spent {spent:.2g} of alpha {rule.alpha:g}; other runs are another look"
-    }
-
-
-def print_looks(planned: "Plan") -> None:
-    """At how many seeds a decision looks, and at which level each tests, where nobody looked before."""
-    from jobs.results.judging.spending import nominal_levels
-    from orchestrator.spec_files.spec import Decision
-
-    job = planned.job
-    assert isinstance(job, Decision)
-    seeds = range(job.first, len(job.seed_list) + 1)
-    levels = nominal_levels(job.verdict.alpha, [number / len(job.seed_list) for number in seeds])
-    print(f"looks      {', '.join(f'{n} seeds at {p:.2g}' for n, p in zip(seeds, levels, strict=True))}")
-    print(f"first      {job.first * len(planned.backbones)} cells; the others only where it is still undecided")
 
 
 def print_ranking(document: "Report") -> None:
@@ -295,7 +87,8 @@ def public(spec: "BackboneSpec") -> dict[str, object]:
     return {key: value for key, value in asdict(spec).items() if key != "backbone_id"}
 
 
-def _count(number: int) -> str:
+def abbreviated(number: int) -> str:
+    """`6.74B`: three digits and a unit."""
     for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= 0.9995 * size:  # 999.9M is 1B, not 1e+03M
             return f"{number / size:.3g}{unit}"

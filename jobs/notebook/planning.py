@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from jobs.cli.tables import PlanDocument, plan_document
+from jobs.cli.plan_tables import PlanDocument, plan_document
 from jobs.notebook.specs import Spec, load_plugins, spec_file
 from orchestrator.planning.plan import load_plan
 

@@ -14,7 +14,8 @@ from scored_cells import grouped_job, trained
 from small_spec import write_small_spec
 
 from backbones.registry import get_spec
-from jobs.cli.tables import plan_document, print_plan, print_ranking
+from jobs.cli.plan_tables import plan_document, print_plan
+from jobs.cli.tables import print_ranking
 from jobs.report.html import render_report
 from jobs.results.finished import judge_cells
 from jobs.results.judging.constraints import find_ruled_out

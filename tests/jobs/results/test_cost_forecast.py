@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from small_spec import write_small_spec
 
-from jobs.cli.tables import plan_document, print_plan
+from jobs.cli.plan_tables import plan_document, print_plan
 from jobs.results.costs.forecast import MOST_BYTES, predict
 from orchestrator.planning.plan import Plan, load_comparison
 
