@@ -51,8 +51,9 @@ def build_document(
     rule = plan.job.rule
     tuning = tuning_facts(plan, results)
     verdict = None if rule is None else judge_cells(plan, rule, results)
-    tried = [result for result in results if result.cell_id in plan.trials]
-    results = [result for result in results if result.cell_id not in plan.trials]
+    trial_ids = plan.trials
+    tried = [result for result in results if result.cell_id in trial_ids]
+    results = [result for result in results if result.cell_id not in trial_ids]
     measured = [result for result in results if result.measurement is not None]
     first = measured[0].measurement if measured else None
     rate, placement = find_rate(plan.job), plan.job.placement

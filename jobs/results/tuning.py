@@ -3,7 +3,7 @@
 Successive halving (Jamieson and Talwalkar 2016) for each backbone by itself: what one gets never depends on another.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import inf
 from statistics import variance
@@ -29,12 +29,17 @@ class Trials:
     tuning: Tuning
     results: dict[str, CellResult]  # by cell, of trials
 
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether one of them has yet to end."""
+        return any(result.status not in ENDED for result in self.results.values())
+
     def next_rung(self) -> list[Cell]:
         """The trials that come next; none once every backbone is through, or where one of them was cut off.
 
         All backbones are in the same rung: none is trained with what a later one of another would need.
         """
-        if any(result.status not in ENDED for result in self.results.values()):
+        if self.is_cut_off:
             return []
         for rung in range(len(self.tuning.rung_sizes)):
             wanted = [cell for spec in self.plan.backbones for cell in self._of(spec.backbone_id, rung)]
@@ -62,14 +67,6 @@ class Trials:
         if result is None or result.status is not CellStatus.SUCCEEDED or result.measurement is None:
             return None
         return result.measurement.metrics[SCORE]
-
-    @property
-    def shortest(self) -> float:
-        """Optimizer steps of the shortest trial in the last rung; infinite while none is over."""
-        last = len(self.tuning.rung_sizes) - 1
-        over = (self.results.get(cell.cell_id) for cell in self.plan.cells if cell.rung == last)
-        measured = [result.measurement.metrics for result in over if result is not None and result.measurement]
-        return min((steps for one in measured if (steps := one.get("steps")) is not None), default=inf)
 
     def trials(self, backbone_id: str) -> list[Cell]:
         """All that it may get, by rung and learning rate."""
@@ -121,13 +118,15 @@ def next_trials(plan: Plan, results: Sequence[CellResult]) -> list[Cell]:
 def is_cut_off(plan: Plan, results: Sequence[CellResult]) -> bool:
     """Whether a trial has yet to end: nothing is trained at a learning rate that might not be the best."""
     trials = trials_of(plan, results)
-    return trials is not None and any(one.status not in ENDED for one in trials.results.values())
+    return trials is not None and trials.is_cut_off
 
 
 def is_excused(plan: Plan, results: Sequence[CellResult], result: CellResult) -> bool:
     """Whether a cell's failure is an answer: a trial that diverged, of a backbone whose others did not."""
+    if result.status is not CellStatus.DIVERGED:
+        return False
     trials = trials_of(plan, results)
-    if trials is None or result.cell_id not in trials.results or result.status is not CellStatus.DIVERGED:
+    if trials is None or result.cell_id not in trials.results:
         return False
     return trials.best(_backbone_of(plan, result)) is not None
 
@@ -169,6 +168,8 @@ def tuning_facts(plan: Plan, results: Sequence[CellResult]) -> TuningFacts | Non
     if trials is None or plan.tune is None:
         return None
     tuning, recipe = trials.tuning, plan.job.recipe
+    tried = {spec.backbone_id: _tried(trials, spec.backbone_id) for spec in plan.backbones}
+    tells_edges = _fewest_steps(tried.values(), len(tuning.rung_sizes)) >= FEWEST_STEPS
     return {
         "rates": list(tuning.rates),
         "rungs": [
@@ -180,7 +181,7 @@ def tuning_facts(plan: Plan, results: Sequence[CellResult]) -> TuningFacts | Non
         "examples": len(plan.tune.examples),
         "learnable_bytes": plan.tune.learnable_bytes,
         "groups": plan.tune.groups,
-        "backbones": {spec.backbone_id: _tuned(trials, spec.backbone_id) for spec in plan.backbones},
+        "backbones": {name: _tuned(trials, name, own, tells_edges) for name, own in tried.items()},
     }
 
 
@@ -203,10 +204,7 @@ def notes_of(facts: TuningFacts) -> list[str]:
 
 def doubts_of(facts: TuningFacts) -> list[str]:
     """Why the best learning rates may not be the best: trials that were too short, and best ones at an edge."""
-    last = [
-        one for tuned in facts["backbones"].values() for one in tuned["trials"] if one["rung"] == len(facts["rungs"])
-    ]
-    fewest = min((steps for one in last if (steps := one.get("steps")) is not None), default=inf)
+    fewest = _fewest_steps((one["trials"] for one in facts["backbones"].values()), len(facts["rungs"]))
     if fewest < FEWEST_STEPS:
         return [
             f"Trials of the last rung had as few as {fewest:g} optimizer steps, which tell little of a whole run and "
@@ -232,11 +230,20 @@ def where_from(facts: TuningFacts) -> str:
     return "one whole source group" if groups == 1 else f"{groups} whole source groups"
 
 
-def _tuned(trials: Trials, backbone_id: str) -> TunedBackbone:
-    best = trials.best(backbone_id)
+def _tried(trials: Trials, backbone_id: str) -> list[Trial]:
     ran = [cell for cell in trials.trials(backbone_id) if cell.cell_id in trials.results]
-    edge = None if trials.shortest < FEWEST_STEPS else _beyond(trials.tuning.rates, best)
-    return {"best": best, "edge": edge, "trials": [_trial(trials, cell) for cell in ran]}
+    return [_trial(trials, cell) for cell in ran]
+
+
+def _tuned(trials: Trials, backbone_id: str, tried: list[Trial], tells_edges: bool) -> TunedBackbone:
+    best = trials.best(backbone_id)
+    return {"best": best, "edge": _beyond(trials.tuning.rates, best) if tells_edges else None, "trials": tried}
+
+
+def _fewest_steps(tried: Iterable[Sequence[Trial]], rungs: int) -> float:
+    """Optimizer steps of the shortest trial in the last rung; infinite while none is over."""
+    steps = (trial.get("steps") for trials in tried for trial in trials if trial["rung"] == rungs)
+    return min((number for number in steps if number is not None), default=inf)
 
 
 def _trial(trials: Trials, cell: Cell) -> Trial:

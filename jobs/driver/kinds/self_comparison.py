@@ -38,10 +38,10 @@ def load_self_comparison(path: Path, backbone: str | None = None) -> Plan:
 def labelled(plan: Plan, results: Sequence[CellResult]) -> list[CellResult]:
     """The results of the first half of the seeds as A, those of the others as B; trials are of both."""
     seeds = plan.job.seed_list
-    first = seeds[: len(seeds) // 2]
+    first, trials = seeds[: len(seeds) // 2], plan.trials
     return [
         result
-        if result.cell_id in plan.trials
+        if result.cell_id in trials
         else replace(result, backbone_id=f"{result.backbone_id} {'A' if result.seed in first else 'B'}")
         for result in results
     ]
