@@ -1,6 +1,5 @@
 """Planned comparisons of one storage, prepared in the test's process, and cells that are finished without training."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +7,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import pytest
-from product import Job, write_job
+from product import Job
+from scored_cells import grouped_job
 
 from backbones.registry import load_codec
 from jobs.driver import preparation
@@ -74,11 +74,7 @@ def comparing_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Compare:
 
 def spec_of(folder: Path, backbones: Sequence[str], length: int, seeds: int, **changes: Any) -> Job:
     settled = {"recipe__data__parity": "intersection", "recipe__sequence_length": length, "recipe__packing": False}
-    job = write_job(folder, backbones=[*backbones], seeds=seeds, **(settled | changes))
-    rows = [json.loads(line) for line in (folder / "validation.jsonl").read_text().splitlines()]
-    grouped = [json.dumps(row | {"group": f"g{number % 8}"}) + "\n" for number, row in enumerate(rows)]
-    (folder / "validation.jsonl").write_text("".join(grouped))
-    return job
+    return grouped_job(folder, backbones=[*backbones], seeds=seeds, **(settled | changes))
 
 
 def finish(one: Compared, cells: Sequence[Cell] | None = None) -> None:
