@@ -1,8 +1,8 @@
-"""Writes two small random models that like different learning rates: `wide` and `narrow`, beside this file.
+"""Writes two small random models that like different learning rates: `large` and `small`, beside this file.
 
-    python examples/learning-rates/models.py
+    python examples/known-answers/models.py
 
-They share the tokenizer of tiny-llama2. untuned.yaml compares them at one learning rate, tuned.yaml each at its best.
+They share the tokenizer of tiny-llama2. What the specs beside this file must say of them is known beforehand.
 """
 
 from pathlib import Path
@@ -14,8 +14,8 @@ import backbones
 HERE = Path(__file__).parent
 TOKENIZER = Path(backbones.__file__).parent / "families" / "tiny_tokenizers" / "tiny-llama2"
 SHAPES = {
-    "wide": {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4},
-    "narrow": {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4},
+    "large": {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4},
+    "small": {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2},
 }
 
 
