@@ -133,6 +133,11 @@ class JobFolder:
         return self.path / "report.html"
 
     @property
+    def items(self) -> Path:
+        """The held-out items side by side: what is known of each, and each backbone's bits per byte."""
+        return self.path / "items.parquet"
+
+    @property
     def output(self) -> Path:
         """What a driver prints that a Python program started on this machine."""
         return self.path / "output.txt"
@@ -266,7 +271,12 @@ class CellFolder:
 
     @property
     def items(self) -> Path:
-        """Per-item scores."""
+        """Per-item scores: item, nats, tokens, bytes."""
+        return self.path / "items.parquet"
+
+    @property
+    def earlier_items(self) -> Path:
+        """The same, as cells of earlier versions have them."""
         return self.path / "items.npz"
 
     @property
@@ -291,8 +301,8 @@ class CellFolder:
     @property
     def outcome(self) -> tuple[Path, ...]:
         """What attempts leave behind; the result goes first, so that nothing unfinished looks finished."""
-        files = (self.result, self.measurement, self.items, self.contract, self.certificate, self.attempts, *self.tasks)
-        return (*files, self.spool, self.checkpoints, self.path / "failures")
+        files = (self.result, self.measurement, self.items, self.earlier_items, self.contract, self.certificate)
+        return (*files, self.attempts, *self.tasks, self.spool, self.checkpoints, self.path / "failures")
 
 
 @dataclass(frozen=True)

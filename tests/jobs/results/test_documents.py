@@ -26,7 +26,7 @@ from orchestrator.training.measurement import find_measurement, write_measuremen
 
 STORED = Path(__file__).parent / "stored" / "report.json"
 STORED_BENCHMARK = Path(__file__).parent / "stored" / "benchmark.json"
-MEASURED = Measurement({"steps": 3.0}, [], {"workers": 1}, {"device": "CPU"}, "items.npz")
+MEASURED = Measurement({"steps": 3.0}, [], {"workers": 1}, {"device": "CPU"}, "items.parquet")
 
 
 def test_a_report_of_an_earlier_version_is_read_and_written_key_for_key(tmp_path: Path) -> None:
