@@ -37,6 +37,10 @@ class Storage:
         """The jobs that have a report, by name."""
         return [JobFolder(path.parent) for path in sorted(self.path.glob("*/report.json"))]
 
+    def begun(self) -> list["JobFolder"]:
+        """The jobs that a driver was started for, by name."""
+        return [JobFolder(path.parent) for path in sorted(self.path.glob("*/spec.yaml"))]
+
     def benchmarks(self) -> list["JobFolder"]:
         """The jobs that measured speed, by name."""
         return [JobFolder(path.parent) for path in sorted(self.path.glob("*/benchmark.json"))]
