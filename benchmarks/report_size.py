@@ -2,7 +2,8 @@
 
     python -m benchmarks.report_size --rounds 5 --json report-size.json
 
-Comparisons are made up: backbones with five seeds each, 28 evaluations and 200 losses a run, every pair of backbones.
+Comparisons are made up: backbones with five seeds each, 28 evaluations and 200 losses a run, every pair of backbones,
+held-out items by as many columns as are shown.
 The document is written, loaded and rendered; rendering is what counts, in seconds of the clock and of the processor,
 after a small report has loaded the libraries. The sizes take turns. The slope is that of log seconds of the processor
 over log cells, from a quarter of the cells to all, and must be at most 1.05; a page of 1,000 cells must be below 5 MB.
@@ -166,6 +167,27 @@ def made_up(cells: int) -> dict[str, Any]:
             "noise": {"seed_std": 0.002, "groups": 200},
         },
         "history": None,
+        "held_out": _held_out(order, means),
+    }
+
+
+def _held_out(order: list[str], means: dict[str, float]) -> dict[str, Any]:
+    """As much as a document may have of it: six columns of twelve values, and items with long texts."""
+    values = [
+        {"value": f"value-{number}", "items": 80, "share": 1 / 12, "scores": means, "contribution": 0.0001}
+        for number in range(12)
+    ]
+    columns = {f"column-{number}": "value-0" for number in range(6)}
+    facts = {"hash": "0" * 32, "group": "file.jsonl", "columns": columns, "bytes": 900, "bits_per_byte": means}
+    items = [{"item": number, **facts, "text": "<&> some text " * 29} for number in range(5)]
+    slices = [{"column": name, "values": values, "driver": "value-0"} for name in columns]
+    return {
+        "leading": order[:2],
+        "difference": means[order[1]] - means[order[0]],
+        "slices": slices,
+        "apart": [items, items],
+        "hardest": items,
+        "note": None,
     }
 
 

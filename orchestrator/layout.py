@@ -37,6 +37,10 @@ class Storage:
         """The jobs that have a report, by name."""
         return [JobFolder(path.parent) for path in sorted(self.path.glob("*/report.json"))]
 
+    def begun(self) -> list["JobFolder"]:
+        """The jobs that a driver was started for, by name."""
+        return [JobFolder(path.parent) for path in sorted(self.path.glob("*/spec.yaml"))]
+
     def benchmarks(self) -> list["JobFolder"]:
         """The jobs that measured speed, by name."""
         return [JobFolder(path.parent) for path in sorted(self.path.glob("*/benchmark.json"))]
@@ -131,6 +135,11 @@ class JobFolder:
     @property
     def report_page(self) -> Path:
         return self.path / "report.html"
+
+    @property
+    def items(self) -> Path:
+        """The held-out items side by side: what is known of each, and each backbone's bits per byte."""
+        return self.path / "items.parquet"
 
     @property
     def output(self) -> Path:
@@ -266,7 +275,12 @@ class CellFolder:
 
     @property
     def items(self) -> Path:
-        """Per-item scores."""
+        """Per-item scores: item, nats, tokens, bytes."""
+        return self.path / "items.parquet"
+
+    @property
+    def earlier_items(self) -> Path:
+        """The same, as cells of earlier versions have them."""
         return self.path / "items.npz"
 
     @property
@@ -291,8 +305,8 @@ class CellFolder:
     @property
     def outcome(self) -> tuple[Path, ...]:
         """What attempts leave behind; the result goes first, so that nothing unfinished looks finished."""
-        files = (self.result, self.measurement, self.items, self.contract, self.certificate, self.attempts, *self.tasks)
-        return (*files, self.spool, self.checkpoints, self.path / "failures")
+        files = (self.result, self.measurement, self.items, self.earlier_items, self.contract, self.certificate)
+        return (*files, self.attempts, *self.tasks, self.spool, self.checkpoints, self.path / "failures")
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from backbones.registry import get_spec, load_codec
+from orchestrator.training.measurement import load_item_scores
 
 ROOT = Path(__file__).parents[1]
 KIT = ROOT.parent / "shared" / "kit"
@@ -68,7 +68,7 @@ def test_the_export_scores_every_held_out_item_as_the_report_says_in_plain_trans
     model = AutoModelForCausalLM.from_pretrained(finetuned / "export", dtype=torch.float32).eval()
     codec = load_codec(get_spec(f"hf:{finetuned / 'stories'}"), max_length=256)
     rows = [json.loads(line) for line in (finetuned / "validation.jsonl").read_text().splitlines()]
-    scores = np.load(Path(the_cell(finetuned)["folder"]) / "items.npz")
+    scores = vars(load_item_scores(Path(the_cell(finetuned)["folder"])))
 
     for item, nats in zip(scores["items"], scores["nats"], strict=True):
         row = rows[item]

@@ -12,6 +12,7 @@ from jobs.cli.options import Plugins, Storage, load_plugins, storage_folder
 from orchestrator import layout
 from orchestrator.errors import InputError
 
+UNFINISHED = ("QUEUED", "RUNNING", "PREEMPTED", "CANCELLED")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -36,6 +37,12 @@ def report(
     known = {job.path.name: job for job in layout.Storage(root).reports()}
     named = [job for folder, job in known.items() if job_id in (folder, folder.rpartition("-")[0])]
     if not named:
+        for begun in layout.Storage(root).begun():
+            if job_id in (begun.path.name, begun.path.name.rpartition("-")[0]):
+                raise InputError(
+                    f"{begun.path.name} has no report yet, it writes one when it ends; run the command that started it "
+                    f"again, which goes on from what is finished. Its spec is kept in {begun.spec}"
+                )
         raise InputError(f"no report {job_id!r} in {root}; there are: {', '.join(known) or 'none'}")
     job = known.get(job_id) or max(named, key=lambda one: one.report.stat().st_mtime)
     document = load_report(job.report)
@@ -46,6 +53,10 @@ def report(
     tables.print_ranking(document)
     if (verdict := find_verdict(document)) is not None:
         tables.out.print(verdict["sentence"], highlight=False, markup=False, soft_wrap=True)
+    left = [cell for cell in document["cells"] if cell["status"] in UNFINISHED]
+    if left:
+        number = f"{len(left)} of {len(document['cells'])} runs are not finished; to go on: "
+        tables.out.print(number + document["comparison"]["command"], highlight=False, markup=False, soft_wrap=True)
     tables.out.print(f"report: {job.report_page}", highlight=False, markup=False, soft_wrap=True)
 
 
@@ -85,10 +96,11 @@ def predict(
 ) -> None:
     """Predicts the scores at a larger budget, and whether the present leader would still lead.
 
-    Exit code 0, also where nothing can be predicted, which is said; 2: a report cannot be read or does not belong.
+    Exit code 1: nothing can be predicted, and what would help is said; 2: a report cannot be read or does not belong.
     """
     from jobs.cli.prediction_table import print_prediction
     from jobs.results.differences.stored import load_given_report
+    from jobs.results.predictions.power_law import FARTHEST, FEWEST_BUDGETS, LEAST_SPAN
     from jobs.results.predictions.prediction import predict_scores
 
     root = storage_folder(storage)
@@ -97,6 +109,14 @@ def predict(
         print(json.dumps(asdict(found), indent=2))
     else:
         print_prediction(found)
+    if all(one.score is None for one in found.backbones):
+        typer.echo(
+            f"error: nothing can be predicted; run the same spec at {FEWEST_BUDGETS} budgets or more, the largest at "
+            f"least {LEAST_SPAN:g} times the smallest, give all their reports, and ask for at most {FARTHEST:g} times "
+            "the largest",
+            err=True,
+        )
+        raise typer.Exit(1)
 
 
 def simulate(

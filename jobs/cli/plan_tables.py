@@ -8,9 +8,10 @@ from typing_extensions import TypedDict
 from jobs.cli import tables
 from jobs.formats import duration, listed, money, short_id, significant
 from jobs.results.costs.documents import Device
-from jobs.results.costs.forecast import predict
+from jobs.results.costs.forecast import CellPrediction, predict
 from jobs.results.judging.constraints import find_ruled_out
-from orchestrator.planning.plan import expected
+from orchestrator.planning.advice import advise
+from orchestrator.planning.plan import expected, narrow
 from orchestrator.tracking.run import without_password
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class PlannedCell(TypedDict):
     device_memory_gib: float | None  # None: the plan does not know the device
     flops_per_token: float
     infeasible: str | None  # why the cell cannot run
+    finished: bool  # an earlier job of the storage has it: nothing is left to do
     any_rate: bool  # whether it stands for a run at whichever learning rate trials will choose
     predicted_seconds: float | None  # None: nothing like it was measured in this storage
     predicted_device_hours: float | None
@@ -37,13 +39,14 @@ class PlannedCell(TypedDict):
 
 
 class PlannedCost(TypedDict):
-    """What all cells of a plan would take, as far as it is known."""
+    """What the cells of a plan that are not finished would take, as far as it is known."""
 
     device: Device
     device_hours: float  # of the cells that are known
     cost: float | None
     currency: str | None
     known_cells: int
+    open_cells: int  # that are not finished
     unknown_backbones: list[str]
     measured_in: dict[str, str]  # backbone -> job
     measured_on: dict[str, str]  # backbone -> hardware
@@ -65,13 +68,17 @@ class PlanDocument(TypedDict):
     recipe: "Facts"
     predicted: PlannedCost
     ruled_out: dict[str, list[str]]  # backbone -> which constraints it cannot meet, as is known before it runs
+    warnings: list[str]  # what nobody is likely to want
     cells: list[PlannedCell]
 
 
 def plan_document(planned: "Plan") -> PlanDocument:
     """The plan as plain data. Cells beyond the first trials stand for those at whichever learning rate is best."""
-    planned = expected(planned)
-    predicted, rule = predict(planned), planned.job.rule
+    planned, finished, is_any = resolve_finished(planned)
+    is_open = [cell.cell_id not in finished for cell in planned.cells]
+    predicted, rule = predict(narrow(planned, {*_ids(planned)} - finished)), planned.job.rule
+    foreseen = iter(predicted.cells)
+    nothing = CellPrediction(None, None, None)
     cells: list[PlannedCell] = [
         {
             "cell_id": cell.cell_id,
@@ -83,12 +90,14 @@ def plan_document(planned: "Plan") -> PlanDocument:
             "device_memory_gib": forecast.device_gib,
             "flops_per_token": forecast.flops_per_token,
             "infeasible": None if forecast.infeasible is None else forecast.infeasible.message,
-            "any_rate": planned.job.tuned_by is not None and cell.rung != 0,
+            "finished": cell.cell_id in finished,
+            "any_rate": is_any and cell.rung != 0,
             "predicted_seconds": found.seconds,
             "predicted_device_hours": found.device_hours,
             "predicted_cost": found.cost,
         }
-        for cell, forecast, found in zip(planned.cells, planned.forecasts, predicted.cells, strict=True)
+        for cell, forecast, is_left in zip(planned.cells, planned.forecasts, is_open, strict=True)
+        for found in [next(foreseen) if is_left else nothing]
     ]
     return {
         "id": planned.job_id,
@@ -108,13 +117,35 @@ def plan_document(planned: "Plan") -> PlanDocument:
             "cost": predicted.cost,
             "currency": None if predicted.rate is None else predicted.rate.currency,
             "known_cells": predicted.known,
+            "open_cells": sum(is_open),
             "unknown_backbones": [*predicted.unknown],
             "measured_in": {name: speed.job_id for name, speed in predicted.speeds.items()},
             "measured_on": {name: speed.hardware for name, speed in predicted.speeds.items()},
         },
         "ruled_out": {} if rule is None else find_ruled_out(rule.constraints, planned.backbones),
+        "warnings": advise(planned),
         "cells": cells,
     }
+
+
+def resolve_finished(plan: "Plan") -> tuple["Plan", set[str], bool]:
+    """The cells that will run or ran, which of them are finished, and whether trials have yet to choose among rates."""
+    from jobs.driver.cell_jobs import find_finished
+    from jobs.results.tuning import is_cut_off, judged_plan, next_trials
+
+    results = [found for cell in plan.cells if (found := find_finished(plan, cell)) is not None]
+    done = {result.cell_id for result in results}
+    if plan.job.tuned_by is None:
+        return plan, done, False
+    if next_trials(plan, results) or is_cut_off(plan, results):
+        few = expected(plan)
+        return few, {cell.cell_id for cell in few.cells if cell.rung == 0 and cell.cell_id in done}, True
+    ran = {cell.cell_id for cell in plan.cells if cell.is_trial and cell.cell_id in done}
+    return narrow(plan, ran | {*_ids(judged_plan(plan, results))}), done, False
+
+
+def _ids(plan: "Plan") -> list[str]:
+    return [cell.cell_id for cell in plan.cells]
 
 
 def print_plan(planned: "Plan") -> None:
@@ -126,7 +157,9 @@ def print_plan(planned: "Plan") -> None:
     headings = ["cell", "parameters", "micro x accumulation x workers", "GiB per device", "GFLOP per token", "time"]
     for name in [*headings, *(["cost"] if currency else [])]:
         table.add_column(name, justify="left" if name == "cell" else "right", no_wrap=True)
-    for cell, facts in zip(expected(planned).cells, document["cells"], strict=True):
+    cells = {cell.cell_id: cell for cell in planned.cells}
+    for facts in document["cells"]:
+        cell = cells[facts["cell_id"]]
         limit = facts["device_memory_gib"]
         table.add_row(
             cell.cell_id + (" or at another rate" if facts["any_rate"] else ""),
@@ -134,7 +167,7 @@ def print_plan(planned: "Plan") -> None:
             f"{cell.micro_batch_size} x {cell.accumulation_steps} x {cell.placement.most}",
             f"{facts['predicted_memory_gib']:.2f}" + (f" of {limit:.0f}" if limit else ""),
             f"{facts['flops_per_token'] / 1e9:.3g}",
-            duration(facts["predicted_seconds"]),
+            "finished" if facts["finished"] else duration(facts["predicted_seconds"]),
             *([money(facts["predicted_cost"], currency)] if currency else []),
         )
     tables.print_wide(table)
@@ -148,7 +181,8 @@ def print_plan(planned: "Plan") -> None:
         "storage": str(planned.storage),
         "tracking": without_password(planned.tracking_uri),
         **_looks_in_words(planned),
-        "cost": _cost(document["predicted"], len(document["cells"]), planned),
+        **_finished_in_words(document["cells"]),
+        "cost": _cost(document["predicted"], planned),
     }
     print()
     for name, text in lines.items():
@@ -156,10 +190,23 @@ def print_plan(planned: "Plan") -> None:
     for backbone_id, reasons in document["ruled_out"].items():
         told = f"{'; '.join(reasons)}: it would be trained and not ranked; take it out of the spec"
         print(f"{'ruled out':10} {backbone_id}: {told}")
+    for warning in document["warnings"]:
+        print(f"{'warning':10} {warning}")
 
 
-def _cost(found: PlannedCost, cells: int, planned: "Plan") -> str:
+def _finished_in_words(cells: "list[PlannedCell]") -> dict[str, str]:
+    done = sum(cell["finished"] for cell in cells)
+    if not done:
+        return {}
+    rest = f"{len(cells) - done} would run" if done < len(cells) else "nothing would run"
+    return {"finished": f"{done} of {len(cells)} cells are in the storage already; {rest}"}
+
+
+def _cost(found: PlannedCost, planned: "Plan") -> str:
     """What it would take, by what was measured before, or why nobody can say."""
+    cells = found["open_cells"]
+    if not cells:
+        return "nothing: every cell is finished"
     if not found["known_cells"]:
         return "not known: nothing like it was measured in this storage; `backbone benchmark SPEC` measures the speed"
     priced = f", {money(found['cost'], found['currency'])}" if found["currency"] else ""
@@ -207,13 +254,15 @@ def _looks_in_words(planned: "Plan") -> dict[str, str]:
 
 
 def print_looks(planned: "Plan") -> None:
-    """At how many seeds a decision looks, and at which level each tests, where nobody looked before."""
-    from jobs.results.judging.spending import nominal_levels
+    """At how many seeds a decision looks, and at which level each tests, after the looks that there were."""
+    from jobs.results.judging.looks import looks_ahead
     from orchestrator.spec_files.spec import Decision
 
     job = planned.job
     assert isinstance(job, Decision)
     seeds = range(job.first, len(job.seed_list) + 1)
-    levels = nominal_levels(job.verdict.alpha, [number / len(job.seed_list) for number in seeds])
-    print(f"looks      {', '.join(f'{n} seeds at {p:.2g}' for n, p in zip(seeds, levels, strict=True))}")
+    levels = [f"{n} seeds at {level:.2g}" for n, level in looks_ahead(planned, job.verdict, seeds)]
+    print(
+        f"looks      {', '.join(levels)}; a look is a verdict, and each tests at a part of alpha {job.verdict.alpha:g}"
+    )
     print(f"first      {job.first * len(planned.backbones)} cells; the others only where it is still undecided")

@@ -35,10 +35,12 @@ class CellView:
     share: float = 0.0
     loss: float | None = None
     val_bits_per_byte: float | None = None
+    scored_step: int = 0  # whose score that is
+    proofs: int = 0  # made of a certificate by the newest attempt
     tokens_per_second: float | None = None
     offset: int = 0
     printed_at: float = 0.0
-    printed_step: int = 0
+    printed: str = ""  # what the last line told of
     notices: int = 0
 
     def refresh(self) -> list[str]:
@@ -51,14 +53,31 @@ class CellView:
                 self.step, self.share, self.loss = fields["step"], fields["progress"], fields["loss"]
                 self.tokens_per_second = fields["tokens_per_second_per_device"]
             elif entry.kind is EntryKind.EVALUATION:
-                self.val_bits_per_byte = fields["val_bits_per_byte"]
+                self.val_bits_per_byte, self.scored_step = fields["val_bits_per_byte"], fields["step"]
             else:
                 self.phase = fields["phase"]
+                self.proofs = 0 if self.phase == "starting" else self.proofs + ("proof" in fields)
                 if self.phase == "resumed":
                     self.step = fields["step"]
                 if self.phase in ("resumed", "rejected") and entry.attempt == self.attempt:
                     notices.append(f"resumed at step {fields['step']}" if "step" in fields else fields["reason"])
         return notices
+
+    @property
+    def doing(self) -> str:
+        """The phase in words."""
+        if self.phase != "certifying":
+            return self.phase or "starting"
+        return f"certifying, {self.proofs} proofs made" if self.proofs else "certifying: proofs before the first step"
+
+    def score(self, form: str) -> str:
+        """The newest score, with its step where others were made since."""
+        step = (
+            f" at step {self.scored_step}"
+            if self.val_bits_per_byte is not None and self.scored_step < self.step
+            else ""
+        )
+        return _number(self.val_bits_per_byte, form) + step
 
 
 class Progress:
@@ -118,13 +137,14 @@ class Progress:
 
     def _print_plain(self, view: CellView) -> None:
         now = time.monotonic()
-        moved = view.step != view.printed_step and view.status is CellStatus.RUNNING
+        text = view.doing
+        if view.phase == "training" and view.step:
+            score = f"{_scored_on(view.cell)} {view.score('.3f')} bits/byte"
+            text = f"{view.share:4.0%}  step {view.step}  loss {_number(view.loss, '.3f')}  {score}"
+        moved = text != view.printed and view.status is CellStatus.RUNNING
         if self._live is None and not self._console.is_terminal and moved and now - view.printed_at > PLAIN_INTERVAL_S:
-            view.printed_at, view.printed_step = now, view.step
-            self._line(
-                f"{view.cell.cell_id}: {view.share:4.0%}  step {view.step}  loss {_number(view.loss, '.3f')}  "
-                f"{_scored_on(view.cell)} {_number(view.val_bits_per_byte, '.3f')} bits/byte"
-            )
+            view.printed_at, view.printed = now, text
+            self._line(f"{view.cell.cell_id}: {text}")
 
     def _outcome(self, view: CellView) -> str:
         view.refresh()
@@ -148,7 +168,7 @@ class Progress:
                 ProgressBar(total=1.0, completed=view.share, width=20),
                 str(view.step),
                 _number(view.loss, ".3f"),
-                _number(view.val_bits_per_byte, ".4f"),
+                view.score(".4f"),
                 _number(view.tokens_per_second, ",.0f"),
             )
         return table
@@ -160,7 +180,7 @@ def _scored_on(cell: Cell) -> str:
 
 def _shown_status(view: CellView) -> str:
     if view.status is CellStatus.RUNNING:
-        return (view.phase or "starting") + (f" #{view.attempt}" if view.attempt > 1 else "")
+        return view.doing + (f" #{view.attempt}" if view.attempt > 1 else "")
     return view.status.value.lower()
 
 

@@ -8,8 +8,9 @@ import pandas as pd
 
 from jobs.results.benchmark_documents import MeasuredCell
 from jobs.results.documents import Pair, RankedBackbone, TrainedCell
+from jobs.results.held_out.items import read_labels
 from orchestrator.errors import InputError
-from orchestrator.layout import CellFolder, Storage
+from orchestrator.layout import CellFolder, JobFolder, Storage
 from orchestrator.training.measurement import load_item_scores
 
 Frame: TypeAlias = pd.DataFrame
@@ -41,7 +42,10 @@ def curves_frame(cells: Sequence[TrainedCell]) -> Frame:
 
 
 def items_frame(cells: Sequence[TrainedCell], job_folder: Path) -> Frame:
-    """A row for each held-out item of each finished cell. Raises InputError where a cell's scores are not there."""
+    """A row for each held-out item of each finished cell, with its hash, its group and the data's columns.
+
+    Reports of earlier versions know only its place. Raises InputError where a cell's scores are not there.
+    """
     parts = []
     for cell in cells:
         if cell["status"] != "SUCCEEDED":
@@ -51,7 +55,9 @@ def items_frame(cells: Sequence[TrainedCell], job_folder: Path) -> Frame:
         frame = pd.DataFrame({**_picked(cell, LABELS), **counted})
         frame["bits_per_byte"] = scores.each_bits_per_byte
         parts.append(frame)
-    return _joined(parts, (*LABELS, "item", "nats", "tokens", "bytes", "bits_per_byte"))
+    frame = _joined(parts, (*LABELS, "item", "nats", "tokens", "bytes", "bits_per_byte"))
+    file = JobFolder(job_folder).items
+    return frame.merge(pd.DataFrame(read_labels(file)), on="item", how="left") if file.is_file() else frame
 
 
 def pairs_frame(pairs: Sequence[Pair]) -> Frame:
@@ -80,7 +86,7 @@ def _cell_folder(cell: TrainedCell, job_folder: Path) -> Path:
     """Where the document says, or beside the job's folder, as in a storage that was copied."""
     candidates = (Path(cell["folder"]), Storage(job_folder.parent).cell(cell["cell_id"]).path)
     for folder in candidates:
-        if CellFolder(folder).items.is_file():
+        if CellFolder(folder).items.is_file() or CellFolder(folder).earlier_items.is_file():
             return folder
     raise InputError(
         f"the scores of {cell['cell_id']} are neither in {candidates[0]} nor in {candidates[1]}; load the report from "

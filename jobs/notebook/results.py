@@ -64,7 +64,7 @@ class JobResult:
 
     @property
     def items(self) -> "Frame":
-        """A row for each held-out item of each finished cell: nats, tokens, bytes, bits per byte."""
+        """A row for each held-out item of each finished cell: its nats, tokens and bytes, and its row's columns."""
         from jobs.notebook.frames import items_frame
 
         return items_frame(self.document["cells"], self.folder)

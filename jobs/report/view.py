@@ -8,6 +8,7 @@ from jobs.formats import compact, count, duration, fixed, is_number, money, perc
 from jobs.report.contract import contract_differences, contract_facts
 from jobs.report.excerpt import DRAWN_BACKBONES, best_of, curved_cells, shown_pairs
 from jobs.report.front import front_plots, hours, memory, throughput
+from jobs.report.held_out import held_out_view
 from jobs.report.history import history_view
 from jobs.report.palette import Look, looks
 from jobs.report.plots import (
@@ -121,6 +122,7 @@ def report_view(document: Report) -> dict[str, object]:
         "curved_runs": len(curved),
         "curved": {cell["backbone_id"]: None for cell in curved},
         "curves": _curve_plots(curved, looked),
+        "held_out": held_out_view(document.get("held_out"), ranking),
         "tasks": _tasks(list(backbones.values())),
         "cost_headings": [heading for _, heading, _, _ in COSTS],
         "action_headings": [heading for _, heading, _, _ in ACTIONS],

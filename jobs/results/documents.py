@@ -12,6 +12,7 @@ from pydantic import JsonValue, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from jobs.results.costs.documents import Costs, Spent
+from jobs.results.held_out.documents import HeldOutFacts
 from orchestrator.errors import InputError
 from orchestrator.results import load_json
 
@@ -325,6 +326,7 @@ class Report(TypedDict):
     costs: NotRequired[Costs]
     history: NotRequired[History | None]  # None: no schedule fired the job
     tuning: NotRequired[TuningFacts]
+    held_out: NotRequired[HeldOutFacts]  # absent where no cell finished
 
 
 def find_verdict(report: Report) -> Verdict | None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from json.encoder import encode_basestring
 from typing import Literal
@@ -23,13 +23,15 @@ class Example:
     """A conversation (`turns`) or a text (`text`), never both; `group` names its source (a module, a file, an episode).
 
     With an `action`, one number a dimension as the robot takes it, the turns are the question that it answers. Splits
-    are made by group, and the verdict's item noise is clustered by it.
+    are made by group, and the verdict's item noise is clustered by it. `columns` are what else the row says in short
+    texts and whole numbers, such as its language; they are no part of the content.
     """
 
     group: str
     turns: tuple[Turn, ...] = ()
     text: str = ""
     action: tuple[float, ...] = ()
+    columns: tuple[tuple[str, str], ...] = field(default=(), compare=False)  # (name, value)
 
     @cached_property
     def content_digest(self) -> bytes:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from orchestrator.data.sources.containers import read_columns, write_columns
 from orchestrator.layout import CellFolder
 from orchestrator.planning.sizes.flops import find_mfu
 from orchestrator.results import EvaluationPoint, Measurement, StepMetrics, load_json, measurement_from_json, write_json
@@ -19,7 +20,7 @@ WARM_UP_STEPS = 2  # the first steps of every attempt: allocator, kernel selecti
 
 @dataclass(frozen=True)
 class ItemScores:
-    """One entry per scored held-out item, in the order of `items`."""
+    """One entry per scored held-out item; `items` rise."""
 
     items: np.ndarray  # (items,) int64, indices into the validation split
     nats: np.ndarray  # (items,) float64
@@ -107,14 +108,19 @@ def measure(
 
 
 def save_item_scores(folder: Path, scores: ItemScores) -> None:
-    """Keeps the per-item scores that the verdict pairs."""
-    np.savez(CellFolder(folder).items, items=scores.items, nats=scores.nats, tokens=scores.tokens, bytes=scores.bytes)
+    """Keeps the per-item scores that the verdict pairs: a row an item, with the columns of `ItemScores`."""
+    columns = {"item": scores.items, "nats": scores.nats, "tokens": scores.tokens, "bytes": scores.bytes}
+    write_columns(CellFolder(folder).items, columns)
 
 
 def load_item_scores(folder: Path) -> ItemScores:
-    """The per-item scores of a finished cell."""
-    with np.load(CellFolder(folder).items, allow_pickle=False) as arrays:
-        return ItemScores(**{name: arrays[name] for name in arrays.files})
+    """The per-item scores of a finished cell, also of one that an earlier version finished. Raises OSError."""
+    files = CellFolder(folder)
+    if files.earlier_items.exists() and not files.items.exists():
+        with np.load(files.earlier_items, allow_pickle=False) as arrays:
+            return ItemScores(**{name: arrays[name] for name in arrays.files})
+    columns = read_columns(files.items)
+    return ItemScores(*(columns[name] for name in ("item", "nats", "tokens", "bytes")))
 
 
 def write_measurement(folder: Path, measurement: Measurement) -> None:

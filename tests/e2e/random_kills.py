@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from product import (
     CellFolder,
     Job,
@@ -29,6 +28,7 @@ from product import (
 
 from orchestrator.layout import checkpoint_folders
 from orchestrator.results import read_json
+from orchestrator.training.measurement import load_item_scores
 
 STEPS = 30
 BOTH = [0, 1]  # the seeds of the two cells
@@ -120,8 +120,7 @@ class Facts:
     def of(cls, job: Job, cell: CellFolder) -> "Facts":
         manifest = read_json(checkpoint_folders(cell.path / "checkpoints")[0] / "manifest.json")
         assert manifest["step"] == STEPS
-        with np.load(cell.path / "items.npz") as items:
-            scores = {name: items[name].tolist() for name in items.files}
+        scores = {name: column.tolist() for name, column in vars(load_item_scores(cell.path)).items()}
         # DCP's index of the files carries a random id.
         weights = {name: digest for name, digest in manifest["files"].items() if name != ".metadata"}
         return cls(histories(sqlite_uri(job), cell.path.name), weights, scores)

@@ -70,7 +70,7 @@ def test_seeds_and_backbones_join_a_comparison_and_only_they_train(grow: Callabl
     origins = {cell["cell_id"]: cell["adoption"]["adopted_from"] for cell in third["cells"] if "adoption" in cell}
     assert {*origins.values()} == before
     for cell_id, origin in origins.items():
-        for name in ("measurement.json", "items.npz"):
+        for name in ("measurement.json", "items.parquet"):
             new, old = ((job.storage / "cells" / one / name).read_bytes() for one in (cell_id, origin))
             assert new == old, name
     assert third["verdict"]["look"]["number"] == 2

@@ -7,6 +7,7 @@ from jobs.driver.kinds.kind import Conclusion, metric_name
 from jobs.driver.preparation import find_preparation
 from jobs.report.html import render_report
 from jobs.results.finished import build_document
+from jobs.results.held_out.of_plan import describe_items
 from jobs.results.history import compare_with_history
 from orchestrator.identity import backbone_identity, backbone_slug
 from orchestrator.planning.plan import Plan
@@ -17,6 +18,8 @@ def write_report(plan: Plan, results: Sequence[CellResult], command: str, export
     """Writes the report, the facts behind it and the certificates. `export` is the folder of a finished export."""
     preparation = find_preparation(plan)
     document = build_document(plan, results, {} if preparation is None else preparation.facts, command, export)
+    if (held_out := describe_items(plan, results, document["ranking"])) is not None:
+        document["held_out"] = held_out
     document["history"] = history = compare_with_history(plan, document)
     write_json(plan.files.report, document)
     plan.files.report_page.write_text(render_report(document), encoding="utf-8")

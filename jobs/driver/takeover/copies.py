@@ -102,7 +102,7 @@ def forget_tracked(folder: CellFolder) -> None:
 
 
 def _facts(folder: CellFolder) -> tuple[Path, ...]:
-    return folder.items, folder.contract, folder.certificate, folder.attempts, *folder.tasks
+    return folder.items, folder.earlier_items, folder.contract, folder.certificate, folder.attempts, *folder.tasks
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -13,6 +13,7 @@ class Spent(TypedDict):
     seconds: float  # from the request for workers to the end of each attempt
     device_hours: float  # those of each attempt times its GPUs, or its CPU cores where workers have no GPU
     cost: float | None  # None: the spec has no price for such devices
+    starting_s: NotRequired[float]  # of the seconds: workers start once for many cells, a certificate is made once
 
 
 class BackboneCost(TypedDict):

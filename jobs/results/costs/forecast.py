@@ -34,7 +34,8 @@ class Speed:
     tokens_per_second: float
     bytes_per_second: float
     step_time_s: float
-    besides_s: float | None  # of a run: starting, loading, scoring, saving; a benchmark does not know
+    besides_s: float | None  # of a run: loading, scoring, saving; a benchmark does not know
+    starting_s: float  # once a job: workers start, and certificates are made
     job_id: str
     hardware: str
 
@@ -50,11 +51,12 @@ class CellPrediction:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a plan would take. `cells` in its order; totals are of the cells that are known."""
+    """What a plan would take. `cells` in its order; totals are of the cells that are known, and of starting once."""
 
     device: Device
     rate: Rate | None
     cells: tuple[CellPrediction, ...]
+    starting_hours: float  # of devices
     speeds: Mapping[str, Speed]  # by backbone
     unknown: tuple[str, ...]  # backbones whose cells are not known
 
@@ -64,7 +66,7 @@ class Prediction:
 
     @property
     def device_hours(self) -> float:
-        return sum(cell.device_hours or 0.0 for cell in self.cells)
+        return self.starting_hours + sum(cell.device_hours or 0.0 for cell in self.cells)
 
     @property
     def cost(self) -> float | None:
@@ -83,7 +85,9 @@ def predict(plan: Plan) -> Prediction:
         for cell, found, forecast in zip(plan.cells, cells, plan.forecasts, strict=True)
         if found.seconds is None and forecast.infeasible is None
     }
-    return Prediction(device_of(plan.job.placement), rate, cells, speeds, tuple(missing))
+    starting_s = max((speed.starting_s for speed in speeds.values()), default=0.0) if plan.cells else 0.0
+    starting_hours = starting_s * devices_of(plan.job.placement, plan.job.placement.most) / HOUR_S
+    return Prediction(device_of(plan.job.placement), rate, cells, starting_hours, speeds, tuple(missing))
 
 
 def _cell(cell: Cell, forecast: CellForecast, speed: Speed | None, rate: Rate | None) -> CellPrediction:
@@ -165,9 +169,12 @@ def _speeds(document: Mapping[str, Any], wanted: set[str]) -> dict[str, Speed]:
 
 def _speed(runs: list[Mapping[str, Any]], job_id: str, hardware: str) -> Speed:
     tokens, size, step = (median(run["metrics"][name] for run in runs) for name in RATES)
+    timed = [run for run in runs if run.get("attempts") == 1 and "spent" in run]
+    starting = [run["spent"].get("starting_s", 0.0) for run in timed]
     besides = [
-        max(0.0, run["spent"]["seconds"] - run["metrics"]["train_time_s"])
-        for run in runs
-        if run.get("attempts") == 1 and "spent" in run and is_number(run["metrics"].get("train_time_s"))
+        max(0.0, run["spent"]["seconds"] - starting_s - run["metrics"]["train_time_s"])
+        for run, starting_s in zip(timed, starting, strict=True)
+        if is_number(run["metrics"].get("train_time_s"))
     ]
-    return Speed(tokens, size, step, median(besides) if besides else None, job_id, hardware)
+    between = median(besides) if besides else None
+    return Speed(tokens, size, step, between, max(starting, default=0.0), job_id, hardware)

@@ -13,6 +13,7 @@ from orchestrator.spec_files.spec import Job, Placement
 from orchestrator.tracking.spool import Entry, EntryKind, read_spool
 
 HOUR_S = 3600.0
+LOADING = "loading"  # the phase of an attempt that follows its start
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class AttemptTime:
 
     seconds: float
     workers: int | None  # None: recorded by a version that did not say
+    starting_s: float = 0.0  # of them, until the workers were there and their backbone certified
 
 
 def device_of(placement: Placement) -> Device:
@@ -51,12 +53,14 @@ def find_rate(job: Job) -> Rate | None:
 
 def spent(attempts: Iterable[AttemptTime], placement: Placement, rate: Rate | None) -> Spent:
     """What a cell took, with this placement."""
-    seconds = device_seconds = 0.0
+    seconds = device_seconds = starting_s = 0.0
     for attempt in attempts:
         seconds += attempt.seconds
+        starting_s += attempt.starting_s
         device_seconds += attempt.seconds * devices_of(placement, attempt.workers or placement.most)
     hours = device_seconds / HOUR_S
-    return {"seconds": seconds, "device_hours": hours, "cost": None if rate is None else hours * rate.per_hour}
+    cost = None if rate is None else hours * rate.per_hour
+    return {"seconds": seconds, "device_hours": hours, "cost": cost, "starting_s": starting_s}
 
 
 def total(
@@ -109,15 +113,22 @@ def spans(entries: Iterable[Entry], ended_ms: Sequence[int | None]) -> list[Atte
     """An attempt that nobody saw end took until its last line, and one that failed as long as it was waited for."""
     first: dict[int, int] = {}
     last: dict[int, int] = {}
+    loading: dict[int, int] = {}
     workers: dict[int, int] = {}
     for entry in entries:
         first.setdefault(entry.attempt, entry.time_ms)
         last[entry.attempt] = entry.time_ms
         if entry.kind is EntryKind.PHASE and "workers" in entry.fields:
             workers[entry.attempt] = entry.fields["workers"]
+        if entry.kind is EntryKind.PHASE and entry.fields.get("phase") == LOADING:
+            loading.setdefault(entry.attempt, entry.time_ms)
     ends = _numbered(ended_ms)
     return [
-        AttemptTime(max(0, ends.get(attempt, 0) - began, last[attempt] - began) / 1000, workers.get(attempt))
+        AttemptTime(
+            max(0, ends.get(attempt, 0) - began, last[attempt] - began) / 1000,
+            workers.get(attempt),
+            max(0, loading.get(attempt, began) - began) / 1000,
+        )
         for attempt, began in sorted(first.items())
     ]
 

@@ -6,8 +6,8 @@ keeps its looks in its own folder (`looks.json`), so the history of a comparison
 of it. A verdict over the same cells by the same metric is the same look, and costs nothing.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from pydantic import TypeAdapter
@@ -19,6 +19,7 @@ from orchestrator.identity import content_hash
 from orchestrator.layout import Storage
 from orchestrator.planning.plan import Plan, comparison_identity, subjects
 from orchestrator.results import write_json
+from orchestrator.spec_files.spec import VerdictRule
 
 LOOKS = TypeAdapter(LooksDocument)
 
@@ -124,15 +125,36 @@ def new_record(judged: Judged, look: Look, outcome: str, winner: str | None) -> 
     }
 
 
+def looks_ahead(plan: Plan, rule: VerdictRule, seeds: Sequence[int]) -> Iterator[tuple[int, float]]:
+    """The level of each look at so many seeds of all backbones, after those that there were, if none decides."""
+    earlier = load_looks(plan)
+    order = list(dict.fromkeys(cell.seed for cell in plan.cells if not cell.is_trial))
+    for number in seeds:
+        first = {*order[:number]}
+        cells: dict[str, list[str]] = {spec.backbone_id: [] for spec in plan.backbones}
+        for cell in plan.cells:
+            if not cell.is_trial and cell.seed in first:
+                cells[cell.backbone.backbone_id].append(cell.cell_id)
+        judged = what_is_judged(cells, rule.metric, rule.max_seeds, rule.alpha)
+        judged = replace(judged, seeds=dict.fromkeys(cells, number))  # however many rates each cell stands for
+        look = find_look(judged, earlier)
+        yield number, look["alpha"]
+        if look["number"] > len(earlier):
+            earlier = [*earlier, new_record(judged, look, "undecided", None)]
+
+
 def sentences_of(look: Look) -> list[str]:
     """What a reader has to know of it."""
     number, alpha, total = look["number"], look["alpha"], look["total_alpha"]
     earlier = f", after looks at {listed(look['earlier_seeds'])} seeds" if look["earlier_seeds"] else ""
     if look["declared"] is None:
-        rule = f"by hand; {1 - BY_HAND:.0%} of what was left of {total:g} is kept for seeds that are added later"
+        rule = (
+            f"by hand: no number of seeds was declared before; {1 - BY_HAND:.0%} of what was left of {total:g} is kept "
+            "for seeds that are added later"
+        )
     else:
         rule = f"one of those up to the {look['declared']} seeds that were declared, which share {total:g}"
-    found = [f"Look {number}{earlier}: tested at alpha {alpha:.2g} ({rule})."]
+    found = [f"Look {number}, a verdict over these runs{earlier}: tested at alpha {alpha:.2g} ({rule})."]
     among = look.get("earlier_backbones", {})
     found += [f"Look {one} was at {listed(names)}." for one, names in among.items()]
     found += [f"Look {one} named {name} the winner." for one, name in look["earlier_winners"].items()]

@@ -7,13 +7,14 @@ cells may hold line ends, and JSON arrays are one span a file.
 import csv
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic_core import from_json
 
 from orchestrator.data.sources.hub import PREFIX, open_rows, rows_between
@@ -59,11 +60,22 @@ def part_of(file: Path) -> Part:
 
 def write_parquet(file: Path, rows: list[dict[str, Any]]) -> None:
     """Rows as a Parquet file, with a column for every name that one of them has."""
-    from pyarrow import Table, parquet
-
     names = dict.fromkeys(name for row in rows for name in row)
     file.parent.mkdir(parents=True, exist_ok=True)
-    parquet.write_table(Table.from_pydict({name: [row.get(name) for row in rows] for name in names}), file)
+    write_columns(file, {name: [row.get(name) for row in rows] for name in names})
+
+
+def write_columns(file: Path, columns: Mapping[str, Any]) -> None:
+    """Lists or arrays of one length as a Parquet file, with checksums."""
+    from pyarrow import Table, parquet
+
+    parquet.write_table(Table.from_pydict(dict(columns)), file, write_page_checksum=True)
+
+
+def read_columns(file: Path, chosen: Callable[[str], bool] = lambda name: True) -> dict[str, np.ndarray]:
+    """The columns of a Parquet file whose names are chosen. Raises OSError, also for a damaged one."""
+    table = _parquet(file, page_checksum_verification=True).read(use_threads=False)
+    return {name: table.column(name).to_numpy() for name in table.column_names if chosen(name)}
 
 
 def part_of_hub(reference: str) -> Part:
@@ -222,11 +234,11 @@ def _encoding_fault(error: UnicodeDecodeError) -> str:
     return f"not UTF-8 text ({error.reason}, byte {error.object[error.start]:#04x}); save it as UTF-8"
 
 
-def _parquet(file: Path) -> Any:
+def _parquet(file: Path, **options: bool) -> Any:
     from pyarrow import ArrowInvalid, parquet
 
     try:
-        return parquet.ParquetFile(file, memory_map=True)
+        return parquet.ParquetFile(file, memory_map=True, **options)
     except ArrowInvalid as error:
         raise OSError(0, f"no Parquet file: {error}") from None
 

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 from orchestrator.data.examples import Example, Role, Turn
@@ -26,6 +27,15 @@ _TELLING: dict[DataFormat, str] = {  # the key that tells a format
     "alpaca": "instruction",
     "actions": "action",
 }
+_READ: dict[DataFormat, frozenset[str]] = {  # the keys that a format reads, and whose text is no property of a row
+    "messages": frozenset({"messages", "group"}),
+    "prompt_completion": frozenset({"prompt", "completion", "response", "group"}),
+    "text": frozenset({"text", "group"}),
+    "sharegpt": frozenset({"conversations", "group"}),
+    "alpaca": frozenset({"instruction", "input", "output", "group"}),
+    "actions": frozenset({"action", "episode", "group"}),
+}
+_LONGEST = 80  # characters of a column's value that is kept beside the example
 _LARGEST = sys.float_info.max
 _SHAREGPT_ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant", "system": "system"}
 
@@ -48,7 +58,22 @@ def read_row(row: Any, data_format: DataFormat, columns: Columns, group: str) ->
     telling = _TELLING[data_format]
     if telling not in row:
         raise RowError(telling, f"'{telling}' is missing; {_hint(row, data_format)} ({_keys(row)})")
-    return _PARSERS[data_format](row, _text(row, "group", "group") if "group" in row else group)
+    example = _PARSERS[data_format](row, _text(row, "group", "group") if "group" in row else group)
+    others = row.keys() - _READ[data_format]
+    return replace(example, columns=_columns(row, others)) if others else example
+
+
+def _columns(row: Mapping[str, Any], others: set[str]) -> tuple[tuple[str, str], ...]:
+    """What else a row says in short: texts, whole numbers and truth values, in the row's order."""
+    said = ((key, _short(row[key])) for key in row if key in others)
+    return tuple((key, text) for key, text in said if text)
+
+
+def _short(value: Any) -> str:
+    """A short text, a whole number or a truth value as text, in which no surrogate is left; empty for all else."""
+    if not isinstance(value, str):
+        return str(value).lower() if isinstance(value, int) else ""
+    return value.strip().encode(errors="replace").decode() if len(value) <= _LONGEST else ""
 
 
 def _renamed(row: dict[str, Any], columns: Columns) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def test_a_new_candidate_that_drops_nothing_leaves_the_others_their_results(comp
     assert grown.said == ["4 of 6 cells are taken over from earlier comparisons, which saw the same data"]
     for old, new in zip(first.plan.cells, grown.cells(LLAMA, QWEN), strict=True):
         source, target = first.folder(old), grown.folder(new)
-        for name in ("measurement.json", "items.npz", "spool/steps.jsonl", "attempts.json"):
+        for name in ("measurement.json", "items.parquet", "spool/steps.jsonl", "attempts.json"):
             assert (target.path / name).read_bytes() == (source.path / name).read_bytes(), name
         weights = "checkpoints/step-00000003-attempt-001/__0_0.distcp"
         assert (target.path / weights).samefile(source.path / weights)

@@ -9,6 +9,7 @@ from scored_cells import grouped_job, trained
 from jobs.driver.kinds.decision import load_decision
 from jobs.driver.rounds import Rounds
 from jobs.results.finished import judge_cells
+from jobs.results.judging.looks import looks_ahead
 from orchestrator.errors import SpecError
 from orchestrator.planning.plan import Cell, Plan, ids_without_occurrence, load_comparison, narrow
 from orchestrator.results import CellResult, CellStatus
@@ -95,7 +96,7 @@ def test_more_seeds_of_the_same_comparison_are_the_next_look_and_the_same_ones_a
     renamed = judge(4, name="another")
     assert renamed["look"]["number"] == 3 and renamed["look"]["earlier_seeds"] == [2, 3]
     assert renamed["alpha"] == pytest.approx(0.05 * 0.8 * 0.2**2)
-    assert renamed["notes"][0].startswith("Look 3, after looks at 2 and 3 seeds")
+    assert renamed["notes"][0].startswith("Look 3, a verdict over these runs, after looks at 2 and 3 seeds")
     assert renamed["sentence"].endswith("Untuned: each at one learning rate, 0.003.")
 
 
@@ -125,7 +126,9 @@ def test_a_comparison_that_grows_or_shrinks_goes_on_with_its_looks(tmp_path: Pat
     assert first["look"]["earlier_backbones"] == {}
     assert (grown["look"]["number"], grown["alpha"]) == (2, pytest.approx(0.05 * 0.8 * 0.2))
     assert grown["look"]["earlier_backbones"] == {"1": ["tiny-llama2", "tiny-mistral"]}
-    assert grown["notes"][0].startswith("Look 2, after looks at 2 seeds: tested at alpha 0.008 (by hand;")
+    assert grown["notes"][0].startswith(
+        "Look 2, a verdict over these runs, after looks at 2 seeds: tested at alpha 0.008 (by hand:"
+    )
     assert "Look 1 was at tiny-llama2 and tiny-mistral." in grown["notes"]
     assert judge("tiny-llama2", "tiny-mistral")["look"] == first["look"]
     assert judge("tiny-mistral", "tiny-qwen", "tiny-llama2", seeds=3)["look"]["number"] == 3
@@ -150,3 +153,23 @@ def test_a_scheduled_decision_that_stops_early_finds_its_cells_in_earlier_firing
     ran = narrow(plan, {cell.cell_id for cell in plan.cells if cell.seed < 2})
     names = ids_without_occurrence(ran)
     assert {names[cell.cell_id] for cell in ran.cells} == {c.cell_id for c in by_hand.cells if c.seed < 2}
+
+
+def test_the_levels_that_are_shown_before_are_those_that_are_tested_also_after_a_look(tmp_path: Path) -> None:
+    plan = planned(tmp_path, max_seeds=4, backbones=["tiny-llama2", "tiny-mistral"])
+    assert isinstance(plan.job, Decision)
+    rule, means = plan.job.verdict, {"tiny-llama2": 2.0, "tiny-mistral": 2.0001}
+    fresh = dict(looks_ahead(plan, rule, [2, 3, 4]))
+
+    def tested(seeds: int) -> float:
+        cells = [cell for cell in plan.cells if cell.seed < seeds]
+        return judge_cells(plan, rule, trained(plan, cells, means))["alpha"]
+
+    assert tested(2) == fresh[2]
+    assert dict(looks_ahead(plan, rule, [2, 3, 4])) == fresh  # the same cells are the same look
+    assert [tested(3), tested(4)] == [fresh[3], fresh[4]]
+
+    grown = planned(tmp_path, max_seeds=5, backbones=["tiny-llama2", "tiny-mistral"])
+    assert isinstance(grown.job, Decision)
+    later = dict(looks_ahead(grown, grown.job.verdict, [5]))
+    assert later[5] == judge_cells(grown, grown.job.verdict, trained(grown, list(grown.cells), means))["alpha"]

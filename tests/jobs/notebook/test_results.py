@@ -13,6 +13,7 @@ from report_documents import comparison_document, finetune_document
 from jobs.api import BenchmarkResult, JobResult, load_report
 from orchestrator.errors import InputError
 from orchestrator.layout import JobFolder, Storage
+from orchestrator.training.measurement import ItemScores, save_item_scores
 
 STORED = Path(__file__).parents[1] / "results" / "stored"
 
@@ -29,10 +30,14 @@ def stored_job(storage: Path, document: dict) -> JobResult:
 def store_scores(storage: Path, document: dict, items: int = 5) -> None:
     """In the storage that the folder lies in, and not where the document says: as in a storage that was copied."""
     for number, cell in enumerate(document["cells"]):
-        file = Storage(storage).cell(cell["cell_id"]).items
-        file.parent.mkdir(parents=True)
+        folder = Storage(storage).cell(cell["cell_id"])
+        folder.path.mkdir(parents=True)
         counts = np.arange(1, items + 1)
-        np.savez(file, items=counts, nats=counts * (number + 1.0), tokens=counts, bytes=10 * counts)
+        scores = ItemScores(items=counts, nats=counts * (number + 1.0), tokens=counts, bytes=10 * counts)
+        if number % 2:
+            save_item_scores(folder.path, scores)
+        else:  # as an earlier version did
+            np.savez(folder.earlier_items, **vars(scores))
 
 
 def test_a_report_is_loaded_by_folder_by_file_and_by_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,7 +122,7 @@ def test_a_pair_that_the_test_did_not_decide_is_never_called_better() -> None:
     document["verdict"]["pairs"][0] |= {"p_value": 0.03, "p_value_holm": 0.09}
     document["verdict"]["pairs"][1] |= {"p_value": 0.8, "p_value_holm": 0.9, "equivalent": True}
     _, first, second, _ = table_rows(render_report(document), "pairs")
-    assert first.endswith("not told apart")
+    assert first.endswith("not told apart among 3 pairs")
     assert second.endswith("equivalent")
 
 

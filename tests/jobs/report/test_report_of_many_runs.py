@@ -19,6 +19,7 @@ def test_a_page_of_a_thousand_runs_has_every_run_and_says_what_it_leaves_out() -
     assert "The plots show the 40 best." in page
     assert "Drawn are 40 of 200 backbones" in page
     assert page.count('role="img"') == 9
+    assert "Shown are the 8 best of 200 backbones" in page
 
 
 def test_a_comparison_that_a_person_can_read_is_shown_whole() -> None:

@@ -29,7 +29,7 @@ NOBODY_KNOWS = replace(get_spec("tiny-qwen"), licence="unknown", context_length=
 
 
 def run(backbone_id: str, seed: int = 0, status: CellStatus = CellStatus.SUCCEEDED, **metrics: float | None) -> Any:
-    measured = Measurement(metrics, [], {}, {}, "items.npz")
+    measured = Measurement(metrics, [], {}, {}, "items.parquet")
     result = CellResult(f"{backbone_id}-s{seed}", backbone_id, seed, status, attempts=1, folder="")
     return replace(result, measurement=measured if status is CellStatus.SUCCEEDED else None)
 

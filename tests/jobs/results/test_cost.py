@@ -46,8 +46,19 @@ def test_a_clock_that_runs_behind_makes_no_time_negative() -> None:
 def test_hours_are_of_gpus_else_of_cores_and_of_the_workers_that_each_attempt_had() -> None:
     attempts = [AttemptTime(1800, 4), AttemptTime(900, 2), AttemptTime(900, None)]
     on_gpus, on_cores = spent(attempts, GPUS, Rate(2.0, "USD")), spent(attempts, CORES, None)
-    assert on_gpus == {"seconds": 3600, "device_hours": 2 + 0.5 + 1, "cost": 7.0}
-    assert on_cores == {"seconds": 3600, "device_hours": 6 + 1.5 + 1.5, "cost": None}
+    assert on_gpus == {"seconds": 3600, "device_hours": 2 + 0.5 + 1, "cost": 7.0, "starting_s": 0.0}
+    assert on_cores == {"seconds": 3600, "device_hours": 6 + 1.5 + 1.5, "cost": None, "starting_s": 0.0}
+
+
+def test_what_an_attempt_waits_for_its_workers_and_proofs_is_told_from_the_rest() -> None:
+    entries = [
+        phase(1, 100, phase="starting", workers=4),
+        phase(1, 130, phase="certifying"),
+        phase(1, 160, phase="loading"),
+    ]
+    attempts = spans([*entries, phase(1, 170)], [190_000])
+    assert attempts == [AttemptTime(90, 4, 60)]
+    assert spent([*attempts, AttemptTime(5, 4, 1)], GPUS, None)["starting_s"] == 61
 
 
 def test_the_history_of_a_cell_keeps_when_its_attempts_ended_over_all_launches(tmp_path: Path) -> None:
@@ -64,7 +75,12 @@ def test_the_history_of_a_cell_keeps_when_its_attempts_ended_over_all_launches(t
 
 def test_a_cell_that_never_began_took_nothing(tmp_path: Path) -> None:
     assert attempt_times(tmp_path / "nowhere") == []
-    assert spent([], GPUS, Rate(2.0, "USD")) == {"seconds": 0.0, "device_hours": 0.0, "cost": 0.0}
+    assert spent([], GPUS, Rate(2.0, "USD")) == {
+        "seconds": 0.0,
+        "device_hours": 0.0,
+        "cost": 0.0,
+        "starting_s": 0.0,
+    }
 
 
 def test_cells_of_an_earlier_version_are_counted_by_their_spool(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from small_spec import write_small_spec
 
 from jobs.cli.plan_tables import plan_document, print_plan
 from jobs.results.costs.forecast import MOST_BYTES, predict
-from orchestrator.planning.plan import Plan, load_comparison
+from orchestrator.planning.plan import Cell, Plan, load_comparison
+from orchestrator.results import CellResult, CellStatus, save_cell_result
 
 SPEED = {"tokens_per_second_per_device": 100.0, "bytes_per_second_per_device": 400.0, "step_time_s": 2.0}
 
@@ -190,3 +192,57 @@ def test_a_price_of_other_devices_is_named(planned: Callable[..., Plan], capsys:
     store(plan, report_of(plan))
     print_plan(plan)
     assert "the price of these workers is not known: set price.per_core_hour" in capsys.readouterr().out
+
+
+def test_workers_start_once_and_not_for_every_cell(planned: Callable[..., Plan]) -> None:
+    plan = planned()
+    document = report_of(plan, ("tiny-llama2", "tiny-qwen"))
+    document["cells"][0]["spent"] |= {"seconds": 130.0, "starting_s": 90.0}  # it was the first
+    store(plan, document)
+    found = predict(plan)
+    assert [cell.seconds for cell in found.cells] == [5 * 2.0 + 10] * 4
+    cores = plan.job.placement.most * plan.job.placement.cpus_per_worker
+    assert found.device_hours == pytest.approx((4 * 20 + 90) * cores / 3600)
+
+
+def test_what_is_finished_costs_nothing_and_is_shown(
+    planned: Callable[..., Plan], capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = planned()
+    store(plan, report_of(plan, ("tiny-llama2", "tiny-qwen")))
+    finish(plan, plan.cells[:3])
+    document = plan_document(plan)
+    assert [cell["finished"] for cell in document["cells"]] == [True, True, True, False]
+    assert [cell["predicted_seconds"] for cell in document["cells"]] == [None, None, None, 20.0]
+    print_plan(plan)
+    shown = capsys.readouterr().out
+    assert "finished   3 of 4 cells are in the storage already; 1 would run" in shown
+    assert "cost       about 0.00556 CPU core hours; by the speed" in shown.replace("\N{NO-BREAK SPACE}", " ")
+    finish(plan, plan.cells[3:])
+    print_plan(plan)
+    assert "cost       nothing: every cell is finished" in capsys.readouterr().out
+
+
+def finish(plan: Plan, cells: Sequence[Cell]) -> None:
+    for cell in cells:
+        folder = plan.cell_folder(cell)
+        folder.mkdir(parents=True)
+        result = CellResult(cell.cell_id, cell.backbone.backbone_id, cell.seed, CellStatus.SUCCEEDED, attempts=1)
+        save_cell_result(folder, result)
+
+
+def test_what_nobody_is_likely_to_want_is_said_and_not_refused(
+    planned: Callable[..., Plan], capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = planned({"kind": "bytes", "amount": 10**9})
+    examples, size = len(plan.train), plan.train.learnable_bytes
+    assert plan_document(plan)["warnings"][1:] == [
+        f"recipe.budget passes about {1e9 / size:,.0f} times over the training data: the model will know it by heart; "
+        f"20 times are recipe.budget.amount {20 * size:.3g}"
+    ]
+    job = plan.job.model_copy(update={"recipe": plan.job.recipe.model_copy(update={"global_batch_size": examples + 1})})
+    print_plan(replace(plan, job=job))
+    assert f"there are {examples:,} training examples: every step sees some of them more" in capsys.readouterr().out
+    enough = planned({"kind": "bytes", "amount": 20 * size})
+    recipe = enough.job.recipe.model_copy(update={"global_batch_size": examples})
+    assert plan_document(replace(enough, job=enough.job.model_copy(update={"recipe": recipe})))["warnings"] == []

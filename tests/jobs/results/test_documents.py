@@ -13,20 +13,22 @@ import pytest
 from jsonschema import Draft202012Validator
 from pydantic import TypeAdapter
 from report_documents import comparison_document, finetune_document
+from typer.testing import CliRunner
 
+from jobs.cli.app import app
 from jobs.cli.schemas import DOCUMENTS, document_schema
 from jobs.report.benchmark import render_benchmark
 from jobs.report.html import render_report
 from jobs.results.benchmark_documents import load_benchmark_report
 from jobs.results.documents import Report, find_verdict, load_document, load_report
 from orchestrator.errors import FormatError, InputError
-from orchestrator.layout import CellFolder
+from orchestrator.layout import CellFolder, JobFolder
 from orchestrator.results import CellResult, CellStatus, Measurement, find_cell_result, save_cell_result, write_json
 from orchestrator.training.measurement import find_measurement, write_measurement
 
 STORED = Path(__file__).parent / "stored" / "report.json"
 STORED_BENCHMARK = Path(__file__).parent / "stored" / "benchmark.json"
-MEASURED = Measurement({"steps": 3.0}, [], {"workers": 1}, {"device": "CPU"}, "items.npz")
+MEASURED = Measurement({"steps": 3.0}, [], {"workers": 1}, {"device": "CPU"}, "items.parquet")
 
 
 def test_a_report_of_an_earlier_version_is_read_and_written_key_for_key(tmp_path: Path) -> None:
@@ -102,3 +104,17 @@ def test_a_cell_of_a_later_format_is_refused_and_not_taken_for_unfinished(tmp_pa
         write_json(path, stored | {"format": 2})
         with pytest.raises(FormatError, match="has format 2"):
             find(tmp_path)
+
+
+def test_a_job_without_a_report_or_with_open_runs_says_what_goes_on_with_it(tmp_path: Path) -> None:
+    folder = JobFolder(tmp_path / "pair-0123456789")
+    folder.path.mkdir()
+    folder.spec.write_text("name: pair")
+    command = ["report", "pair", "--storage", str(tmp_path)]
+    begun = CliRunner().invoke(app, command)
+    assert isinstance(begun.exception, InputError) and "run the command that started it again" in str(begun.exception)
+    document = comparison_document()
+    document["cells"][0] |= {"status": "CANCELLED", "metrics": {}}
+    write_json(folder.report, document)
+    shown = CliRunner().invoke(app, command)
+    assert "1 of 9 runs are not finished; to go on: " + document["comparison"]["command"] in shown.output, shown.output

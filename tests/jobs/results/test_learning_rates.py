@@ -44,7 +44,7 @@ def tried(
     for cell in cells:
         assert cell.is_trial
         metrics = {"val_bits_per_byte": score(cell), "steps": STEPS}
-        measurement = Measurement(metrics, [], {}, {}, "items.npz")
+        measurement = Measurement(metrics, [], {}, {}, "items.parquet")
         result = CellResult(cell.cell_id, cell.backbone.backbone_id, cell.seed, CellStatus.SUCCEEDED, attempts=1)
         result = replace(result, measurement=measurement)
         if cell.cell_id in diverged:

@@ -76,7 +76,9 @@ def test_the_same_cells_under_another_alpha_are_tested_at_the_same_share_of_it()
 def test_a_look_says_what_it_is_and_whom_earlier_ones_named() -> None:
     first = new_record(judged(2), find_look(judged(2), []), "winner", "a")
     sentences = sentences_of(find_look(judged(3), [first]))
-    assert sentences[0].startswith("Look 2, after looks at 2 seeds: tested at alpha 0.008 (by hand;")
+    assert sentences[0].startswith(
+        "Look 2, a verdict over these runs, after looks at 2 seeds: tested at alpha 0.008 (by hand:"
+    )
     assert sentences[1] == "Look 1 named a the winner."
 
 

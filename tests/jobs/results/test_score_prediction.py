@@ -211,4 +211,5 @@ def test_the_command_prints_the_prediction(tmp_path: Path) -> None:
     document = json.loads(CliRunner().invoke(app, ["predict", *files, "--at", "3.2e9", "--json"]).output)
     assert (document["leader"], document["at"]) == (NAMES[0], 3.2e9)
     alone = CliRunner().invoke(app, ["predict", files[0], "--at", "3.2e9"])
-    assert alone.exit_code == 0 and "cannot be predicted" in alone.output
+    assert alone.exit_code == 1 and "cannot be predicted" in alone.output
+    assert "run the same spec at 4 budgets or more, the largest at least 4 times the smallest" in alone.stderr

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from small_jobs import curve, make_job
@@ -20,7 +19,7 @@ from orchestrator.attempt.gangs import Gangs
 from orchestrator.cell_job import CellJob
 from orchestrator.layout import CellFolder
 from orchestrator.results import CellStatus, read_json
-from orchestrator.training.measurement import find_measurement
+from orchestrator.training.measurement import find_measurement, load_item_scores
 
 WORKERS = 2
 STEPS = {"kind": "steps", "amount": 6}
@@ -71,8 +70,7 @@ def is_alive(pid: int) -> bool:
 
 def measured(job: CellJob) -> tuple[list[float], list[float], dict[str, list[float]], dict[str, str]]:
     """What a cell leaves that does not measure the machine: losses, norms, scores, the bytes of its checkpoint."""
-    with np.load(CellFolder(job.folder).items) as items:
-        scores = {name: items[name].tolist() for name in items.files}
+    scores = {name: column.tolist() for name, column in vars(load_item_scores(job.folder)).items()}
     (manifest,) = job.checkpoint_root.glob("*/manifest.json")
     files = {name: digest for name, digest in read_json(manifest)["files"].items() if name != ".metadata"}  # has an id
     return curve(job), curve(job, "grad_norm"), scores, files

@@ -21,6 +21,7 @@ from orchestrator.cell_job import CellJob
 from orchestrator.layout import checkpoint_folder
 from orchestrator.parallel import Mesh
 from orchestrator.training.checkpoints.checkpoint import MANIFEST, SCORE, find_latest, prune, write_manifest
+from orchestrator.training.measurement import load_item_scores
 from orchestrator.training.trainee import build_trainee
 
 HALF = "step-00000006-attempt-001"
@@ -72,7 +73,7 @@ def test_six_steps_a_resume_and_six_more_equal_twelve_steps_bit_for_bit(
 
     for metric in EXACT:
         assert curve(interrupted, metric) == curve(finished, metric), metric
-    ours, theirs = (np.load(job.folder / "items.npz") for job in (interrupted, finished))
+    ours, theirs = (vars(load_item_scores(job.folder)) for job in (interrupted, finished))
     assert all(np.array_equal(ours[name], theirs[name]) for name in ("items", "nats", "tokens", "bytes"))
     last = interrupted.checkpoint_root / "step-00000012-attempt-002"
     assert weight_files(last) == weight_files(finished.checkpoint_root / WHOLE)
