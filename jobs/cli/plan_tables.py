@@ -175,7 +175,8 @@ def print_plan(planned: "Plan") -> None:
         "job": planned.job_id,
         "data": f"{len(planned.train):,} training examples ({planned.train.learnable_bytes:,} learnable "
         f"bytes), {len(planned.validation):,} held out ({planned.validation.learnable_bytes:,} bytes)",
-        "budget": f"{significant(recipe.budget.amount)} {recipe.budget.kind} per cell, {recipe.precision}",
+        "budget": f"{listed([significant(one.amount) for one in recipe.budget.each])} {recipe.budget.kind} per cell, "
+        f"{recipe.precision}",
         **_tuning_in_words(planned),
         "placement": f"{placement.number} workers x {placement.gpus_per_worker} GPU, {placement.cpus_per_worker} CPU",
         "storage": str(planned.storage),

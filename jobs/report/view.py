@@ -10,6 +10,7 @@ from jobs.report.excerpt import DRAWN_BACKBONES, best_of, curved_cells, shown_pa
 from jobs.report.front import front_plots, hours, memory, throughput
 from jobs.report.held_out import held_out_view
 from jobs.report.history import history_view
+from jobs.report.ladder import ladder_view
 from jobs.report.palette import Look, looks
 from jobs.report.plots import (
     Plot,
@@ -136,6 +137,7 @@ def report_view(document: Report) -> dict[str, object]:
         "contract": contract_facts(cells),
         "differences": contract_differences(cells),
         "contract_backbones": _with_contract(cells),
+        "ladder": ladder_view(document.get("ladder"), ranking, looked),
         "tuning": tuning_view(document.get("tuning"), looked),
         "history": history_view(document.get("history"), looked),
     }

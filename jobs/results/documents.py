@@ -13,6 +13,7 @@ from typing_extensions import TypedDict
 
 from jobs.results.costs.documents import Costs, Spent
 from jobs.results.held_out.documents import HeldOutFacts
+from jobs.results.predictions.documents import LadderFacts
 from orchestrator.errors import InputError
 from orchestrator.results import load_json
 
@@ -326,6 +327,7 @@ class Report(TypedDict):
     costs: NotRequired[Costs]
     history: NotRequired[History | None]  # None: no schedule fired the job
     tuning: NotRequired[TuningFacts]
+    ladder: NotRequired[LadderFacts]  # the rest of the document is of its largest budget
     held_out: NotRequired[HeldOutFacts]  # absent where no cell finished
 
 

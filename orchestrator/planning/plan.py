@@ -3,7 +3,7 @@
 Over 300 lines: what a plan is, and each way to make one.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from orchestrator.planning.preflight import (
     check_actions,
     check_batch,
     check_export_folder,
+    check_ladder,
     check_tasks,
     default_tracking_uri,
     find_tune_split,
@@ -39,7 +40,7 @@ from orchestrator.planning.sizes.memory import (
 from orchestrator.planning.sizes.recomputation import resolve_activation_checkpointing
 from orchestrator.planning.tuning import SEED, runs_of, trial_recipe, with_rate
 from orchestrator.spec_files.source import SpecSource, read_spec
-from orchestrator.spec_files.spec import Comparison, Finetune, Job, Placement, Recipe
+from orchestrator.spec_files.spec import Comparison, Finetune, Job, Ladder, Placement, Recipe
 from orchestrator.spec_files.validation import check, is_within
 
 
@@ -205,6 +206,8 @@ def _plan(source: SpecSource, model: type[Comparison] | type[Finetune], occurren
     if sound("recipe.global_batch_size", "recipe.micro_batch_size", "placement"):
         check_batch(source, job, problems)
         check_accelerator(source, job, problems)
+    if sound("recipe.budget", "tuning"):
+        check_ladder(source, job, problems)
     if sound("recipe.evaluate"):
         check_tasks(source, job, problems)
     if job.exported_to is not None:
@@ -221,12 +224,13 @@ def _plan(source: SpecSource, model: type[Comparison] | type[Finetune], occurren
     decided = resolve_activation_checkpointing(job.recipe, placed(job), specs)
     recipe = job.recipe.model_copy(update={"activation_checkpointing": decided})
     job = job.model_copy(update={"recipe": recipe})
+    if isinstance(job, Comparison) and recipe.budget.ladder is not None:
+        job = Ladder(**dict(job))
     forecasts = {spec.backbone_id: _forecast(source, job, spec) for spec in specs}
     cells = _cells(job, specs, train, validation, tune, occurrence)
     uri = job.tracking.uri or default_tracking_uri(storage)
-    rule = None if job.rule is None else job.rule.model_dump()
     return Plan(
-        job_id=f"{job.name}-{content_hash([job.kind, [cell.cell_id for cell in cells], rule])[:10]}",
+        job_id=_job_id(job, cells),
         job=job,
         source=source,
         cells=cells,
@@ -239,6 +243,11 @@ def _plan(source: SpecSource, model: type[Comparison] | type[Finetune], occurren
         tracking_uri=uri,
         occurrence=occurrence,
     )
+
+
+def _job_id(job: Job, cells: Sequence[Cell]) -> str:
+    rule = None if job.rule is None else job.rule.model_dump()
+    return f"{job.name}-{content_hash([job.kind, [cell.cell_id for cell in cells], rule])[:10]}"
 
 
 def _forecast(source: SpecSource, job: Job, spec: BackboneSpec) -> CellForecast:
@@ -280,6 +289,23 @@ def with_job(plan: Plan, job: Job) -> Plan:
     forecasts = dict(zip((cell.backbone.backbone_id for cell in plan.cells), plan.forecasts, strict=True))
     cells = _cells(job, list(plan.backbones), plan.train, plan.validation, plan.tune, plan.occurrence)
     return replace(plan, job=job, cells=cells, forecasts=tuple(forecasts[c.backbone.backbone_id] for c in cells))
+
+
+def by_budget(plan: Plan) -> list[Plan]:
+    """The comparisons of a ladder, the smallest budget first, as specs of their own would be planned; else the plan."""
+    if not isinstance(plan.job, Ladder):
+        return [plan]
+    return [
+        replace(one, job_id=_job_id(one.job, one.cells)) for one in (with_job(plan, job) for job in _each(plan.job))
+    ]
+
+
+def _each(job: Job) -> list[Job]:
+    """A job for each budget of a ladder."""
+    if not isinstance(job, Ladder):
+        return [job]
+    recipes = [job.recipe.model_copy(update={"budget": budget}) for budget in job.recipe.budget.each]
+    return [Comparison(**{**dict(job), "recipe": recipe}) for recipe in recipes]
 
 
 def untuned(plan: Plan) -> Plan:
@@ -330,6 +356,8 @@ def _cells(
     occurrence: str | None,
 ) -> tuple[Cell, ...]:
     """Seed by seed, so that an interrupted comparison has all backbones at equal seeds; trials go before them."""
+    if isinstance(job, Ladder):
+        return tuple(cell for one in _each(job) for cell in _cells(one, specs, train, validation, tune, occurrence))
     # With parity: intersection the other candidates decide which examples are dropped, so they are part of the cell.
     shared_fate = sorted(backbone_identity(spec) for spec in specs) if job.recipe.data.parity == "intersection" else []
 

@@ -70,6 +70,21 @@ def check_accelerator(source: SpecSource, job: Job, problems: Problems) -> None:
         problems.append(source.problem("placement.accelerator", message))
 
 
+def check_ladder(source: SpecSource, job: Job, problems: Problems) -> None:
+    """Several budgets are of comparisons at one learning rate."""
+    if job.recipe.budget.ladder is None:
+        return
+    if job.rule is None:
+        message = "'recipe.budget.ladder' is of comparisons; write the one amount that this model is trained for"
+        problems.append(source.problem("recipe.budget.ladder", message))
+    if job.tuned_by is not None:
+        message = (
+            "'recipe.budget.ladder' and 'tuning' do not go together, as each budget would need trials of its own; run "
+            "a comparison with tuning for each amount, and give their reports to `backbone predict`"
+        )
+        problems.append(source.problem("recipe.budget.ladder", message))
+
+
 def check_tasks(source: SpecSource, job: Job, problems: Problems) -> None:
     """The folder of a job's own tasks must be there. Which tasks there are only lm-evaluation-harness knows."""
     text = job.recipe.evaluate.include_path

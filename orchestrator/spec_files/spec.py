@@ -33,6 +33,12 @@ def _is_none(value: object) -> bool:
     return value is None
 
 
+def _amount_or_ladder(schema: dict[str, Any]) -> None:
+    """Of a budget: pydantic's own schema would ask for both."""
+    schema["required"] = [name for name in schema.get("required", []) if name != "amount"]
+    schema["anyOf"] = [{"required": ["amount"]}, {"required": ["ladder"]}]
+
+
 Name = Annotated[str, Field(json_schema_extra={"pattern": f"^{_NAME}$"}), AfterValidator(_check_name)]
 Count = Annotated[int, Field(gt=0, le=1_000_000)]
 Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
@@ -70,15 +76,26 @@ class Budget(Strict):
 
     bytes: UTF-8 bytes of learnable text; tokens: input tokens without padding; flops: 6N + 12LHS per token; gpu_hours:
     hours in optimizer steps times workers, whatever they run on; two runs do not end at the same step.
+    ladder: instead of an amount several, of a comparison at each; the largest is `amount`.
     """
+
+    model_config = ConfigDict(json_schema_extra=_amount_or_ladder)
 
     kind: Literal["bytes", "tokens", "steps", "flops", "gpu_hours"] = "bytes"
     amount: float = Field(gt=0)
+    ladder: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
+        None, min_length=2, max_length=16, exclude_if=_is_none
+    )
 
-    @property
-    def is_timed(self) -> bool:
-        """Whether a clock says when it is used up."""
-        return self.kind == "gpu_hours"
+    @model_validator(mode="before")
+    @classmethod
+    def _take_largest(cls, written: Any) -> Any:
+        """What is no ladder is left for the fields to refuse."""
+        ladder = written.get("ladder") if isinstance(written, dict) else None
+        if not isinstance(ladder, list):
+            return written
+        numbers = [one for one in ladder if isinstance(one, int | float) and not isinstance(one, bool) and one > 0]
+        return {"amount": max(numbers, default=1.0), **written, "ladder": tuple(ladder)}
 
     @field_validator("amount")
     @classmethod
@@ -86,6 +103,28 @@ class Budget(Strict):
         if info.data.get("kind") == "steps" and amount != int(amount):
             raise ValueError("steps are counted whole; round it")
         return amount
+
+    @field_validator("ladder")
+    @classmethod
+    def _check_ladder(cls, ladder: tuple[float, ...] | None, info: ValidationInfo) -> tuple[float, ...] | None:
+        """Rising."""
+        if ladder is None:
+            return None
+        if info.data.get("kind") == "steps" and any(amount != int(amount) for amount in ladder):
+            raise ValueError("steps are counted whole; round them")
+        if "amount" in info.data and info.data["amount"] != max(ladder):
+            raise ValueError("there is an amount beside it; leave out either of them")
+        return tuple(sorted(_distinct(ladder)))
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether a clock says when it is used up."""
+        return self.kind == "gpu_hours"
+
+    @property
+    def each(self) -> tuple["Budget", ...]:
+        """A budget for each amount of the ladder, rising; itself where there is none."""
+        return tuple(Budget(kind=self.kind, amount=amount) for amount in self.ladder) if self.ladder else (self,)
 
 
 class Optimizer(Strict):
@@ -557,6 +596,15 @@ class Decision(Comparison):
     kind = "decision"
 
     first: Annotated[int, Field(ge=2, le=MAX_SEEDS)]
+
+
+class Ladder(Comparison):
+    """A comparison at each budget of `recipe.budget.ladder`.
+
+    Nobody writes it: it is made of a comparison's file that has such a budget.
+    """
+
+    kind = "ladder"
 
 
 class SelfComparison(Comparison):

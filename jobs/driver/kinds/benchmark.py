@@ -14,7 +14,7 @@ from orchestrator.data.sources.dataset import Dataset
 from orchestrator.errors import InputError
 from orchestrator.identity import backbone_slug, content_hash
 from orchestrator.layout import CellFolder
-from orchestrator.planning.plan import Cell, Plan, load_comparison, untuned
+from orchestrator.planning.plan import Cell, Plan, by_budget, load_comparison, untuned
 from orchestrator.results import CellResult, CellStatus, write_json
 from orchestrator.spec_files.spec import Benchmark, Budget, Checkpointing, Comparison, Evaluate, SeveralBackbones
 
@@ -32,7 +32,9 @@ def load_benchmark(path: Path, warm_up: int = WARM_UP, measured: int = MEASURED,
     """
     if warm_up < 0 or measured < FEWEST:
         raise InputError(f"--steps must be at least {FEWEST} and --warmup at least 0; a spread needs some steps")
-    return benchmark_plan(untuned(load_comparison(path)), warm_up, measured, occurrence or new_occurrence())
+    return benchmark_plan(
+        untuned(by_budget(load_comparison(path))[-1]), warm_up, measured, occurrence or new_occurrence()
+    )
 
 
 def new_occurrence() -> str:

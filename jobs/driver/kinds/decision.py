@@ -14,7 +14,7 @@ from orchestrator.errors import SpecError
 from orchestrator.identity import content_hash
 from orchestrator.planning.plan import Cell, Plan, comparison_identity, load_comparison, narrow, with_job
 from orchestrator.results import CellResult, CellStatus
-from orchestrator.spec_files.spec import MAX_SEEDS, Comparison, Decision, further_seeds
+from orchestrator.spec_files.spec import MAX_SEEDS, Comparison, Decision, Ladder, further_seeds
 
 KIND = "decision"
 DEFAULT_MAX_SEEDS = 8
@@ -26,6 +26,9 @@ def load_decision(path: Path, max_seeds: int | None = None, occurrence: str | No
     comparison = load_comparison(path, occurrence)
     job = comparison.job
     assert isinstance(job, Comparison)
+    if isinstance(job, Ladder):
+        message = "'recipe.budget.ladder' has several budgets, and seeds are added at one; write its amount alone"
+        raise SpecError((comparison.source.problem("recipe.budget.ladder", message),))
     most = max_seeds or job.verdict.max_seeds or DEFAULT_MAX_SEEDS
     first = max(FEWEST, len(job.seed_list))
     if not first <= most <= MAX_SEEDS:

@@ -14,9 +14,14 @@ from orchestrator.planning.plan import Plan
 from orchestrator.results import CellResult, write_json
 
 
-def write_report(plan: Plan, results: Sequence[CellResult], command: str, export: Path | None) -> Conclusion:
-    """Writes the report, the facts behind it and the certificates. `export` is the folder of a finished export."""
-    preparation = find_preparation(plan)
+def write_report(
+    plan: Plan, results: Sequence[CellResult], command: str, export: Path | None, prepared_for: Plan | None = None
+) -> Conclusion:
+    """Writes the report, the facts behind it and the certificates. `export` is the folder of a finished export.
+
+    `prepared_for`: the plan whose job prepared the data, where it is another.
+    """
+    preparation = find_preparation(prepared_for or plan)
     document = build_document(plan, results, {} if preparation is None else preparation.facts, command, export)
     if (held_out := describe_items(plan, results, document["ranking"])) is not None:
         document["held_out"] = held_out

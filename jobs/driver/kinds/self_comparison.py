@@ -9,7 +9,7 @@ from jobs.driver.kinds.kind import Conclusion
 from jobs.driver.kinds.reports import write_report
 from orchestrator.errors import SpecError
 from orchestrator.identity import content_hash
-from orchestrator.planning.plan import Plan, load_comparison, narrow, with_job
+from orchestrator.planning.plan import Plan, by_budget, load_comparison, narrow, with_job
 from orchestrator.results import CellResult
 from orchestrator.spec_files.spec import Comparison, SelfComparison, further_seeds
 
@@ -17,8 +17,8 @@ FEWEST = 2  # seeds of a label
 
 
 def load_self_comparison(path: Path, backbone: str | None = None) -> Plan:
-    """Plans one backbone of the spec, else its first, with twice the spec's seeds. Raises SpecError."""
-    comparison = load_comparison(path)
+    """Plans one backbone of the spec, else its first, with twice the seeds, at the largest budget. Raises SpecError."""
+    comparison = by_budget(load_comparison(path))[-1]
     job = comparison.job
     assert isinstance(job, Comparison)
     chosen = backbone or job.backbones[0]
