@@ -92,6 +92,9 @@ def _load_parts(
             if len(scanned) and scanned.dimensions != summary.dimensions(scanned):
                 problems.append(scanned.other_length(summary.dimensions(scanned)))
                 continue
+            if len(scanned) and scanned.has_images != summary.expects_images(scanned):
+                problems.append(scanned.without_images(not scanned.has_images))
+                continue
             left, removed = summary.add(scanned)
             if left:
                 blocks.append(block_of(scanned, reading, left, removed))
@@ -109,7 +112,7 @@ def _load_parts(
     if not len(dataset) + summary.removed:
         message = f"'{path}' is '{reference}', which holds no rows; give a file with data"
         raise SpecError((source.problem(path, message),))
-    if key:
+    if key and dataset.pictures is None:  # whose files may change without the others
         cache.keep_split(key, dataset, summary.removed)
     return Loaded(dataset, summary.removed, summary.digests)
 
