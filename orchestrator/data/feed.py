@@ -171,7 +171,7 @@ class Feed:
 
     def _cut(self, index: int) -> Example:
         input_ids, is_target, _ = self.data.example(index)
-        return input_ids[: self.sequence_length], is_target[: self.sequence_length]
+        return Example(input_ids[: self.sequence_length], is_target[: self.sequence_length])
 
 
 def _generator(*parts: str | int) -> np.random.Generator:

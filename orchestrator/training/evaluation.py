@@ -73,7 +73,7 @@ def _shares(
 
 
 def _rows(group: Sequence[Window]) -> list[list[Example]]:
-    return [[(window.input_ids, window.is_scored)] for window in group]
+    return [[Example(window.input_ids, window.is_scored)] for window in group]
 
 
 def evaluate(
