@@ -9,7 +9,7 @@ import json
 import shutil
 import uuid
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,10 @@ from backbones.actions import ActionTokensError
 from orchestrator.data.actions import ActionCoding, statistics_from_json
 from orchestrator.data.arrays import COUNTS, join_arrays, load_arrays, save_arrays
 from orchestrator.data.arrays import TokenizedDataset as TokenizedDataset
+from orchestrator.data.arrays import is_prepared as is_prepared
 from orchestrator.data.examples import Example
+from orchestrator.data.images.pixels import DIGEST
+from orchestrator.data.images.rendering import Rendering, join_pixels, render_part, rendering_of
 from orchestrator.data.sources.containers import SPAN_BYTES
 from orchestrator.data.sources.dataset import Block, Dataset, HeldBlock
 from orchestrator.errors import InputError
@@ -28,6 +31,7 @@ from orchestrator.results import read_json
 
 if TYPE_CHECKING:
     from backbones.prompting.codec import Codec, Encoded
+    from backbones.spec import Vision
 
 FORMAT = 3  # raise it when the meaning of an array changes
 PARTS = 256  # of large data; of less, a part is a span
@@ -59,56 +63,87 @@ class Split:
     parts: tuple[Blocks, ...]
     checks_round_trips: bool  # of held-out items alone: what is learned need not be given back
     actions: ActionCoding | None = None
+    pixels: Rendering | None = None  # of examples with images
 
     @property
     def is_ready(self) -> bool:
         return self.folder.is_dir()
 
+    @property
+    def works(self) -> "tuple[Work, ...]":
+        """What is made apart, one after the other."""
+        return (self,) if self.pixels is None else (self.pixels, self)
 
-def splits_of(codec: "Codec", train: Dataset, validation: Dataset, folder: Path) -> tuple[Split, Split]:
+
+Work = Split | Rendering
+
+
+def splits_of(
+    codec: "Codec", train: Dataset, validation: Dataset, folder: Path, vision: "Vision | None" = None
+) -> tuple[Split, Split]:
     """What has to be there before a backbone can train. A robot's actions are counted in training data alone.
 
-    Raises InputError where the tokenizer has no ids to spare for them.
+    `vision` is how the backbone sees images. Raises InputError where the tokenizer has no ids to spare for actions.
     """
     actions = _coding(codec, train)
-    return _split(codec, train, folder, False, actions), _split(codec, validation, folder, True, actions)
+    return (
+        _split(codec, train, folder, False, actions, vision),
+        _split(codec, validation, folder, True, actions, vision),
+    )
 
 
-def prepare(backbone_id: str, codec: "Codec", train: Dataset, validation: Dataset, folder: Path) -> Prepared:
+def prepare(
+    backbone_id: str,
+    codec: "Codec",
+    train: Dataset,
+    validation: Dataset,
+    folder: Path,
+    vision: "Vision | None" = None,
+) -> Prepared:
     """Tokenizes both splits into `folder`, unless arrays of the same content are there. Returns where they are."""
-    splits = splits_of(codec, train, validation, folder)
-    for split in splits:
-        if not split.is_ready:
-            make_here(codec, split)
+    splits = splits_of(codec, train, validation, folder, vision)
+    for work in (work for split in splits for work in split.works):
+        if not work.is_ready:
+            make_here(codec, work)
     return prepared_of(backbone_id, codec, *splits)
 
 
-def make_here(codec: "Codec", split: Split) -> None:
-    """Makes the arrays of a split, one part after the other."""
-    parts = parts_folder(split)
+def make_here(codec: "Codec", work: Work) -> None:
+    """Makes the arrays of a split, or its pixels, one part after the other."""
+    parts = parts_folder(work)
     try:
-        join_arrays([make_part(codec, split, number, parts) for number in range(len(split.parts))], split.folder)
+        join(work, [make_part(codec, work, number, parts) for number in range(len(work.parts))])
     finally:
         shutil.rmtree(parts, ignore_errors=True)
 
 
-def parts_folder(split: Split) -> Path:
+def parts_folder(work: Work) -> Path:
     """Makes the folder of a split's parts until they are joined: one of its own for each who makes them.
 
     Whoever is late finds it gone, and leaves nothing behind.
     """
-    folder = split.folder.with_name(f".{split.folder.name}.parts-{uuid.uuid4().hex[:8]}")
+    folder = work.folder.with_name(f".{work.folder.name}.parts-{uuid.uuid4().hex[:8]}")
     folder.mkdir(parents=True)
     return folder
 
 
-def make_part(codec: "Codec", split: Split, number: int, folder: Path) -> Path:
-    """Tokenizes one part. Raises DataChangedError and OSError."""
-    examples = (example for block in split.parts[number] for example in block.read())
-    data = tokenize(codec, examples, split.checks_round_trips, split.actions)
+def make_part(codec: "Codec", work: Work, number: int, folder: Path) -> Path:
+    """Tokenizes or renders one part. Raises DataChangedError and OSError."""
+    if isinstance(work, Rendering):
+        return render_part(work, number, folder)
+    examples = (example for block in work.parts[number] for example in block.read())
+    data = tokenize(codec, examples, work.checks_round_trips, work.actions)
     part = folder / f"{number:06d}"
     save_arrays(part, data, _counts(codec, data), is_part=True)
     return part
+
+
+def join(work: Work, parts: Sequence[Path]) -> None:
+    """Makes one folder of all parts."""
+    if isinstance(work, Rendering):
+        join_pixels(work, parts)
+    else:
+        join_arrays(parts, work.folder, None if work.pixels is None else work.pixels.folder)
 
 
 def prepared_of(backbone_id: str, codec: "Codec", train: Split, validation: Split) -> Prepared:
@@ -144,6 +179,8 @@ def tokenize(
     """Encodes every example, whole: nothing is cut here."""
     input_ids, is_target, is_scored = array("i"), bytearray(), bytearray()
     lengths, sizes, round_trips = [], [], []
+    images: list[int] = []
+    image_digests = bytearray()
     for example in examples:
         encoded = _encode(codec, example, actions)
         input_ids.extend(encoded.input_ids)
@@ -151,6 +188,9 @@ def tokenize(
         is_scored += encoded.scored
         lengths.append(len(encoded.input_ids))
         sizes.append(example.learnable_bytes)
+        images.append(len(example.images))
+        for image in example.images:
+            image_digests += bytes.fromhex(image.sha256)
         if checks_round_trips:
             round_trips.append(_round_trips(codec, example))
     return TokenizedDataset(
@@ -160,6 +200,8 @@ def tokenize(
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         learnable_bytes=np.array(sizes, np.int64),
         round_trips=np.array(round_trips, np.bool_),
+        image_offsets=np.concatenate([[0], np.cumsum(images)]).astype(np.int64) if image_digests else None,
+        image_digests=np.frombuffer(image_digests, DIGEST) if image_digests else None,
     )
 
 
@@ -178,10 +220,13 @@ def _coding(codec: "Codec", train: Dataset) -> ActionCoding | None:
 
 
 def _split(
-    codec: "Codec", dataset: Dataset, folder: Path, checks_round_trips: bool, actions: ActionCoding | None
+    codec: "Codec",
+    dataset: Dataset,
+    folder: Path,
+    checks_round_trips: bool,
+    actions: ActionCoding | None,
+    vision: "Vision | None",
 ) -> Split:
-    facts: list[Any] = [FORMAT, codec.fingerprint, dataset.digest, checks_round_trips]
-    key = json.dumps(facts if actions is None else [*facts, asdict(actions)])
     weights = [_weight(block) for block in dataset.blocks]
     full = max(1.0, sum(weights) / PARTS)
     parts: list[list[Block | HeldBlock]] = []
@@ -192,8 +237,16 @@ def _split(
             weight = 0.0
         parts[-1].append(block)
         weight += more
-    name = hashlib.sha256(key.encode()).hexdigest()[:32]
-    return Split(folder / name, tuple(map(tuple, parts)), checks_round_trips, actions)
+    blocks = tuple(map(tuple, parts))
+    facts: list[Any] = [FORMAT, codec.fingerprint, dataset.digest, checks_round_trips]
+    if actions is not None:
+        facts.append(asdict(actions))
+    pixels = None
+    if vision is not None and dataset.pictures is not None:
+        pixels = rendering_of(blocks, dataset.digest, vision.image_size, vision.resample, folder)
+        facts.append(pixels.folder.name)
+    name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+    return Split(folder / name, blocks, checks_round_trips, actions, pixels)
 
 
 def _weight(block: Block | HeldBlock) -> float:
@@ -208,9 +261,10 @@ def _weight(block: Block | HeldBlock) -> float:
 def _encode(codec: "Codec", example: Example, actions: ActionCoding | None) -> "Encoded":
     if actions is not None:
         ids = actions.tokens.encode(actions.statistics.normalise(np.array(example.action)))
-        return codec.encode_action(example.turns[0].content, ids.tolist())
+        return codec.encode_action(example.turns[0].content, ids.tolist(), len(example.images))
     if example.turns:
-        return codec.encode_conversation([(turn.role, turn.content) for turn in example.turns])
+        images = [len(turn.images) for turn in example.turns]
+        return codec.encode_conversation([(turn.role, turn.content) for turn in example.turns], images)
     return codec.encode_text(example.text)
 
 

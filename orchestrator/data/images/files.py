@@ -80,7 +80,9 @@ def read_image(source: Path | bytes, is_checked: bool) -> Image:
         with _opened(data) as picture:
             width, height = picture.size
             if width * height > LARGEST_PICTURE:
-                raise ImageError(f"has {width} x {height} pixels; at most {LARGEST_PICTURE:,} are read: make it smaller")
+                raise ImageError(
+                    f"has {width} x {height} pixels; at most {LARGEST_PICTURE:,} are read: make it smaller"
+                )
             if picture.mode.startswith(_DEEP):
                 raise ImageError(f"has more than 8 bits a channel (mode {picture.mode}); save it with 8")
             if is_checked:

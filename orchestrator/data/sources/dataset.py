@@ -90,6 +90,15 @@ class Pictures:
     smallest: tuple[int, int]
     largest: tuple[int, int]
 
+    def followed_by(self, others: "Pictures") -> "Pictures":
+        """These and others."""
+        return Pictures(
+            self.count + others.count,
+            max(self.most_per_example, others.most_per_example),
+            min(self.smallest, others.smallest, key=math.prod),
+            max(self.largest, others.largest, key=math.prod),
+        )
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -139,7 +148,7 @@ class Summary:
     _groups: dict[str, int] = field(default_factory=dict)
     _items: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)
     _actions: list[np.ndarray] = field(default_factory=list)
-    _pictures: list[Pictures] = field(default_factory=list)
+    _pictures: Pictures | None = None
 
     def add(self, scanned: Scanned) -> tuple[int, bytes]:
         """Counts a span's examples; returns how many are left, and a bit for each that tells whether it is removed."""
@@ -157,7 +166,8 @@ class Summary:
         if scanned.dimensions:
             self._actions.append(scanned.actions[left])
         if scanned.has_images and len(left):
-            self._pictures.append(_pictures_of(scanned, ~is_out))
+            pictures = _pictures_of(scanned, ~is_out)
+            self._pictures = self._pictures.followed_by(pictures) if self._pictures else pictures
         if self.keeps_items:
             self._items.append((scanned.digests[left], scanned.learnable_bytes[left], np.array(numbers, np.int64)))
         return len(left), np.packbits(is_out).tobytes() if len(left) < len(scanned) else b""
@@ -168,7 +178,7 @@ class Summary:
 
     def expects_images(self, scanned: Scanned) -> bool:
         """Whether a span's examples must have images: as those of the first span."""
-        return bool(self._pictures) if self._count else scanned.has_images
+        return self._pictures is not None if self._count else scanned.has_images
 
     @property
     def digests(self) -> np.ndarray:
@@ -187,8 +197,7 @@ class Summary:
         if self._actions and self._count:
             actions = count_statistics(np.concatenate(self._actions), len(self._groups))
         digest = self._digest.hexdigest()[:32]
-        pictures = _together(self._pictures) if self._pictures else None
-        return Dataset(reference, digest, self._count, self._bytes, tuple(blocks), items, actions, pictures)
+        return Dataset(reference, digest, self._count, self._bytes, tuple(blocks), items, actions, self._pictures)
 
 
 def held(reference: str, examples: Iterable[Example]) -> Dataset:
@@ -211,15 +220,6 @@ def _pictures_of(scanned: Scanned, is_left: np.ndarray) -> Pictures:
     areas = sizes[:, 0].astype(np.int64) * sizes[:, 1]
     smallest, largest = (tuple(sizes[place].tolist()) for place in (areas.argmin(), areas.argmax()))
     return Pictures(len(sizes), int(scanned.images[is_left].max()), smallest, largest)
-
-
-def _together(parts: Sequence[Pictures]) -> Pictures:
-    return Pictures(
-        sum(part.count for part in parts),
-        max(part.most_per_example for part in parts),
-        min((part.smallest for part in parts), key=math.prod),
-        max((part.largest for part in parts), key=math.prod),
-    )
 
 
 def occur_in(digests: np.ndarray, others: np.ndarray) -> np.ndarray:

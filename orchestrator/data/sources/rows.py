@@ -158,7 +158,7 @@ def _turn(message: Any, path: str, images: ImageReader, waiting: list[Image]) ->
     else:
         content = _text(message, "content", f"{path}.content").strip()
     if shown and role != "user":
-        raise RowError(path, f"'{path}' has the role {role} and an image; images are what users show: move it to theirs")
+        raise RowError(path, f"'{path}' has the role {role} and an image; only users show them: move it to their turn")
     return Turn(cast(Role, role), content, tuple(shown))
 
 

@@ -93,7 +93,6 @@ class Scanned:
         )
         return SpecProblem(self.span.file, message, "action", number_of_first_row(self.span))
 
-
     def without_images(self, expects: bool) -> SpecProblem:
         """What is wrong with a span behind others that have images (`expects`), or have none."""
         return SpecProblem(self.span.file, _of_two_kinds(expects), "images", number_of_first_row(self.span))
