@@ -18,11 +18,10 @@ def backbone_slug(spec: BackboneSpec) -> str:
 def backbone_identity(spec: BackboneSpec) -> str:
     """A backbone's content: for a folder the digest of its files, whatever the folder is called."""
     facts = {**asdict(spec), "weights_digest": spec.weights_digest}
-    # Younger than many a stored cell, whose identity must not change.
     if spec.extra_tokens == 0:
-        del facts["extra_tokens"]
+        del facts["extra_tokens"]  # younger than many a stored cell, whose identity must not change
     if spec.vision is None:
-        del facts["vision"]
+        del facts["vision"]  # likewise
     if spec.weights_digest is not None:
         facts |= {"backbone_id": "", "hf_hub_path": ""}
     return content_hash(facts)
