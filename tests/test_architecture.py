@@ -41,6 +41,7 @@ DOORS = (
     ("backbones.varlen", "backbones.attention"),
     ("pyarrow", "orchestrator.data.sources.containers"),
     ("datasets", "orchestrator.data.sources.hub"),
+    ("PIL", "orchestrator.data.images.files"),
     ("pandas", "jobs.notebook.frames"),
     ("lm_eval", "orchestrator.tasks*"),
 )

@@ -47,7 +47,7 @@ def compare_tokenizers(prepared: Sequence[Prepared], sequence_length: int, rule:
         uncut_by_any = np.logical_or.reduce(list(uncut.values()))
         too_long, no_target = int(uncut_by_any.sum()), int((empty_for_any & ~uncut_by_any).sum())
     readable = np.logical_and.reduce([data.round_trips for data in validation])
-    whole = np.logical_and.reduce([~data.has_images | (data.lengths <= sequence_length) for data in validation])
+    whole = np.logical_and.reduce([(data.lengths <= sequence_length) | (not data.has_images) for data in validation])
     facts = {
         one.backbone_id: {
             "examples_cut": int(cut[one.backbone_id].sum()),

@@ -8,34 +8,32 @@ import hashlib
 import json
 import shutil
 import uuid
-from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from backbones.actions import ActionTokensError
 from orchestrator.data.actions import ActionCoding, statistics_from_json
 from orchestrator.data.arrays import COUNTS, join_arrays, load_arrays, save_arrays
 from orchestrator.data.arrays import TokenizedDataset as TokenizedDataset
 from orchestrator.data.arrays import is_prepared as is_prepared
-from orchestrator.data.examples import Example
-from orchestrator.data.images.pixels import DIGEST
 from orchestrator.data.images.rendering import Rendering, join_pixels, render_part, rendering_of
 from orchestrator.data.sources.containers import SPAN_BYTES
 from orchestrator.data.sources.dataset import Block, Dataset, HeldBlock
+from orchestrator.data.tokens import count
+from orchestrator.data.tokens import tokenize as tokenize
 from orchestrator.errors import InputError
 from orchestrator.results import read_json
 
 if TYPE_CHECKING:
-    from backbones.prompting.codec import Codec, Encoded
+    from backbones.prompting.codec import Codec
     from backbones.spec import Vision
 
 FORMAT = 3  # raise it when the meaning of an array changes
 PARTS = 256  # of large data; of less, a part is a span
 ROWS_A_SPAN = 4000  # of tables: their bytes are not known
+SEEN_A_SPAN = 400  # rows with images, whatever holds them
 
 Blocks = tuple[Block | HeldBlock, ...]
 
@@ -134,7 +132,7 @@ def make_part(codec: "Codec", work: Work, number: int, folder: Path) -> Path:
     examples = (example for block in work.parts[number] for example in block.read())
     data = tokenize(codec, examples, work.checks_round_trips, work.actions)
     part = folder / f"{number:06d}"
-    save_arrays(part, data, _counts(codec, data), is_part=True)
+    save_arrays(part, data, count(codec, data), is_part=True)
     return part
 
 
@@ -170,41 +168,6 @@ def prepared_from_json(document: dict[str, Any]) -> Prepared:
     return Prepared(**{**document, "actions": coding})
 
 
-def tokenize(
-    codec: "Codec",
-    examples: Iterable[Example],
-    checks_round_trips: bool = True,
-    actions: ActionCoding | None = None,
-) -> TokenizedDataset:
-    """Encodes every example, whole: nothing is cut here."""
-    input_ids, is_target, is_scored = array("i"), bytearray(), bytearray()
-    lengths, sizes, round_trips = [], [], []
-    images: list[int] = []
-    image_digests = bytearray()
-    for example in examples:
-        encoded = _encode(codec, example, actions)
-        input_ids.extend(encoded.input_ids)
-        is_target += encoded.targets
-        is_scored += encoded.scored
-        lengths.append(len(encoded.input_ids))
-        sizes.append(example.learnable_bytes)
-        images.append(len(example.images))
-        for image in example.images:
-            image_digests += bytes.fromhex(image.sha256)
-        if checks_round_trips:
-            round_trips.append(_round_trips(codec, example))
-    return TokenizedDataset(
-        input_ids=np.frombuffer(input_ids, np.int32),
-        is_target=np.frombuffer(is_target, np.bool_),
-        is_scored=np.frombuffer(is_scored, np.bool_),
-        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        learnable_bytes=np.array(sizes, np.int64),
-        round_trips=np.array(round_trips, np.bool_),
-        image_offsets=np.concatenate([[0], np.cumsum(images)]).astype(np.int64) if image_digests else None,
-        image_digests=np.frombuffer(image_digests, DIGEST) if image_digests else None,
-    )
-
-
 def load_tokenized(file: str) -> TokenizedDataset:
     """Maps arrays that `prepare` wrote. No array holds objects: the files cannot run code."""
     return load_arrays(Path(file))
@@ -227,7 +190,7 @@ def _split(
     actions: ActionCoding | None,
     vision: "Vision | None",
 ) -> Split:
-    weights = [_weight(block) for block in dataset.blocks]
+    weights = [_weight(block, dataset.pictures is not None) for block in dataset.blocks]
     full = max(1.0, sum(weights) / PARTS)
     parts: list[list[Block | HeldBlock]] = []
     weight = full  # of the last part
@@ -249,52 +212,12 @@ def _split(
     return Split(folder / name, blocks, checks_round_trips, actions, pixels)
 
 
-def _weight(block: Block | HeldBlock) -> float:
+def _weight(block: Block | HeldBlock, has_images: bool) -> float:
     """How many spans' work a block is; what is in memory stays together."""
     if isinstance(block, HeldBlock):
         return 1.0
+    if has_images:
+        return block.count / SEEN_A_SPAN
     if block.span.suffix in (".jsonl", ".txt"):
         return (block.span.end - block.span.start) / (SPAN_BYTES * 0.9)  # a span but for its last, broken line
     return block.count / ROWS_A_SPAN
-
-
-def _encode(codec: "Codec", example: Example, actions: ActionCoding | None) -> "Encoded":
-    if actions is not None:
-        ids = actions.tokens.encode(actions.statistics.normalise(np.array(example.action)))
-        return codec.encode_action(example.turns[0].content, ids.tolist(), len(example.images))
-    if example.turns:
-        images = [len(turn.images) for turn in example.turns]
-        return codec.encode_conversation([(turn.role, turn.content) for turn in example.turns], images)
-    return codec.encode_text(example.text)
-
-
-def _round_trips(codec: "Codec", example: Example) -> bool:
-    """Whether the tokens hold every byte that bits per byte divides by: some prompt formats leave `<image>` out.
-
-    An action's ids always stand for its bins.
-    """
-    if example.action:
-        return True
-    answers = [turn.content for turn in example.turns if turn.role == "assistant"]
-    clean = codec.prompt_builder("prismatic").clean
-    return all(codec.round_trips(text) for text in answers or [example.text]) and all(
-        clean(text) == text for text in answers
-    )
-
-
-def _counts(codec: "Codec", data: TokenizedDataset) -> dict[str, int]:
-    """What sums up over parts."""
-    if not len(data):
-        return dict.fromkeys(("doubled_bos", "missing_eos", "scored", "learnable_bytes"), 0)
-    first, second = data.offsets[:-1], np.minimum(data.offsets[:-1] + 1, len(data.input_ids) - 1)
-    bos, ends = codec.bos_token_id, (codec.eos_token_id, codec.text_eos_token_id)
-    doubled = 0 if bos is None else int(np.sum((data.input_ids[first] == bos) & (data.input_ids[second] == bos)))
-    # A chat template may go on behind the end of the answer, so it is the last target that must be an EOS.
-    last = np.maximum.reduceat(np.where(data.is_target, np.arange(len(data.is_target)), -1), first)
-    missing = int(np.sum((last < 0) | ~np.isin(data.input_ids[last], ends)))
-    return {
-        "doubled_bos": doubled,
-        "missing_eos": missing,
-        "scored": int(data.is_scored.sum()),
-        "learnable_bytes": int(data.learnable_bytes.sum()),
-    }

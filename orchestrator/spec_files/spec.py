@@ -40,7 +40,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 # fmt: off
 RowKey = Literal[
     "messages", "prompt", "completion", "response", "text", "conversations", "instruction", "input", "output", "group",
-    "action", "episode",
+    "action", "episode", "image", "images",
 ]
 # fmt: on
 

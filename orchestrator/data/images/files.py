@@ -118,13 +118,22 @@ def content_of(source: Path | bytes) -> bytes:
 
 
 def render(data: bytes, size: int, resample: str) -> np.ndarray:
-    """(size, size, 3) uint8, RGB: the picture upright, resized to a square by pillow's filter of that name."""
-    from PIL import Image as pillow
+    """(size, size, 3) uint8: the picture upright, without its alpha channel, as `resized` gives it."""
     from PIL import ImageOps
 
     with _opened(data) as picture:
-        upright = ImageOps.exif_transpose(picture).convert("RGB")
-    return np.asarray(upright.resize((size, size), pillow.Resampling[resample.upper()]))
+        return resized(np.asarray(ImageOps.exif_transpose(picture).convert("RGB")), size, resample)
+
+
+def resized(picture: np.ndarray, size: int, resample: str) -> np.ndarray:
+    """(size, size, 3) uint8 of a picture (height, width, 3) uint8, RGB, by pillow's filter of that name.
+
+    A square, whatever the picture was: what training sees, and what whoever asks the model afterwards must show it.
+    """
+    from PIL import Image as pillow
+
+    filtered = pillow.Resampling[resample.upper()]
+    return np.asarray(pillow.fromarray(picture).resize((size, size), filtered))
 
 
 def _opened(data: bytes) -> "pillow.Image":
