@@ -9,7 +9,7 @@ import json
 import shutil
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -203,7 +203,7 @@ def _split(
     blocks = tuple(map(tuple, parts))
     facts: list[Any] = [FORMAT, codec.fingerprint, dataset.digest, checks_round_trips]
     if actions is not None:
-        facts.append(asdict(actions))
+        facts.append(actions.facts)
     pixels = None
     if vision is not None and dataset.pictures is not None:
         pixels = rendering_of(blocks, dataset.digest, vision.image_size, vision.resample, folder)

@@ -1,6 +1,7 @@
 """Whether data, backbones and recipe go together where rows are a robot's actions, or have images. No torch."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from backbones.spec import BackboneSpec, Vision
 from orchestrator.data.sources.dataset import Dataset
@@ -27,6 +28,42 @@ def check_actions(source: SpecSource, job: Job, specs: Sequence[BackboneSpec], p
                 "are new, and only full and last_layer train their rows; choose one of these"
             )
             problems.append(source.problem("recipe.adaptation.kind", message))
+
+
+def masked(source: SpecSource, job: Job, train: Dataset, validation: Dataset, problems: list[SpecProblem]) -> Dataset:
+    """Training data whose statistics know which dimensions of an action are scaled.
+
+    Source of `auto`: openvla/openvla, prismatic/vla/datasets/rlds/oxe/materialize.py, EEF_POS and EEF_R6.
+    """
+    wanted, path = job.recipe.data.actions, "recipe.data.actions.mask"
+    if train.actions is None or validation.actions is None or wanted is None:
+        return train
+    size, mask = train.actions.dimensions, wanted.mask
+    if mask == "auto":
+        if size not in (7, 10):
+            message = (
+                f"'{path}' is auto, which is for 7 or 10 dimensions, and actions have {size}; list true for each that "
+                "is scaled, and false for each that stays as it is"
+            )
+            problems.append(source.problem(path, message))
+            return train
+        mask = (True,) * (size - 1) + (False,)
+    elif len(mask) != size:
+        message = f"'{path}' lists {len(mask)} dimensions, and actions have {size}; list each of them"
+        problems.append(source.problem(path, message))
+        return train
+    for data in (train, validation):
+        assert data.actions is not None
+        if beyond := replace(data.actions, mask=mask).beyond_bins():
+            at = beyond[0]
+            low, high = data.actions.min[at], data.actions.max[at]
+            message = (
+                f"'{path}' leaves dimension {at} as it is, but in '{data.reference}' it goes from {low:g} to {high:g}, "
+                "and tokens hold -1 to 1; set it to true there"
+            )
+            problems.append(source.problem(path, message))
+            return train
+    return replace(train, actions=replace(train.actions, mask=mask))
 
 
 def check_images(
