@@ -16,7 +16,8 @@ import numpy as np
 
 from orchestrator.data.examples import Example
 from orchestrator.data.images.files import ImageReader
-from orchestrator.data.sources.containers import Span, number_of_first_row, rows_of
+from orchestrator.data.sources import lerobot
+from orchestrator.data.sources.containers import LEROBOT, Span, number_of_first_row, rows_of
 from orchestrator.data.sources.hub import PREFIX
 from orchestrator.data.sources.rows import Columns, DataFormat, RowError, read_row
 from orchestrator.errors import SpecProblem
@@ -82,7 +83,7 @@ class Scanned:
         """The faults with the rows' numbers in their file, from 1."""
         if not self.faults:
             return []
-        first = number_of_first_row(self.span)
+        first = _first_row(self.span)
         return [SpecProblem(self.span.file, one.message, one.path, first + one.row) for one in self.faults]
 
     def other_length(self, dimensions: int) -> SpecProblem:
@@ -91,16 +92,16 @@ class Scanned:
             f"'action' has {_numbers(self.dimensions)} from here on, and those before it have {dimensions}; "
             "repair the step, or split the data by robot"
         )
-        return SpecProblem(self.span.file, message, "action", number_of_first_row(self.span))
+        return SpecProblem(self.span.file, message, "action", _first_row(self.span))
 
     def without_images(self, expects: bool) -> SpecProblem:
         """What is wrong with a span behind others that have images (`expects`), or have none."""
-        return SpecProblem(self.span.file, _of_two_kinds(expects), "images", number_of_first_row(self.span))
+        return SpecProblem(self.span.file, _of_two_kinds(expects), "images", _first_row(self.span))
 
 
 def examples_of(span: Span, reading: Reading, is_checked: bool = False) -> Iterator[tuple[int, Example | RowError]]:
     """The rows of a span, read, and their images decoded where they are checked. Raises OSError."""
-    images = ImageReader(None if span.suffix == PREFIX else Path(span.file).parent, is_checked)
+    images = ImageReader(None if span.suffix in (PREFIX, LEROBOT) else Path(span.file).parent, is_checked)
     group = Path(span.file).name
 
     def read(row: Any) -> Example | RowError:
@@ -109,7 +110,7 @@ def examples_of(span: Span, reading: Reading, is_checked: bool = False) -> Itera
         except RowError as error:
             return error
 
-    rows = rows_of(span)
+    rows = lerobot.steps_of(span, dict(reading.columns)) if span.suffix == LEROBOT else rows_of(span)
     for number, row in rows:
         found = read(row)
         yield number, found
@@ -184,6 +185,10 @@ def scan_examples(examples: Iterable[Example]) -> Scanned:
 def _table(actions: Sequence[tuple[float, ...]]) -> np.ndarray:
     """(examples, dimensions) float64."""
     return np.array(actions, np.float64).reshape(len(actions), len(actions[0]) if actions else 0)
+
+
+def _first_row(span: Span) -> int:
+    return lerobot.first_step(span) if span.suffix == LEROBOT else number_of_first_row(span)
 
 
 def _sizes(sizes: Sequence[tuple[int, int]]) -> np.ndarray:
