@@ -15,12 +15,13 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from backbones.attention import AttentionChoice, resolve_attention
 from backbones.contract import LLMBackbone
-from backbones.inputs import Example, Inputs, PlacedInputs, make_inputs
+from backbones.inputs import Example, Inputs, PlacedInputs, images_of, make_inputs
 from backbones.labelled import add_method, nats_of
 from backbones.llm_class import check_class, concrete_class
 from backbones.loading import StoredNames, WeightsError, fetch_checkpoint, fill, raise_unless_whole
 from backbones.parameters import embedding_parameters
 from backbones.prompting.codec import adds_bos
+from backbones.prompting.image_tokens import CodecError
 from backbones.recomputation import checkpointing_arguments
 from backbones.tokenizer import LoadedTokenizer, TokenizerRows, count_rows, end_of_ids, read_tokenizer
 
@@ -175,7 +176,12 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
         return embeddings
 
     def collate(self, rows: Sequence[Sequence[Example]], width: int | None = None) -> Inputs:
-        """The rows as this backbone's forward pass takes them, padded to `width` positions or to the longest."""
+        """The rows as this backbone's forward pass takes them, padded to `width` positions or to the longest.
+
+        Raises CodecError for images: a class that sees has a `collate` of its own.
+        """
+        if images_of(rows) is not None:
+            raise CodecError(f"{self.identifier} reads text alone, and an example has images; choose one that sees")
         return make_inputs(rows, self.pad_token_id, width)
 
     def nats(self, inputs: PlacedInputs, chunks: int) -> torch.Tensor:
