@@ -6,6 +6,7 @@ from rich.table import Table
 from typing_extensions import TypedDict
 
 from jobs.cli import tables
+from jobs.cli.planned_images import PlannedImages, find_images, images_in_words
 from jobs.formats import duration, listed, money, short_id, significant
 from jobs.results.costs.documents import Device
 from jobs.results.costs.forecast import CellPrediction, predict
@@ -50,18 +51,6 @@ class PlannedCost(TypedDict):
     unknown_backbones: list[str]
     measured_in: dict[str, str]  # backbone -> job
     measured_on: dict[str, str]  # backbone -> hardware
-
-
-class PlannedImages(TypedDict):
-    """The images of a plan's data. Sizes are [width, height] in pixels."""
-
-    train: int
-    validation: int
-    most_per_example: int
-    smallest: list[int]
-    largest: list[int]
-    sides: dict[str, int]  # backbone -> pixels a side of the square that it sees
-    tokens: dict[str, int]  # backbone -> tokens that one takes
 
 
 class PlanDocument(TypedDict):
@@ -122,7 +111,7 @@ def plan_document(planned: "Plan") -> PlanDocument:
         "train_bytes": planned.train.learnable_bytes,
         "validation_examples": len(planned.validation),
         "validation_bytes": planned.validation.learnable_bytes,
-        "images": _images(planned),
+        "images": find_images(planned),
         "placement": planned.job.placement.model_dump(),
         "recipe": planned.job.recipe.model_dump(mode="json"),
         "predicted": {
@@ -189,7 +178,7 @@ def print_plan(planned: "Plan") -> None:
         "job": planned.job_id,
         "data": f"{len(planned.train):,} training examples ({planned.train.learnable_bytes:,} learnable "
         f"bytes), {len(planned.validation):,} held out ({planned.validation.learnable_bytes:,} bytes)",
-        **_images_in_words(document["images"]),
+        **images_in_words(document["images"]),
         "budget": f"{listed([significant(one.amount) for one in recipe.budget.each])} {recipe.budget.kind} per cell, "
         f"{recipe.precision}",
         **_tuning_in_words(planned),
@@ -216,38 +205,6 @@ def _finished_in_words(cells: "list[PlannedCell]") -> dict[str, str]:
         return {}
     rest = f"{len(cells) - done} would run" if done < len(cells) else "nothing would run"
     return {"finished": f"{done} of {len(cells)} cells are in the storage already; {rest}"}
-
-
-def _images(planned: "Plan") -> PlannedImages | None:
-    from orchestrator.planning.modalities import tokens_of_an_image
-
-    if planned.train.pictures is None or planned.validation.pictures is None:
-        return None
-    both = planned.train.pictures.followed_by(planned.validation.pictures)
-    seeing = {spec.backbone_id: spec.vision for spec in planned.backbones if spec.vision is not None}
-    return {
-        "train": planned.train.pictures.count,
-        "validation": planned.validation.pictures.count,
-        "most_per_example": both.most_per_example,
-        "smallest": [*both.smallest],
-        "largest": [*both.largest],
-        "sides": {backbone_id: vision.image_size for backbone_id, vision in seeing.items()},
-        "tokens": {backbone_id: tokens_of_an_image(vision) for backbone_id, vision in seeing.items()},
-    }
-
-
-def _images_in_words(images: PlannedImages | None) -> dict[str, str]:
-    if images is None:
-        return {}
-    sizes = dict.fromkeys(" x ".join(map(str, size)) for size in (images["smallest"], images["largest"]))
-    seen = [
-        f"{tokens:,} tokens at {images['sides'][backbone_id]} pixels for {short_id(backbone_id)}"
-        for backbone_id, tokens in images["tokens"].items()
-    ]
-    return {
-        "images": f"{images['train']:,} in training, {images['validation']:,} held out; {' to '.join(sizes)} pixels, "
-        f"at most {images['most_per_example']} an example; each is {listed(seen)}"
-    }
 
 
 def _cost(found: PlannedCost, planned: "Plan") -> str:

@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 
 from orchestrator.data.examples import Example, Image, Role, Turn
 from orchestrator.data.images.files import ImageError, ImageReader
+from orchestrator.data.sources.properties import properties_of
 
 DataFormat = Literal["messages", "prompt_completion", "text", "sharegpt", "alpaca", "actions"]
 Columns = tuple[tuple[str, str], ...]  # (the key that a format reads, the column that holds it)
@@ -39,7 +40,6 @@ _READ: dict[DataFormat, frozenset[str]] = {  # the keys that a format reads, and
     "alpaca": frozenset({"instruction", "input", "output", "group"}),
     "actions": frozenset({"action", "episode", "image", "images", "group"}),
 }
-_LONGEST = 80  # characters of a column's value that is kept beside the example
 _LARGEST = sys.float_info.max
 _SHAREGPT_ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant", "system": "system"}
 
@@ -70,20 +70,7 @@ def read_row(row: Any, data_format: DataFormat, columns: Columns, group: str, im
     else:
         example = _PARSERS[data_format](row, named)
     others = row.keys() - _READ[data_format]
-    return replace(example, columns=_columns(row, others)) if others else example
-
-
-def _columns(row: Mapping[str, Any], others: set[str]) -> tuple[tuple[str, str], ...]:
-    """What else a row says in short: texts, whole numbers and truth values, in the row's order."""
-    said = ((key, _short(row[key])) for key in row if key in others)
-    return tuple((key, text) for key, text in said if text)
-
-
-def _short(value: Any) -> str:
-    """A short text, a whole number or a truth value as text, in which no surrogate is left; empty for all else."""
-    if not isinstance(value, str):
-        return str(value).lower() if isinstance(value, int) else ""
-    return value.strip().encode(errors="replace").decode() if len(value) <= _LONGEST else ""
+    return replace(example, columns=properties_of(row, others)) if others else example
 
 
 def _renamed(row: dict[str, Any], columns: Columns) -> dict[str, Any]:
