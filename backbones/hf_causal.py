@@ -20,7 +20,8 @@ from backbones.labelled import add_method, nats_of
 from backbones.llm_class import check_class, concrete_class
 from backbones.loading import StoredNames, WeightsError, fetch_checkpoint, fill, raise_unless_whole
 from backbones.parameters import embedding_parameters
-from backbones.prompting.codec import CodecError, adds_bos
+from backbones.prompting.codec import adds_bos
+from backbones.prompting.image_tokens import CodecError
 from backbones.recomputation import checkpointing_arguments
 from backbones.tokenizer import LoadedTokenizer, TokenizerRows, count_rows, end_of_ids, read_tokenizer
 

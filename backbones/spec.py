@@ -74,8 +74,9 @@ class Vision:
     # The token whose embedding an image feature replaces. None: an id that no token has, behind the tokenizer's own
     placeholder: str | None = "<image>"
     frame: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())  # tokens before and behind an image's placeholders
-    # turn: in front of the text of its turn; bos: right behind BOS; start: before everything, BOS too
+    # turn: in front of the text of its turn; bos: behind the first token, which is BOS; start: before everything
     place: Literal["turn", "bos", "start"] = "turn"
+    around: tuple[str, str] = ("", "")  # in a turn, text before and behind each image's tokens
     packs: bool = True  # False: its attention mask would let packed examples see each other
 
 
