@@ -152,6 +152,18 @@ class FusedBackbone(HFCausalLLMBackbone):
         return self.language.last_layer_finetune_modules
 
     @property
+    def vision_towers(self) -> Sequence[nn.Module]:
+        return tuple(self.llm.vision_towers)
+
+    @property
+    def connectors(self) -> Sequence[nn.Module]:
+        return (self.llm.projector,)
+
+    @property
+    def unused_parameters(self) -> Sequence[nn.Parameter]:
+        return self.llm.unused_parameters()
+
+    @property
     def prompt_builder_fn(self) -> type[PromptBuilder]:
         return self.language.prompt_builder_fn
 

@@ -220,7 +220,8 @@ def tower_config(tower: Tower) -> PreTrainedConfig:
     }
     common |= {"attn_implementation": "sdpa", "dtype": torch.float32}
     if tower.family == "siglip":
-        return SiglipVisionConfig(intermediate_size=sizes.intermediate_size, **common)
+        # Exact, as timm has it and so upstream; SigLIP itself was trained with the approximation by tanh.
+        return SiglipVisionConfig(intermediate_size=sizes.intermediate_size, hidden_act="gelu", **common)
     return Dinov2WithRegistersConfig(
         mlp_ratio=sizes.intermediate_size // sizes.hidden_size, num_register_tokens=tower.registers, **common
     )

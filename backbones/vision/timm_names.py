@@ -1,6 +1,6 @@
 """Vision towers under timm's names and back: OpenVLA's checkpoints hold its towers as timm stores them.
 
-Both ways on whole state dicts. timm -> ours -> timm gives the same tensors bit for bit. The other way round the features
+Both ways on whole state dicts. timm -> ours -> timm gives the same tensors bit for bit. The other way round features
 are the same, but a DINOv2 tower's class token carries its position from then on, as timm stores it.
 Sources: huggingface/pytorch-image-models, timm/models/vision_transformer.py; transformers' SigLIP and DINOv2 models.
 """
@@ -67,7 +67,7 @@ class TowerNamesError(ValueError):
 
 
 def from_timm(family: TowerFamily, stored: Mapping[str, torch.Tensor]) -> Tensors:
-    """A timm ViT's state dict under the names of transformers' class. Raises TowerNamesError for one of another kind."""
+    """A timm ViT's state dict under the names of transformers' class. Raises TowerNamesError for another kind's."""
     left = dict(stored)
     found: Tensors = {}
     for theirs, ours in _names(family, _depth(left, r"blocks\.(\d+)\.")):

@@ -33,7 +33,13 @@ CONVERSATIONS: list[list[tuple[str, str]]] = [
 ]
 # (rate, power): AdamW learns a few words by heart at rate / width ** power. A wider matrix takes smaller steps
 # (arXiv:2203.03466), an adapter of constant rank less so.
-LEARNING_RATE = {"full": (0.3, 1.0), "last_layer": (0.3, 1.0), "lora": (0.03, 0.5), "bias_only": (0.03, 0.0)}
+LEARNING_RATE = {
+    "full": (0.3, 1.0),
+    "last_layer": (0.3, 1.0),
+    "lora": (0.03, 0.5),
+    "bias_only": (0.03, 0.0),
+    "connector": (0.3, 1.0),
+}
 
 Result = TypeVar("Result")
 Model = tuple[TrainableBackbone, list[nn.Module]]

@@ -18,6 +18,7 @@ from orchestrator.planning.occurrence import parse_occurrence
 from orchestrator.planning.preflight import (
     check_accelerator,
     check_actions,
+    check_vision,
     check_batch,
     check_export_folder,
     check_tasks,
@@ -213,6 +214,7 @@ def _plan(source: SpecSource, model: type[Comparison] | type[Finetune], occurren
     specs = resolve_backbones(source, job.references, problems)
     if sound("recipe.data", "recipe.adaptation"):
         check_actions(source, job, specs, problems)
+        check_vision(source, job, specs, problems)
     splits = load_splits(source, job, problems) if sound("recipe.data") else None
     tune = None if splits is None else find_tune_split(source, job, splits, problems)
     if problems or splits is None:

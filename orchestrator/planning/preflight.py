@@ -121,6 +121,21 @@ def check_actions(source: SpecSource, job: Job, specs: Sequence[BackboneSpec], p
             problems.append(source.problem("recipe.adaptation.kind", message))
 
 
+def check_vision(source: SpecSource, job: Job, specs: Sequence[BackboneSpec], problems: Problems) -> None:
+    """Towers and connectors can only learn where there are some."""
+    adaptation = job.recipe.adaptation
+    path, value = ("kind", adaptation.kind) if adaptation.kind == "connector" else ("vision", adaptation.vision)
+    if value not in ("connector", "full"):
+        return
+    for spec in specs:
+        if spec.vision is None:
+            message = (
+                f"'recipe.adaptation.{path}' is '{value}', but {spec.backbone_id} reads text alone; put vision towers in "
+                f"front of it (fused:TOWERS+{spec.backbone_id}), or remove it from the recipe"
+            )
+            problems.append(source.problem(f"recipe.adaptation.{path}", message))
+
+
 def default_tracking_uri(storage: Path) -> str:
     """MLFLOW_TRACKING_URI, else a SQLite file in the storage folder."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Storage(storage).mlflow_database}"

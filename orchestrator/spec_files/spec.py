@@ -113,9 +113,14 @@ class Optimizer(Strict):
 
 
 class Adaptation(Strict):
-    """Which parameters learn. What lora leaves open: rank 16, alpha twice the rank, no dropout, every matrix."""
+    """Which parameters learn. What lora leaves open: rank 16, alpha twice the rank, no dropout, every matrix.
 
-    kind: Literal["full", "last_layer", "bias_only", "lora"] = "full"
+    kind: of the language model; connector: none of it, but what lies between it and the vision towers. vision: of the
+    towers. The connector learns with all of either.
+    """
+
+    kind: Literal["full", "last_layer", "bias_only", "lora", "connector"] = "full"
+    vision: Literal["frozen", "full"] = Field("frozen", exclude_if=lambda vision: vision == "frozen")
     rank: Annotated[int, Field(ge=1, le=4096)] | None = None
     alpha: Annotated[float, Field(gt=0, le=65536)] | None = None
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
@@ -130,7 +135,7 @@ class Adaptation(Strict):
 
     @property
     def is_partial(self) -> bool:
-        """Whether parameters of the backbone stay as they are."""
+        """Whether parameters of the language model stay as they are."""
         return self.kind != "full"
 
     @property
@@ -144,10 +149,12 @@ class Adaptation(Strict):
     @property
     def summary(self) -> str:
         """In words, for records and reports."""
+        towers = " with the vision towers" if self.vision == "full" else ""
         if self.lora is None:
-            return self.kind
+            return self.kind + towers
         modules = ", ".join(self.lora.target_modules or ("every matrix",))
-        return f"lora: rank {self.lora.rank}, alpha {self.lora.alpha:g}, dropout {self.lora.dropout:g}, {modules}"
+        values = f"rank {self.lora.rank}, alpha {self.lora.alpha:g}, dropout {self.lora.dropout:g}"
+        return f"lora{towers}: {values}, {modules}"
 
 
 class Evaluate(Strict):
