@@ -53,8 +53,8 @@ def apply_adaptation(
     sees = bool(backbone.vision_towers)
     if not sees and (kind == "connector" or vision == "full"):
         raise AdaptationError(
-            f"{backbone.identifier} reads text alone: it has no {'connector' if kind == 'connector' else 'vision tower'} "
-            "to learn; choose full, or a backbone that sees"
+            f"{backbone.identifier} reads text alone, so no vision tower and no connector can learn; choose full, or a "
+            "backbone that sees"
         )
     learning = list(_learning(backbone, kind, lora))
     if vision == "full":
@@ -64,7 +64,7 @@ def apply_adaptation(
     backbone.requires_grad_(False)
     for parameter in learning:
         parameter.requires_grad_(True)
-    for parameter in backbone.unused_parameters:
+    for parameter in backbone.frozen_parameters:
         parameter.requires_grad_(False)
     trainable = sum(parameter.numel() for parameter in backbone.parameters() if parameter.requires_grad)
     if trainable == 0:

@@ -270,7 +270,7 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
         return ()
 
     @property
-    def unused_parameters(self) -> Sequence[nn.Parameter]:
+    def frozen_parameters(self) -> Sequence[nn.Parameter]:
         """What the loss does not depend on: it never learns."""
         return ()
 

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import numpy as np
 import torch
 from accelerate import init_empty_weights
 from torch import nn
@@ -20,9 +19,9 @@ from backbones.inputs import Example, Inputs, PlacedInputs, images_of, make_inpu
 from backbones.loading import StoredNames, fetch_checkpoint, fill, raise_unless_whole
 from backbones.prompting import Codec, PromptBuilder
 from backbones.registry import backbone_class, get_spec
-from backbones.spec import BackboneSpec, Tower
+from backbones.spec import BackboneSpec, Tower, VisionTower
 from backbones.tokenizer import TokenizerRows, end_of_ids, make_codec
-from backbones.vision.model import FusedForConditionalGeneration, fused_config, tower_config
+from backbones.vision.model import FusedForConditionalGeneration, fused_config, tower_config, tower_layers
 from backbones.vision.pixels import normalised, placeholder_positions
 from backbones.vision.weights import fill_tower
 
@@ -156,12 +155,18 @@ class FusedBackbone(HFCausalLLMBackbone):
         return tuple(self.llm.vision_towers)
 
     @property
+    def vision_layers(self) -> Sequence[tuple[VisionTower, list[nn.Module]]]:
+        """Each tower of the spec with all of its layers."""
+        layers = (list(tower_layers(tower)) for tower in cast(Sequence[Any], self.llm.vision_towers))
+        return list(zip(self.vision.towers, layers, strict=True))
+
+    @property
     def connectors(self) -> Sequence[nn.Module]:
         return (self.llm.projector,)
 
     @property
-    def unused_parameters(self) -> Sequence[nn.Parameter]:
-        return self.llm.unused_parameters()
+    def frozen_parameters(self) -> Sequence[nn.Parameter]:
+        return self.llm.frozen_parameters()
 
     @property
     def prompt_builder_fn(self) -> type[PromptBuilder]:

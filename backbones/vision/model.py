@@ -6,7 +6,7 @@ patch features, H width of the language model; M placeholders of all images.
 """
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import nn
@@ -36,7 +36,9 @@ class FusedConfig(PreTrainedConfig):
     """Configs of the towers and of the language model, the projector's kind, and the id that stands for a patch."""
 
     model_type = MODEL_TYPE
-    sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")}
+    sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")
+    }
 
     text_config: dict[str, Any] | PreTrainedConfig | None = None
     vision_configs: list[dict[str, Any]] | None = None
@@ -71,7 +73,7 @@ class FusedForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """`language_model` and `towers`: parts that are built already, of just these configs."""
         super().__init__(config)
         self.vision_towers = nn.ModuleList(towers or map(AutoModel.from_config, tower_configs(config)))
-        width = sum(tower.config.hidden_size for tower in self.vision_towers)
+        width = sum(int(cast(Any, tower).config.hidden_size) for tower in self.vision_towers)
         self.projector = Projector(config.projector, width, int(config.get_text_config().hidden_size))
         self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
         self.generation_config = self.language_model.generation_config
@@ -150,9 +152,12 @@ class FusedForConditionalGeneration(PreTrainedModel, GenerationMixin):
         embedded = self.embed(input_ids, pixel_values, image_positions)
         return labelled_nats(self.language_model, positions_N, targets_N, chunks, inputs_embeds=embedded, **arguments)
 
-    def unused_parameters(self) -> list[nn.Parameter]:
-        """What the features do not depend on: last layers of towers, and what follows them. It never learns."""
-        return [parameter for tower in self.vision_towers for parameter in _behind_features(tower)]
+    def frozen_parameters(self) -> list[nn.Parameter]:
+        """What never learns: what features do not depend on, and class tokens, whose positions learn in their place.
+
+        timm, and so upstream, has both of these in one tensor: two would take its steps twice.
+        """
+        return [parameter for tower in self.vision_towers for parameter in _without_learning(tower)]
 
     def prepare_inputs_for_generation(
         self,
@@ -169,13 +174,13 @@ class FusedForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return cast(dict[str, Any], inputs)
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.language_model.get_input_embeddings()
+        return cast(nn.Module, self.language_model.get_input_embeddings())
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.language_model.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module | None:
-        return self.language_model.get_output_embeddings()
+        return cast("nn.Module | None", self.language_model.get_output_embeddings())
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.language_model.set_output_embeddings(new_embeddings)
@@ -211,7 +216,7 @@ def fused_config(
 def tower_config(tower: Tower) -> PreTrainedConfig:
     """The config of a tower's class in transformers; nothing is dropped out."""
     sizes = tower.sizes
-    common = {
+    common: dict[str, Any] = {
         "hidden_size": sizes.hidden_size,
         "num_hidden_layers": sizes.num_layers,
         "num_attention_heads": sizes.num_heads,
@@ -256,8 +261,8 @@ def _tokens_before_patches(tower: PreTrainedModel) -> int:
     return 0 if registers is None else 1 + int(registers)
 
 
-def _behind_features(tower: PreTrainedModel) -> list[nn.Parameter]:
+def _without_learning(tower: PreTrainedModel) -> list[nn.Parameter]:
     outside = [getattr(tower, name, None) for name in ("post_layernorm", "head", "layernorm")]
     unused = [parameter for module in outside if module is not None for parameter in module.parameters()]
-    mask = getattr(tower.embeddings, "mask_token", None)
-    return [*tower_layers(tower)[-1].parameters(), *unused, *([] if mask is None else [mask])]
+    tokens = [getattr(tower.embeddings, name, None) for name in ("mask_token", "cls_token")]
+    return [*tower_layers(tower)[-1].parameters(), *unused, *(token for token in tokens if token is not None)]

@@ -4,6 +4,8 @@ OpenVLA's kinds, parameter names and initialisation. Source: openvla/openvla, pr
 prismatic/models/vlms/prismatic.py.
 """
 
+import itertools
+
 import torch
 from torch import nn
 
@@ -21,7 +23,7 @@ class Projector(nn.Module):
         widths = projector_widths(kind, vision_width, text_width)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(vision_width)
-            first, *others = (nn.Linear(*pair) for pair in zip(widths, widths[1:], strict=False))
+            first, *others = (nn.Linear(*pair) for pair in itertools.pairwise(widths))
         layers: list[nn.Module] = [first]
         for matrix in others:
             layers += [nn.GELU(), matrix]

@@ -1,5 +1,6 @@
 """`fused:` references: towers, a language backbone and, if need be, a projector. No torch, no transformers."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from difflib import get_close_matches
@@ -35,7 +36,9 @@ def resolve_fused(reference: str, find_language: Callable[[str], BackboneSpec]) 
         close = get_close_matches(eyes, EYES, n=1)
         hint = f"; did you mean {close[0]}?" if close else ";"
         raise InvalidReferenceError(f"{reference}: there are no vision towers {eyes!r}{hint} Known: {', '.join(EYES)}")
-    if name and not projector and "+" in rest:
+    if is_fused(rest):
+        raise InvalidReferenceError(f"{reference}: {rest} sees by itself; name a backbone that reads text alone")
+    if name and not projector:
         close = get_close_matches(ending, PROJECTORS, n=1)
         hint = f"; did you mean {close[0]}?" if close else ";"
         raise InvalidReferenceError(
@@ -75,7 +78,7 @@ def vision_of(towers: tuple[Tower, ...], projector: str, text_width: int) -> Vis
         towers=tuple(tower.sizes for tower in towers),
         image_size=first.image_size,
         tokens_per_image=(first.image_size // first.sizes.patch_size) ** 2,
-        connector_parameters=sum((taken + 1) * given for taken, given in zip(widths, widths[1:], strict=False)),
+        connector_parameters=sum((taken + 1) * given for taken, given in itertools.pairwise(widths)),
         mean=tuple(value for tower in towers for value in tower.mean),
         std=tuple(value for tower in towers for value in tower.std),
         placeholder=None,

@@ -18,10 +18,10 @@ from orchestrator.planning.occurrence import parse_occurrence
 from orchestrator.planning.preflight import (
     check_accelerator,
     check_actions,
-    check_vision,
     check_batch,
     check_export_folder,
     check_tasks,
+    check_vision,
     default_tracking_uri,
     find_tune_split,
     load_splits,

@@ -130,8 +130,8 @@ def check_vision(source: SpecSource, job: Job, specs: Sequence[BackboneSpec], pr
     for spec in specs:
         if spec.vision is None:
             message = (
-                f"'recipe.adaptation.{path}' is '{value}', but {spec.backbone_id} reads text alone; put vision towers in "
-                f"front of it (fused:TOWERS+{spec.backbone_id}), or remove it from the recipe"
+                f"'recipe.adaptation.{path}' is '{value}', but {spec.backbone_id} reads text alone; put vision towers "
+                f"in front of it (fused:TOWERS+{spec.backbone_id}), or remove it from the recipe"
             )
             problems.append(source.problem(f"recipe.adaptation.{path}", message))
 
