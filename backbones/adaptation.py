@@ -1,7 +1,7 @@
 """Which parameters of a backbone learn, and the adapters that learn in their place."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ class AdaptationError(BackboneError, ValueError):
     status = "INFEASIBLE"
 
 
-ADAPTATIONS = ("full", "last_layer", "bias_only", "lora", "connector")
+ADAPTATIONS = ("full", "last_layer", "bias_only", "lora")
 
 
 @dataclass(frozen=True)
@@ -37,35 +37,17 @@ class Lora:
     target_modules: tuple[str, ...] | None = None
 
 
-def apply_adaptation(
-    backbone: "HFCausalLLMBackbone", kind: str, lora: Lora | None = None, *, vision: str = "frozen"
-) -> int:
-    """Sets `requires_grad` of every parameter; returns how many numbers learn.
+def apply_adaptation(backbone: "HFCausalLLMBackbone", kind: str, lora: Lora | None = None) -> int:
+    """Sets `requires_grad` of every parameter for full | last_layer | bias_only | lora; returns how many numbers learn.
 
-    `kind` is about the language model: full | last_layer | bias_only | lora | connector. last_layer: the input
-    embedding, the last decoder layer and the output head. lora: adapters alone, whose values `init_adapters` sets.
-    connector: nothing of it, but what lies between vision towers and language model. `vision` is about towers, frozen |
-    full; with full, and with the kinds full and connector, the connector learns. Raises AdaptationError for another
-    kind, for target modules that do not exist, for a backbone that lacks what shall learn, and where nothing would.
+    last_layer: the input embedding, the last decoder layer and the output head. lora: adapters alone, whose values
+    `init_adapters` sets. Raises AdaptationError for another kind, for target modules that do not exist, and
+    where nothing would learn.
     """
-    if vision not in ("frozen", "full"):
-        raise AdaptationError(f"unknown adaptation of vision {vision!r}; choose frozen or full")
-    sees = bool(backbone.vision_towers)
-    if not sees and (kind == "connector" or vision == "full"):
-        raise AdaptationError(
-            f"{backbone.identifier} reads text alone, so no vision tower and no connector can learn; choose full, or a "
-            "backbone that sees"
-        )
-    learning = list(_learning(backbone, kind, lora))
-    if vision == "full":
-        learning += [parameter for tower in backbone.vision_towers for parameter in tower.parameters()]
-    if vision == "full" or kind in ("full", "connector"):
-        learning += [parameter for module in backbone.connectors for parameter in module.parameters()]
+    learning = _learning(backbone, kind, lora)
     backbone.requires_grad_(False)
     for parameter in learning:
         parameter.requires_grad_(True)
-    for parameter in backbone.frozen_parameters:
-        parameter.requires_grad_(False)
     trainable = sum(parameter.numel() for parameter in backbone.parameters() if parameter.requires_grad)
     if trainable == 0:
         raise AdaptationError(
@@ -75,25 +57,18 @@ def apply_adaptation(
 
 
 def _learning(backbone: "HFCausalLLMBackbone", kind: str, lora: Lora | None) -> "Iterable[nn.Parameter]":
-    """The parameters of the language model that learn; lora's are added here."""
+    """The parameters that learn; lora's are added here."""
     match kind:
         case "full":
-            return (parameter for _, parameter in _of_language_model(backbone))
+            return backbone.parameters()
         case "last_layer":
             return (parameter for module in backbone.last_layer_finetune_modules for parameter in module.parameters())
         case "bias_only":
-            return (parameter for name, parameter in _of_language_model(backbone) if name.endswith(".bias"))
+            return (parameter for name, parameter in backbone.named_parameters() if name.endswith(".bias"))
         case "lora":
             _add_adapters(backbone, lora or Lora())
             return (parameter for name, parameter in backbone.named_parameters() if is_adapter(name))
-        case "connector":
-            return ()
     raise AdaptationError(f"unknown adaptation {kind!r}; choose one of {', '.join(ADAPTATIONS)}")
-
-
-def _of_language_model(backbone: "HFCausalLLMBackbone") -> "Iterator[tuple[str, nn.Parameter]]":
-    apart = {id(one) for module in (*backbone.vision_towers, *backbone.connectors) for one in module.parameters()}
-    return ((name, parameter) for name, parameter in backbone.named_parameters() if id(parameter) not in apart)
 
 
 def lora_targets(backbone: "HFCausalLLMBackbone") -> tuple[str, ...]:
@@ -136,21 +111,11 @@ def _add_adapters(backbone: "HFCausalLLMBackbone", lora: Lora) -> None:
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=_full_names(backbone, lora.target_modules or known),
+        target_modules=list(lora.target_modules or known),
         fan_in_fan_out=_stores_transposed(backbone),
         bias="none",
     )
     backbone.llm.add_adapter(config)
-
-
-def _full_names(backbone: "HFCausalLLMBackbone", last_names: Sequence[str]) -> list[str]:
-    """Of the decoder layers' matrices alone: a vision tower's are called the same."""
-    inside = {id(module) for module in backbone.decoder_layers.modules()}
-    return [
-        name
-        for name, module in backbone.llm.named_modules()
-        if id(module) in inside and name.rpartition(".")[2] in last_names
-    ]
 
 
 def _matrices(layer: "nn.Module") -> list[str]:

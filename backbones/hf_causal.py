@@ -259,21 +259,6 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
     def last_layer_finetune_modules(self) -> Sequence[nn.Module]:
         return self.llm.get_input_embeddings(), self.decoder_layers[-1], self.llm.get_output_embeddings()
 
-    @property
-    def vision_towers(self) -> Sequence[nn.Module]:
-        """What looks at images; empty for a backbone that reads text alone."""
-        return ()
-
-    @property
-    def connectors(self) -> Sequence[nn.Module]:
-        """What lies between vision towers and language model."""
-        return ()
-
-    @property
-    def frozen_parameters(self) -> Sequence[nn.Parameter]:
-        """What the loss does not depend on: it never learns."""
-        return ()
-
     def _choose_attention(self, llm_cls: type[PreTrainedModel], flash: bool) -> AttentionChoice:
         """Asking for flash attention means "the best kernel here", as every shipped id asks for it."""
         request = "auto" if flash else "sdpa" if llm_cls._supports_sdpa else "eager"

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from accelerate import init_empty_weights
@@ -17,7 +17,7 @@ from backbones.contract import LLMBackbone
 from backbones.hf_causal import HFCausalLLMBackbone
 from backbones.inputs import Example, Inputs, PlacedInputs, images_of, make_inputs
 from backbones.loading import StoredNames, fetch_checkpoint, fill, raise_unless_whole
-from backbones.prompting import Codec, PromptBuilder
+from backbones.prompting import Codec, ImageTokens, PromptBuilder
 from backbones.registry import backbone_class, get_spec
 from backbones.spec import BackboneSpec, Tower, VisionTower
 from backbones.tokenizer import TokenizerRows, end_of_ids, make_codec
@@ -64,6 +64,8 @@ class FusedBackbone(HFCausalLLMBackbone):
         else:
             self.llm = self._put_together(language.llm, reads_weights=laid_out is None and not inference_mode)
         self.stored_names = _stored_names(self.llm, language)
+        without = set(map(id, self.llm.frozen_parameters()))
+        self._unused = {name for name, parameter in self.llm.named_parameters() if id(parameter) in without}
 
     def _put_together(self, language_model: PreTrainedModel, reads_weights: bool) -> FusedForConditionalGeneration:
         assert self.spec.fusion is not None
@@ -151,22 +153,22 @@ class FusedBackbone(HFCausalLLMBackbone):
         return self.language.last_layer_finetune_modules
 
     @property
-    def vision_towers(self) -> Sequence[nn.Module]:
-        return tuple(self.llm.vision_towers)
-
-    @property
     def vision_layers(self) -> Sequence[tuple[VisionTower, list[nn.Module]]]:
         """Each tower of the spec with all of its layers."""
         layers = (list(tower_layers(tower)) for tower in cast(Sequence[Any], self.llm.vision_towers))
         return list(zip(self.vision.towers, layers, strict=True))
 
-    @property
-    def connectors(self) -> Sequence[nn.Module]:
-        return (self.llm.projector,)
+    def part_of(self, name: str) -> Literal["language", "connector", "vision", "unused"]:
+        if name.startswith("projector."):
+            return "connector"
+        if not name.startswith("vision_towers."):
+            return "language"
+        return "unused" if name in self._unused else "vision"
 
-    @property
-    def frozen_parameters(self) -> Sequence[nn.Parameter]:
-        return self.llm.frozen_parameters()
+    @cached_property
+    def image_tokens(self) -> ImageTokens:
+        """What stands for an image in a prompt."""
+        return ImageTokens.of(self.vision, self.tokenizer)
 
     @property
     def prompt_builder_fn(self) -> type[PromptBuilder]:

@@ -113,14 +113,9 @@ class Optimizer(Strict):
 
 
 class Adaptation(Strict):
-    """Which parameters learn. What lora leaves open: rank 16, alpha twice the rank, no dropout, every matrix.
+    """Which parameters learn. What lora leaves open: rank 16, alpha twice the rank, no dropout, every matrix."""
 
-    kind: of the language model; connector: none of it, but what lies between it and the vision towers. vision: of the
-    towers. The connector learns with all of either.
-    """
-
-    kind: Literal["full", "last_layer", "bias_only", "lora", "connector"] = "full"
-    vision: Literal["frozen", "full"] = Field("frozen", exclude_if=lambda vision: vision == "frozen")
+    kind: Literal["full", "last_layer", "bias_only", "lora"] = "full"
     rank: Annotated[int, Field(ge=1, le=4096)] | None = None
     alpha: Annotated[float, Field(gt=0, le=65536)] | None = None
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
@@ -135,7 +130,7 @@ class Adaptation(Strict):
 
     @property
     def is_partial(self) -> bool:
-        """Whether parameters of the language model stay as they are."""
+        """Whether parameters of the backbone stay as they are."""
         return self.kind != "full"
 
     @property
@@ -149,12 +144,10 @@ class Adaptation(Strict):
     @property
     def summary(self) -> str:
         """In words, for records and reports."""
-        towers = " with the vision towers" if self.vision == "full" else ""
         if self.lora is None:
-            return self.kind + towers
+            return self.kind
         modules = ", ".join(self.lora.target_modules or ("every matrix",))
-        values = f"rank {self.lora.rank}, alpha {self.lora.alpha:g}, dropout {self.lora.dropout:g}"
-        return f"lora{towers}: {values}, {modules}"
+        return f"lora: rank {self.lora.rank}, alpha {self.lora.alpha:g}, dropout {self.lora.dropout:g}, {modules}"
 
 
 class Evaluate(Strict):

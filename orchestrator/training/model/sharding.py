@@ -58,7 +58,7 @@ def adapt_and_shard(
     compiling: bool = False,
 ) -> list[nn.Module]:
     """What a recipe makes of a backbone that is laid out, before weights are read: a dry run does just this."""
-    apply_adaptation(backbone, recipe.adaptation.kind, recipe.adaptation.lora, vision=recipe.adaptation.vision)
+    apply_adaptation(backbone, recipe.adaptation.kind, recipe.adaptation.lora)
     if recipe.activation_checkpointing:
         backbone.enable_gradient_checkpointing(recipe.activation_checkpointing == "selective")
     if compiling:
