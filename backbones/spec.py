@@ -163,7 +163,7 @@ class BackboneSpec:
     @property
     def reference(self) -> str:
         """What `registry.build` takes to make this backbone, from whichever working directory."""
-        if self.fusion is not None:
+        if self.fusion is not None and not self.is_reference:
             return f"fused:{self.fusion.eyes}+{self.fusion.language.reference}+{self.fusion.projector}"
         if not self.is_reference:
             return self.backbone_id

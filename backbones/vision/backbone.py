@@ -16,7 +16,7 @@ from backbones.causal_lm import CausalLMBackbone
 from backbones.contract import LLMBackbone
 from backbones.hf_causal import HFCausalLLMBackbone
 from backbones.inputs import Example, Inputs, PlacedInputs, images_of, make_inputs
-from backbones.loading import StoredNames, fetch_checkpoint, fill, raise_unless_whole
+from backbones.loading import StoredNames, WeightsError, fetch_checkpoint, fill, raise_unless_whole
 from backbones.prompting import Codec, ImageTokens, PromptBuilder
 from backbones.registry import backbone_class, get_spec
 from backbones.spec import BackboneSpec, Tower, VisionTower
@@ -61,6 +61,11 @@ class FusedBackbone(HFCausalLLMBackbone):
         self._hf_token = hf_token
         if isinstance(language, SavedLanguage):
             self.llm = language.whole
+            if self.llm.config.image_token_id != end_of_ids(self.tokenizer):
+                raise WeightsError(
+                    f"{self.identifier}: config.json has patches stand for id {self.llm.config.image_token_id}, which "
+                    f"the tokenizer beside it does not end in front of; the two are not of one export"
+                )
         else:
             self.llm = self._put_together(language.llm, reads_weights=laid_out is None and not inference_mode)
         self.stored_names = _stored_names(self.llm, language)

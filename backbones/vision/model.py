@@ -28,8 +28,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from backbones.labelled import labelled_nats
 from backbones.spec import Tower
 from backbones.vision.projector import Projector
-
-MODEL_TYPE = "fused_prismatic"
+from backbones.vision.towers import MODEL_TYPE
 
 
 class FusedConfig(PreTrainedConfig):
@@ -201,7 +200,7 @@ def fused_config(
     kernel = text_config._attn_implementation
     config = FusedConfig(
         text_config=text_config,
-        vision_configs=[tower_config(tower).to_diff_dict() for tower in towers],
+        vision_configs=[tower_config(tower).to_dict() for tower in towers],
         projector=projector,
         image_token_id=image_token_id,
         eyes=eyes,

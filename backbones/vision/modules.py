@@ -13,11 +13,11 @@ from torch import nn
 from backbones.spec import TowerFamily
 from backbones.vision.model import FusedForConditionalGeneration
 from backbones.vision.timm_names import TowerNamesError, from_timm, to_timm
+from backbones.vision.towers import FAMILIES
 
 PROJECTOR = "projector"
 VISION = "vision_backbone"
 
-_FAMILIES: dict[str, TowerFamily] = {"siglip_vision_model": "siglip", "dinov2_with_registers": "dinov2"}
 _FEATURIZERS: dict[TowerFamily, str] = {"siglip": "siglip_featurizer.", "dinov2": "dino_featurizer."}
 
 
@@ -50,5 +50,5 @@ def read_modules(llm: FusedForConditionalGeneration, model: Mapping[str, Mapping
 def _towers(llm: FusedForConditionalGeneration) -> Iterator[tuple[str, TowerFamily, nn.Module]]:
     """For each tower what its names begin with, and its kind."""
     for tower in cast(Any, llm.vision_towers):
-        family = _FAMILIES[tower.config.model_type]
+        family = FAMILIES[tower.config.model_type]
         yield _FEATURIZERS[family] if len(llm.vision_towers) > 1 else "featurizer.", family, tower

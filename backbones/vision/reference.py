@@ -1,16 +1,19 @@
 """`fused:` references: towers, a language backbone and, if need be, a projector. No torch, no transformers."""
 
 import itertools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
+from typing import Any
 
-from backbones.reference import InvalidReferenceError
+from backbones.errors import InvalidReferenceError
 from backbones.spec import BackboneSpec, Fusion, Tower, Vision
-from backbones.vision.towers import EYES, PROJECTORS, projector_widths
+from backbones.vision.towers import EYES, FAMILIES, PROJECTORS, make_tower, projector_widths
 
 FUSED = "fused:"
 BACKBONE_CLS = "backbones.vision.backbone:FusedBackbone"
+SAVED_LANGUAGE_CLS = "backbones.vision.backbone:SavedLanguage"
 
 
 def is_fused(backbone_id: str) -> bool:
@@ -68,6 +71,40 @@ def fuse(
         vision=vision,
         fusion=Fusion(eyes, towers, projector, language),
     )
+
+
+def fuse_saved(
+    reference: str, config: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], language: BackboneSpec
+) -> BackboneSpec:
+    """The spec of an exported fused backbone, from its config.json and the shapes of its tensors.
+
+    Raises InvalidReferenceError for towers that are no SigLIP or DINOv2.
+    """
+    towers = []
+    for number, one in enumerate(config["vision_configs"]):
+        if one["model_type"] not in FAMILIES:
+            raise InvalidReferenceError(
+                f"{reference}: config.json has a vision tower of model type {one['model_type']}, which is none of "
+                f"{', '.join(FAMILIES)}"
+            )
+        counted = sum(math.prod(shape) for name, shape in shapes.items() if name.startswith(f"vision_towers.{number}."))
+        colours = slice(3 * number, 3 * number + 3)
+        tower = make_tower(
+            FAMILIES[one["model_type"]],
+            (
+                one["hidden_size"],
+                one.get("intermediate_size") or one["hidden_size"] * one["mlp_ratio"],
+                one["num_hidden_layers"],
+                one["num_attention_heads"],
+                one["patch_size"],
+            ),
+            one["image_size"],
+            registers=one.get("num_register_tokens", 0),
+        )
+        mean, std = tuple(config["means"][colours]), tuple(config["stds"][colours])
+        towers.append(replace(tower, mean=mean, std=std, sizes=replace(tower.sizes, parameters=counted)))
+    language = replace(language, backbone_cls=SAVED_LANGUAGE_CLS)
+    return fuse(reference, config["eyes"], tuple(towers), config["projector"], language)
 
 
 def vision_of(towers: tuple[Tower, ...], projector: str, text_width: int) -> Vision:

@@ -8,14 +8,17 @@ Tiny towers are random: they are drawn from the seed, and need no network.
 
 from backbones.spec import Tower, TowerFamily, VisionTower
 
+MODEL_TYPE = "fused_prismatic"  # in the config.json of a fused backbone
 PROJECTORS = ("linear", "gelu-mlp", "fused-gelu-mlp")
+# Model types of transformers.
+FAMILIES: dict[str, TowerFamily] = {"siglip_vision_model": "siglip", "dinov2_with_registers": "dinov2"}
 
 _HALF = (0.5, 0.5, 0.5)
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _LAYERS: dict[TowerFamily, str] = {"siglip": "SiglipEncoderLayer", "dinov2": "Dinov2WithRegistersLayer"}
 
 
-def _tower(
+def make_tower(
     family: TowerFamily,
     sizes: tuple[int, int, int, int, int],  # hidden, intermediate, layers, heads, patch
     image_size: int,
@@ -23,6 +26,7 @@ def _tower(
     revision: str | None = None,
     registers: int = 0,
 ) -> Tower:
+    """A tower of these sizes, normalised as its kind was trained."""
     hidden, intermediate, layers, heads, patch = sizes
     patches = (image_size // patch) ** 2
     parameters = _parameters(family, hidden, intermediate, layers, patch, patches, registers)
@@ -55,17 +59,17 @@ def _parameters(
 
 def _siglip(image_size: int, revision: str | None = None) -> Tower:
     hub = f"google/siglip-so400m-patch14-{image_size}"
-    return _tower("siglip", (1152, 4304, 27, 16, 14), image_size, hub, revision)
+    return make_tower("siglip", (1152, 4304, 27, 16, 14), image_size, hub, revision)
 
 
 def _dinov2(image_size: int) -> Tower:
     hub = "facebook/dinov2-with-registers-large"
-    return _tower("dinov2", (1024, 4096, 24, 16, 14), image_size, hub, registers=4)
+    return make_tower("dinov2", (1024, 4096, 24, 16, 14), image_size, hub, registers=4)
 
 
 _SIGLIP_384 = _siglip(384, "9fdffc58afc957d1a03a25b10dba0329ab15c2a3")
-_TINY_SIGLIP = _tower("siglip", (32, 64, 3, 2, 8), 32)
-_TINY_DINOV2 = _tower("dinov2", (24, 48, 3, 2, 8), 32, registers=2)
+_TINY_SIGLIP = make_tower("siglip", (32, 64, 3, 2, 8), 32)
+_TINY_DINOV2 = make_tower("dinov2", (24, 48, 3, 2, 8), 32, registers=2)
 
 # What each name looks through; two towers see the same image, each normalised as it was trained.
 EYES: dict[str, tuple[Tower, ...]] = {
