@@ -76,7 +76,9 @@ class FusedBackbone(HFCausalLLMBackbone):
         assert self.spec.fusion is not None
         towers, kind = self.spec.fusion.towers, self.spec.fusion.projector
         made = [self._tower(number, tower, reads_weights) for number, tower in enumerate(towers)]
-        config = fused_config(towers, self.spec.fusion.eyes, kind, language_model.config, end_of_ids(self.tokenizer))
+        # Of a hub's model that is laid out there is no tokenizer.
+        placeholder = -1 if self.tokenizer is None else end_of_ids(self.tokenizer)
+        config = fused_config(towers, self.spec.fusion.eyes, kind, language_model.config, placeholder)
         on_meta = torch.get_default_device().type == "meta" and not reads_weights
         with torch.device("meta" if on_meta else "cpu"):
             return FusedForConditionalGeneration(config, language_model, made)
