@@ -1,4 +1,7 @@
-"""`HFCausalLLMBackbone`: a backbone around a causal language model of transformers."""
+"""`HFCausalLLMBackbone`: a backbone around a causal language model of transformers.
+
+Over 300 lines: what upstream has in one class, whose subclasses override any of it, is read in one file.
+"""
 
 from abc import ABC
 from collections.abc import Callable, Sequence
