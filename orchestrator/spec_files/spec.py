@@ -40,7 +40,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 # fmt: off
 RowKey = Literal[
     "messages", "prompt", "completion", "response", "text", "conversations", "instruction", "input", "output", "group",
-    "action", "episode",
+    "action", "episode", "image", "images",
 ]
 # fmt: on
 
@@ -51,11 +51,22 @@ class Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class Actions(Strict):
+    """How a robot's actions are scaled to [-1, 1] before they become tokens.
+
+    mask: true for each dimension that is scaled by the percentiles of training data, false for one that stays as it is,
+    such as a gripper's; auto: OpenVLA's rule for 7 and 10 dimensions, all but the last.
+    """
+
+    mask: Literal["auto"] | Annotated[tuple[bool, ...], Field(min_length=1)] = "auto"
+
+
 class Data(Strict):
     """Where examples come from: a file (JSONL, Parquet, CSV, a JSON array, text), a folder of some, `builtin:stdlib`,
     or `hf-dataset:ORG/NAME@REVISION#SPLIT`.
 
     columns: the names that rows have where they are not those of the format, such as {prompt: question}.
+    actions: where a robot's are not all scaled alike.
     """
 
     train: str = Field(min_length=1)
@@ -63,6 +74,14 @@ class Data(Strict):
     format: Literal["messages", "prompt_completion", "text", "sharegpt", "alpaca", "actions"] = "messages"
     columns: dict[RowKey, str] | None = Field(None, min_length=1, exclude_if=_is_none)
     parity: Literal["intersection", "per_backbone"] = "intersection"
+    actions: Actions | None = Field(None, exclude_if=_is_none)
+
+    @field_validator("actions")
+    @classmethod
+    def _check_actions_only(cls, actions: Actions | None, info: ValidationInfo) -> Actions | None:
+        if actions is not None and info.data.get("format", "actions") != "actions":
+            raise ValueError("it belongs to format actions only; remove it")
+        return actions
 
 
 class Budget(Strict):
