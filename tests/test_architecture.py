@@ -39,8 +39,10 @@ DOORS = (
     ("flash_attn_interface", "backbones.attention"),
     ("torch.nn.attention.varlen", "backbones.varlen"),
     ("backbones.varlen", "backbones.attention"),
-    ("pyarrow", "orchestrator.data.sources.containers"),
+    ("pyarrow", "orchestrator.data.sources*"),
+    ("av", "orchestrator.data.sources.lerobot"),
     ("datasets", "orchestrator.data.sources.hub"),
+    ("PIL", "orchestrator.data.images.files"),
     ("pandas", "jobs.notebook.frames"),
     ("lm_eval", "orchestrator.tasks*"),
 )
