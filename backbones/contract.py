@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from backbones.spec import VisionTower
 
 
+Part = Literal["language", "connector", "vision", "unused"]  # unused: no loss depends on it
+
+
 class TrainableBackbone(Protocol):
     """A language model that the orchestrator adapts, shards, fills, trains, scores and exports."""
 
@@ -75,7 +78,7 @@ class TrainableBackbone(Protocol):
         """Each vision tower with its layers, which are sharded as units too; none for a model of text alone."""
         ...
 
-    def part_of(self, name: str) -> Literal["language", "connector", "vision"]:
+    def part_of(self, name: str) -> Part:
         """Which part of the model a parameter of `llm` belongs to, by its name."""
         ...
 

@@ -7,7 +7,7 @@ from abc import ABC
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
@@ -17,7 +17,7 @@ from transformers import AutoConfig, GenerationConfig, GenerationMixin, PreTrain
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from backbones.attention import AttentionChoice, resolve_attention
-from backbones.contract import LLMBackbone
+from backbones.contract import LLMBackbone, Part
 from backbones.inputs import Example, Inputs, PlacedInputs, images_of, make_inputs
 from backbones.labelled import add_method, nats_of
 from backbones.llm_class import check_class, concrete_class
@@ -264,7 +264,7 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
         """Each vision tower with its layers; none here: it reads text alone."""
         return ()
 
-    def part_of(self, name: str) -> Literal["language", "connector", "vision"]:
+    def part_of(self, name: str) -> Part:
         """Which part of the model a parameter of `llm` belongs to, by its name."""
         return "language"
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from accelerate import init_empty_weights
@@ -13,7 +13,7 @@ from transformers.core_model_loading import WeightRenaming
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from backbones.causal_lm import CausalLMBackbone
-from backbones.contract import LLMBackbone
+from backbones.contract import LLMBackbone, Part
 from backbones.hf_causal import HFCausalLLMBackbone
 from backbones.inputs import Example, Inputs, PlacedInputs, images_of, make_inputs
 from backbones.loading import StoredNames, WeightsError, fetch_checkpoint, fill, raise_unless_whole
@@ -165,7 +165,7 @@ class FusedBackbone(HFCausalLLMBackbone):
         layers = (list(tower_layers(tower)) for tower in cast(Sequence[Any], self.llm.vision_towers))
         return list(zip(self.vision.towers, layers, strict=True))
 
-    def part_of(self, name: str) -> Literal["language", "connector", "vision", "unused"]:
+    def part_of(self, name: str) -> Part:
         if name.startswith("projector."):
             return "connector"
         if not name.startswith("vision_towers."):

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from backbones.attention import AttentionChoice, AttentionUnavailableError, resolve_attention
 from backbones.causal_lm import CausalLMBackbone
+from backbones.contract import Part
 from backbones.inputs import Example, Inputs, PlacedInputs, images_of, make_inputs
 from backbones.loading import WeightsError
 from backbones.prompting import CodecError, ImageTokens
@@ -111,7 +112,7 @@ class VisionLanguageBackbone(CausalLMBackbone):
             for tower in self.vision.towers
         ]
 
-    def part_of(self, name: str) -> Literal["language", "connector", "vision"]:
+    def part_of(self, name: str) -> Part:
         if any(name.startswith(f"{prefix}.") for prefix in self.connector):
             return "connector"
         return "vision" if any(name.startswith(f"{prefix}.") for prefix in self.tower) else "language"

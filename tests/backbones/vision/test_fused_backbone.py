@@ -154,7 +154,8 @@ def test_it_can_be_laid_out_at_full_size_without_network(eyes: str) -> None:
     rows = 64 * 2 * spec.architecture.hidden_size  # PAD's, padded, in embedding and head
     assert sum(parameter.numel() for parameter in parameters) == spec.parameters + rows
     assert [len(layers) for _, layers in laid_out.vision_layers] == [  # type: ignore[attr-defined]
-        tower.num_layers for tower in spec.vision.towers  # type: ignore[union-attr]
+        tower.num_layers
+        for tower in spec.vision.towers  # type: ignore[union-attr]
     ]
 
 

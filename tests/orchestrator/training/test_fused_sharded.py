@@ -1,5 +1,5 @@
-"""Fused backbones on two ranks: every layer of every tower and of the decoder is a unit, loss and gradients are those of
-one process, and what is filled, checkpointed and exported is the same model again.
+"""Fused backbones on two ranks: each layer of towers and decoder is a unit, loss and gradients are those of one process,
+and what is filled, checkpointed and exported is the same model again.
 
 One start of the ranks for all; each test looks at what they found.
 """
@@ -15,7 +15,6 @@ import torch.distributed.checkpoint as dcp
 from gang import run_ranks
 from small_jobs import make_job
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 from transformers import (
     AutoModel,
     AutoModelForImageTextToText,
@@ -25,7 +24,7 @@ from transformers import (
 )
 
 from backbones.adaptation import apply_adaptation
-from backbones.inputs import Example, Inputs
+from backbones.inputs import Example
 from backbones.registry import build, get_spec
 from backbones.spec import BackboneSpec
 from backbones.vision.backbone import FusedBackbone
