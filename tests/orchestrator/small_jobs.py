@@ -72,7 +72,8 @@ def make_job(
     plan = load_comparison(file)
     length = plan.job.recipe.sequence_length
     codec = load_codec(plan.cells[0].backbone, max_length=length)
-    prepared = prepare(backbone, codec, plan.train, plan.validation, folder / "prepared")
+    vision = plan.cells[0].backbone.vision
+    prepared = prepare(backbone, codec, plan.train, plan.validation, folder / "prepared", vision)
     parity = compare_tokenizers([prepared], length, plan.job.recipe.data.parity)
     check_parity(parity, str(file), length)
     save_selection(folder / "selection.npz", parity, backbone)

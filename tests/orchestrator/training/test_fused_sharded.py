@@ -1,9 +1,10 @@
-"""Fused backbones on two ranks: each layer of towers and decoder is a unit, loss and gradients are those of one process,
-and what is filled, checkpointed and exported is the same model again.
+"""Fused backbones on two ranks: each layer of towers and decoder is a unit, loss and gradients are those of one
+process, and what is filled, checkpointed, trained and exported is the same model again.
 
 One start of the ranks for all; each test looks at what they found.
 """
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from gang import run_ranks
+from PIL import Image as pillow
 from small_jobs import make_job
 from torch.distributed.fsdp import FSDPModule
 from transformers import (
@@ -30,16 +32,16 @@ from backbones.spec import BackboneSpec
 from backbones.vision.backbone import FusedBackbone
 from backbones.vision.towers import EYES
 from backbones.vision.weights import resample_positions
-from orchestrator.cell_job import CellJob, ExportRequest
+from orchestrator.attempt.stages import run_cell
+from orchestrator.cell_job import ExportRequest
+from orchestrator.data.prepare import load_tokenized
 from orchestrator.parallel import Mesh
 from orchestrator.spec_files.spec import Recipe
 from orchestrator.training.checkpoints.checkpoint import learned_state
-from orchestrator.training.export import export_model
-from orchestrator.training.loss import place, summed_nats
-from orchestrator.training.measurement import ItemScores
+from orchestrator.training.loss import summed_nats
+from orchestrator.training.measurement import find_measurement, load_item_scores
 from orchestrator.training.model.optimizer import build_optimizers
 from orchestrator.training.model.sharding import build_sharded
-from orchestrator.training.trainee import build_trainee
 
 FUSED = "fused:tiny-dinosiglip+tiny-llama2"
 CPU = torch.device("cpu")
@@ -85,13 +87,12 @@ def rows_of(backbone: FusedBackbone) -> list[list[Example]]:
 # --- On every rank ----------------------------------------------------------------------------------------------------
 
 
-def look(folders: dict[str, Path], shared: Path, job: CellJob) -> dict[str, Any]:
+def look(folders: dict[str, Path], shared: Path) -> dict[str, Any]:
     mesh = Mesh.build(CPU)
     found: dict[str, Any] = {stage: train(mesh, adaptation) for stage, adaptation in STAGES.items()}
     found["units"] = count_units(mesh)
     found["filled"] = fill_from_folders(mesh, folders)
     found["resumed"] = resume(mesh, shared)
-    found["exported"] = export(job)
     return found
 
 
@@ -164,19 +165,6 @@ def resume(mesh: Mesh, folder: Path) -> list[str]:
     return [name for name in before if not torch.equal(before[name].to_local(), after[name].to_local())]
 
 
-def export(job: CellJob) -> np.ndarray:
-    """The trainee's logits, before it is exported."""
-    trainee = build_trainee(job, Mesh.build(CPU, job.cell.placement.parallel))
-    backbone: Any = trainee.backbone
-    backbone.llm.eval()
-    placed = place(backbone, backbone.collate([rows_of(backbone)[0]]), CPU)
-    with torch.no_grad():
-        logits: torch.Tensor = backbone(**placed.arguments, use_cache=False).logits
-    one = np.ones(1, np.int64)
-    export_model(backbone, job, ItemScores(one, np.log(2.0) * one, one, one), trainee.mesh)
-    return logits[0].numpy()
-
-
 # --- The test process -------------------------------------------------------------------------------------------------
 
 
@@ -212,10 +200,7 @@ def write_folders(folder: Path) -> dict[str, Path]:
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("fused")
     folders = write_folders(folder)
-    job = make_job(folder / "job", FUSED, workers=2, sequence_length=128)
-    job = replace(job, export=ExportRequest(folder / "export", {"name": "small"}))
-    ranks = run_ranks(2, look, folders, folder / "checkpoint", job)
-    return {"ranks": ranks, "folders": folders, "export": folder / "export"}
+    return {"ranks": run_ranks(2, look, folders, folder / "checkpoint"), "folders": folders}
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -252,19 +237,64 @@ def test_a_checkpoint_brings_back_what_learned(found: dict[str, Any]) -> None:
     assert [rank["resumed"] for rank in found["ranks"]] == [[], []]
 
 
-def test_an_export_is_the_same_backbone_again(found: dict[str, Any]) -> None:
-    expected = torch.from_numpy(found["ranks"][0]["exported"])
-    spec = get_spec(f"hf:{found['export']}")
-    again: Any = build(spec)
-    again.llm.eval()
-    placed = place(again, again.collate([rows_of(again)[0]]), CPU)
-    stock = AutoModelForImageTextToText.from_pretrained(found["export"]).eval()
+COLOURS = {(255, 0, 0): [0.9, -0.5], (0, 255, 0): [-0.9, 0.5], (0, 0, 255): [0.0, 1.0], (255, 255, 0): [0.5, -1.0]}
 
-    first = get_spec(FUSED)
+
+def write_pictures(file: Path, count: int, seed: int) -> str:
+    """A robot is told the same each time: what it has to do is to be seen."""
+    draw = np.random.default_rng(seed)
+    (file.parent / "frames").mkdir(exist_ok=True)
+    with open(file, "w", encoding="utf-8") as stream:
+        for number in range(count):
+            colour, action = list(COLOURS.items())[number % len(COLOURS)]
+            pixels = np.clip(np.array(colour) + draw.integers(-40, 40, (40, 48, 3)), 0, 255).astype(np.uint8)
+            image = f"frames/{file.stem}-{number}.png"
+            pillow.fromarray(pixels).save(file.parent / image)
+            exact = (np.array(action) + draw.uniform(0, 1e-4, 2)).tolist()
+            row = {"episode": number // 4, "instruction": "Do it", "action": exact, "image": image}
+            stream.write(json.dumps(row) + "\n")
+    return str(file)
+
+
+def test_it_learns_what_only_a_picture_says_and_is_the_same_backbone_as_an_export(tmp_path: Path) -> None:
+    tmp_path.joinpath("data").mkdir()
+    data = {
+        "train": write_pictures(tmp_path / "data" / "train.jsonl", 64, seed=1),
+        "validation": write_pictures(tmp_path / "data" / "held_out.jsonl", 14, seed=2),
+        "format": "actions",
+    }
+    job = make_job(
+        tmp_path / "job",
+        "fused:tiny-dinosiglip+tiny-qwen",
+        workers=2,
+        sequence_length=128,
+        data=data,
+        adaptation={"kind": "full", "vision": "full"},
+        budget={"kind": "steps", "amount": 30},
+        optimizer={"learning_rate": 6e-3},
+    )
+    job = replace(job, export=ExportRequest(tmp_path / "export", {"name": "robot"}))
+    run_ranks(2, run_cell, job, CPU)
+    measured = find_measurement(job.folder)
+    assert measured is not None and job.prepared is not None
+
+    assert measured.metrics["val_action_accuracy"] > 0.9  # a blind one is right once in four times
+    spec = get_spec(f"hf:{tmp_path / 'export'}")
+    first = get_spec("fused:tiny-dinosiglip+tiny-qwen")
     assert (spec.parameters, spec.vision) == (first.parameters, first.vision)
-    assert spec.reference == f"hf:{found['export']}"
-    with torch.no_grad():
-        for model in (again, stock):
-            logits = model(**placed.arguments, use_cache=False).logits[0]
-            torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+    assert spec.reference == f"hf:{tmp_path / 'export'}" and spec.is_pinned
+    again: Any = build(spec, seed=8)
+    stock = AutoModelForImageTextToText.from_pretrained(tmp_path / "export").eval()
     assert stock.config.text_config.use_cache and stock.config.eyes == "tiny-dinosiglip"
+    held_out = load_tokenized(job.prepared.validation_file)
+    found = {"ours": 0.0, "stock": 0.0}
+    for index in range(len(held_out)):
+        ids, _, is_scored = held_out.example(index)
+        placed = again.collate([[Example(ids, is_scored, held_out.images(index))]]).on(CPU)
+        with torch.no_grad():
+            found["ours"] += float(again.nats(placed, 1).sum())
+            logits = stock(**placed.arguments).logits.flatten(0, 1)[placed.positions_N]
+            found["stock"] += float(torch.nn.functional.cross_entropy(logits, placed.targets_N, reduction="sum"))
+    scores = load_item_scores(job.folder)
+    for nats in found.values():
+        assert nats == pytest.approx(float(scores.nats.sum()), rel=1e-4)
