@@ -14,6 +14,7 @@ from backbones.registry import backbone_class
 from backbones.spec import BackboneSpec
 from backbones.tokenizer import padded_rows
 from backbones.vision.backbone import FusedBackbone
+from backbones.vision.model import FusedConfig
 
 
 class LayoutError(BackboneError, ValueError):
@@ -76,5 +77,8 @@ class _LaidOut(CausalLMBackbone):
 def _config(spec: BackboneSpec, hf_token: str | None) -> PreTrainedConfig:
     """The registry's of a registered id; else the model's own file, which planning has read before."""
     if spec.is_reference or (spec.folder is not None and (spec.folder / "config.json").is_file()):
-        return AutoConfig.from_pretrained(spec.source, revision=spec.revision, token=hf_token, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(
+            spec.source, revision=spec.revision, token=hf_token, trust_remote_code=False
+        )
+        return config.text_config if isinstance(config, FusedConfig) else config
     return make_config(spec)

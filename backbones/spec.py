@@ -108,6 +108,7 @@ class Fusion:
     towers: tuple[Tower, ...]
     projector: str
     language: "BackboneSpec"
+    is_whole: bool = False  # its parts are one model in the language backbone's folder, as an export has them
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ class BackboneSpec:
     @property
     def reference(self) -> str:
         """What `registry.build` takes to make this backbone, from whichever working directory."""
-        if self.fusion is not None and not self.is_reference:
+        if self.fusion is not None and not self.fusion.is_whole:
             return f"fused:{self.fusion.eyes}+{self.fusion.language.reference}+{self.fusion.projector}"
         if not self.is_reference:
             return self.backbone_id

@@ -59,7 +59,7 @@ class FusedBackbone(HFCausalLLMBackbone):
         self.weights_read = language.weights_read
         self._unread: dict[int, Path] = {}  # the folders of towers that are laid out
         self._hf_token = hf_token
-        if isinstance(language, SavedLanguage):
+        if isinstance(language, SavedLanguage) and laid_out is None:
             self.llm = language.whole
             if self.llm.config.image_token_id != end_of_ids(self.tokenizer):
                 raise WeightsError(

@@ -207,6 +207,7 @@ def fused_config(
         means=[value for tower in towers for value in tower.mean],
         stds=[value for tower in towers for value in tower.std],
         dtype=text_config.dtype,
+        architectures=[FusedForConditionalGeneration.__name__],
     )
     text_config._attn_implementation = kernel  # a composite config gives its own to all parts
     return config

@@ -58,7 +58,13 @@ def resolve_fused(reference: str, find_language: Callable[[str], BackboneSpec]) 
 
 
 def fuse(
-    backbone_id: str, eyes: str, towers: tuple[Tower, ...], projector: str, language: BackboneSpec
+    backbone_id: str,
+    eyes: str,
+    towers: tuple[Tower, ...],
+    projector: str,
+    language: BackboneSpec,
+    *,
+    is_whole: bool = False,
 ) -> BackboneSpec:
     """The spec of a language backbone behind towers; what it reads, says and is prompted by is the language's."""
     vision = vision_of(towers, projector, language.architecture.hidden_size)
@@ -69,7 +75,7 @@ def fuse(
         parameters=language.parameters + seen,
         backbone_cls=BACKBONE_CLS,
         vision=vision,
-        fusion=Fusion(eyes, towers, projector, language),
+        fusion=Fusion(eyes, towers, projector, language, is_whole),
     )
 
 
@@ -104,7 +110,7 @@ def fuse_saved(
         mean, std = tuple(config["means"][colours]), tuple(config["stds"][colours])
         towers.append(replace(tower, mean=mean, std=std, sizes=replace(tower.sizes, parameters=counted)))
     language = replace(language, backbone_cls=SAVED_LANGUAGE_CLS)
-    return fuse(reference, config["eyes"], tuple(towers), config["projector"], language)
+    return fuse(reference, config["eyes"], tuple(towers), config["projector"], language, is_whole=True)
 
 
 def vision_of(towers: tuple[Tower, ...], projector: str, text_width: int) -> Vision:

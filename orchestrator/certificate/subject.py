@@ -17,6 +17,7 @@ from backbones.contract import TrainableBackbone
 from backbones.loading import WeightsError
 from backbones.parameters import base_name, is_adapter
 from backbones.random_init import RandomInitBackbone
+from backbones.registry import build
 from backbones.spec import BackboneSpec
 from orchestrator.certificate.first_layers import KEPT_LAYERS, write_first_layers
 from orchestrator.parallel import Mesh
@@ -113,15 +114,17 @@ class Subject:
         """Replaces a large model by one of its first layers, from here on."""
         self._model = None
         folder = self.work_folder
-        on_main(self.mesh, lambda: write_first_layers(self.spec, folder))
+        fusion = self.spec.fusion
+        on_main(self.mesh, lambda: write_first_layers(fusion.language if fusion else self.spec, folder))
         self.is_cut = True
-        self.spec = replace(
-            self.spec,
-            backbone_id=f"{folder.name}-first-layers",
-            hf_hub_path=str(folder),
-            revision=None,
-            architecture=replace(self.spec.architecture, num_layers=KEPT_LAYERS),
-        )
+
+        def first_layers(spec: BackboneSpec) -> BackboneSpec:
+            sizes = replace(spec.architecture, num_layers=KEPT_LAYERS)
+            return replace(spec, hf_hub_path=str(folder), revision=None, architecture=sizes)
+
+        self.spec = first_layers(replace(self.spec, backbone_id=f"{folder.name}-first-layers"))
+        if fusion is not None:
+            self.spec = replace(self.spec, fusion=replace(fusion, language=first_layers(fusion.language)))
 
     def load_stock(self) -> dict[str, list[str]]:
         """Loads the stock model on rank 0, unless it is there; returns what its loader complained of."""
@@ -191,7 +194,12 @@ class Subject:
         dtype = torch.float32 if self.recipe.precision == "fp32" else torch.bfloat16
         common = {"dtype": dtype, "attn_implementation": backbone.attention.kernel}
         info: dict[str, Any] = {}
-        if self.stock is None and state:
+        if self.spec.fusion is not None and not self.spec.fusion.is_whole:
+            # No class of transformers is all of it: the parts as they are loaded whole, in one process.
+            kernel = backbone.attention.kernel
+            whole = build(self.spec, max_length=self.length, seed=SEED, attention=kernel, compute_dtype=dtype)
+            self.stock = whole.llm.to(dtype)
+        elif self.stock is None and state:
             llm_cls = getattr(transformers, self.spec.llm_cls)
             self.stock = llm_cls._from_config(deepcopy(backbone.llm.config), **common)
             with torch.no_grad():
