@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from backbones.adaptation import AdaptationError
 from backbones.attention import AttentionChoice, AttentionUnavailableError, resolve_attention
 from backbones.reference import HubError
+from backbones.registry import backbone_class
 from orchestrator.cell_job import CertificateRequest
 from orchestrator.certificate.proofs import CLAIMS, Claim, Finding, NotRunError
 from orchestrator.certificate.record import (
@@ -173,9 +174,11 @@ def _resolve_attention(request: CertificateRequest) -> AttentionChoice:
     """The attention kernel that these workers would train with."""
     spec, dtype = request.backbone, COMPUTE_DTYPE[request.recipe.precision]
     llm_cls = getattr(transformers, spec.llm_cls, None)
+    backbone_class(spec)  # its module may have to make its config known to transformers
     config = None
     if spec.folder is not None and (spec.folder / "config.json").is_file():
         config = transformers.AutoConfig.from_pretrained(spec.folder, local_files_only=True)
+        config = config.get_text_config() if spec.fusion is not None else config
     return resolve_attention(request.recipe.attention, dtype=dtype, llm_cls=llm_cls, config=config)
 
 
