@@ -4,9 +4,10 @@ Our classes offer both. The first is what the orchestrator calls and no more; th
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -44,6 +45,10 @@ class TrainableBackbone(Protocol):
 
         Whatever else a model looks at goes into `extras`.
         """
+        ...
+
+    def as_processed(self, example: Example) -> Mapping[str, np.ndarray]:
+        """What the class of transformers is given for one example elsewhere, by its own processor."""
         ...
 
     def nats(self, inputs: PlacedInputs, chunks: int) -> torch.Tensor:

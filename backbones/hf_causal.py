@@ -9,11 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import init_empty_weights
 from torch import nn
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
-from transformers import AutoConfig, GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import AutoConfig, GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from backbones.attention import AttentionChoice, resolve_attention
@@ -192,6 +193,12 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
             raise CodecError(f"{self.identifier} reads text alone, and an example has images; choose one that sees")
         return make_inputs(rows, self.pad_token_id, width)
 
+    def as_processed(self, example: Example) -> dict[str, np.ndarray]:
+        """What the class of transformers is given for one example elsewhere; here what `collate` makes of it."""
+        inputs = self.collate([[example]])
+        own = {"input_ids": inputs.input_ids_BT, "position_ids": inputs.position_ids_BT}
+        return {**own, **inputs.extras, **inputs.token_extras}
+
     def nats(self, inputs: PlacedInputs, chunks: int) -> torch.Tensor:
         """Negative log-likelihood of every labelled position, (N,), with the logits of one chunk alive at a time.
 
@@ -205,14 +212,21 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
 
     def use_attention(self, request: str, dtype: torch.dtype | None = None) -> None:
         """Switches to a kernel that computes in `dtype` (None: half precision). Raises AttentionUnavailableError."""
-        self.attention = resolve_attention(
-            request,
-            dtype=dtype or self.half_precision_dtype,
-            llm_cls=type(self.llm),
-            config=self.llm.config,
-            generates=self.inference_mode,
-        )
+        dtype = dtype or self.half_precision_dtype
+        self.attention = self.find_attention(request, dtype, type(self.llm), self.llm.config, self.inference_mode)
         self.llm.set_attn_implementation(self.attention.prepare())
+
+    @classmethod
+    def find_attention(
+        cls,
+        request: str,
+        dtype: torch.dtype,
+        llm_cls: type[PreTrainedModel] | None,
+        config: PreTrainedConfig | None = None,
+        generates: bool = False,
+    ) -> AttentionChoice:
+        """The kernel for `request` that backbones of this class take. Raises AttentionUnavailableError."""
+        return resolve_attention(request, dtype=dtype, llm_cls=llm_cls, config=config, generates=generates)
 
     def forward(
         self,
@@ -279,7 +293,7 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
     def _choose_attention(self, llm_cls: type[PreTrainedModel], flash: bool) -> AttentionChoice:
         """Asking for flash attention means "the best kernel here", as every shipped id asks for it."""
         request = "auto" if flash else "sdpa" if llm_cls._supports_sdpa else "eager"
-        return resolve_attention(request, dtype=self.half_precision_dtype, llm_cls=llm_cls, generates=True)
+        return self.find_attention(request, self.half_precision_dtype, llm_cls, generates=True)
 
     def _set_greedy_decoding(self) -> None:
         if isinstance(self.llm, GenerationMixin) and self.llm.generation_config is not None:

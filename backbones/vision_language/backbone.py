@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from backbones.attention import AttentionChoice, AttentionUnavailableError, resolve_attention
 from backbones.causal_lm import CausalLMBackbone
@@ -91,6 +91,16 @@ class VisionLanguageBackbone(CausalLMBackbone):
             return inputs
         return replace(inputs, extras={**inputs.extras, **self.look_at(normalised(images, self.vision))})
 
+    def as_processed(self, example: Example) -> dict[str, np.ndarray]:
+        """Ids, pixels and token types, as the class's processor gives them: the class makes positions and masks."""
+        ids = {"input_ids": example.input_ids[None]}
+        seen = {} if example.images is None else self.look_at(normalised(example.images, self.vision))
+        return {**ids, **seen, **self.token_types(example)}
+
+    def token_types(self, example: Example) -> dict[str, np.ndarray]:
+        """The token types of one example, (1, T), where the class's processor gives any."""
+        return {}
+
     def arrange(self, inputs: Inputs, rows: Sequence[Sequence[Example]]) -> Inputs:
         """The inputs with whatever the language model needs to know of where images stand."""
         return inputs
@@ -117,26 +127,28 @@ class VisionLanguageBackbone(CausalLMBackbone):
             return "connector"
         return "vision" if any(name.startswith(f"{prefix}.") for prefix in self.tower) else "language"
 
-    def use_attention(self, request: str, dtype: torch.dtype | None = None) -> None:
-        """Switches to a kernel that serves both towers. Raises AttentionUnavailableError for the others."""
-        self.attention = self._choose_kernel(request, dtype, type(self.llm))
-        self.llm.set_attn_implementation(self.attention.kernel)
-
-    def _choose_attention(self, llm_cls: type[PreTrainedModel], flash: bool) -> AttentionChoice:
-        return self._choose_kernel("auto", self.half_precision_dtype, llm_cls)
-
-    def _choose_kernel(
-        self, request: str, dtype: torch.dtype | None, llm_cls: type[PreTrainedModel]
+    @classmethod
+    def find_attention(
+        cls,
+        request: str,
+        dtype: torch.dtype,
+        llm_cls: type[PreTrainedModel] | None,
+        config: PreTrainedConfig | None = None,
+        generates: bool = False,
     ) -> AttentionChoice:
+        """The kernel that both towers take. Raises AttentionUnavailableError for the others."""
         if request == "auto":
-            found = resolve_attention(self.kernels[0], dtype=dtype, llm_cls=llm_cls)
+            found = resolve_attention(cls.kernels[0], dtype=dtype, llm_cls=llm_cls)
             return replace(found, requested="auto", reason="the best that both towers take")
-        if request not in self.kernels:
+        if request not in cls.kernels:
             raise AttentionUnavailableError(
-                f"attention {request} cannot run here: not both towers of {self.identifier} take it, or not the masks "
-                f"that its images need; choose {' or '.join(self.kernels)}, or auto"
+                f"attention {request} cannot run here: not both towers of {cls.__name__} take it, or not the masks of "
+                f"its images; choose {' or '.join(cls.kernels)}, or auto"
             )
         return resolve_attention(request, dtype=dtype, llm_cls=llm_cls)
+
+    def _choose_attention(self, llm_cls: type[PreTrainedModel], flash: bool) -> AttentionChoice:
+        return self.find_attention("auto", self.half_precision_dtype, llm_cls)
 
     def _check_count(self, example: Example) -> None:
         images = 0 if example.images is None else len(example.images)

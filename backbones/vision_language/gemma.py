@@ -28,6 +28,9 @@ class Gemma3VLBackbone(VisionLanguageBackbone):
         types_BT = self.is_image_token(inputs.input_ids_BT).astype(np.int64)
         return replace(inputs, token_extras={"token_type_ids": types_BT})
 
+    def token_types(self, example: Example) -> dict[str, np.ndarray]:
+        return {"token_type_ids": self.is_image_token(example.input_ids)[None].astype(np.int64)}
+
     def look_at(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         return {"pixel_values": pixels}
 
@@ -46,10 +49,12 @@ class PaliGemmaBackbone(VisionLanguageBackbone):
     def arrange(self, inputs: Inputs, rows: Sequence[Sequence[Example]]) -> Inputs:
         types_BT = np.ones_like(inputs.input_ids_BT)  # padding is part of no prompt
         for line, row in enumerate(rows):
-            learned = np.flatnonzero(row[0].is_learned)
-            types_BT[line, : learned[0] if len(learned) else len(row[0].input_ids)] = 0
+            types_BT[line, : len(row[0].input_ids)] = self.token_types(row[0])["token_type_ids"]
         positions = {"position_ids": inputs.position_ids_BT + 1}
         return replace(inputs, token_extras={**positions, "token_type_ids": types_BT})
+
+    def token_types(self, example: Example) -> dict[str, np.ndarray]:
+        return {"token_type_ids": np.cumsum(example.is_learned, dtype=np.int64).clip(max=1)[None]}
 
     def look_at(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         return {"pixel_values": pixels}

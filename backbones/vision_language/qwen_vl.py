@@ -41,6 +41,9 @@ class QwenVLBackbone(VisionLanguageBackbone):
                 start = end
         return replace(inputs, token_extras={"position_ids": np.concatenate([inputs.position_ids_BT[None], axes_3BT])})
 
+    def token_types(self, example: Example) -> dict[str, np.ndarray]:
+        return {"mm_token_type_ids": self.is_image_token(example.input_ids)[None].astype(np.int64)}
+
     def look_at(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         config = self.llm.config.vision_config
         side = self.vision.image_size // config.patch_size

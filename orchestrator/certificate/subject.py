@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import transformers
 from torch import nn
 from torch.distributed.tensor import DTensor
 
 from backbones.contract import TrainableBackbone
+from backbones.inputs import Example
 from backbones.loading import WeightsError
 from backbones.parameters import base_name, is_adapter
 from backbones.random_init import RandomInitBackbone
@@ -22,12 +24,13 @@ from backbones.spec import BackboneSpec
 from orchestrator.certificate.first_layers import KEPT_LAYERS, write_first_layers
 from orchestrator.parallel import Mesh
 from orchestrator.spec_files.spec import Recipe
+from orchestrator.training.loss import all_logits, place
 from orchestrator.training.model.sharding import build_sharded
 
 LONGEST = 512  # tokens of any prompt here
 SEED = 0
 USABLE_SHARE = 0.8
-CONVERSATIONS: list[list[tuple[str, str]]] = [
+CONVERSATIONS: "list[Turns]" = [
     [("user", "What is the capital of France?"), ("assistant", "Paris")],
     [("system", "Answer in one word."), ("user", "Is 7 a prime?"), ("assistant", "Yes")],
     [("user", "Say blue."), ("assistant", "blue"), ("user", "Now red."), ("assistant", "red")],
@@ -43,6 +46,7 @@ LEARNING_RATE = {
 }
 
 Result = TypeVar("Result")
+Turns = list[tuple[str, str]]
 Model = tuple[TrainableBackbone, list[nn.Module]]
 
 
@@ -171,17 +175,33 @@ class Subject:
         rate /= self.spec.architecture.hidden_size**power
         return torch.optim.AdamW(trainable, lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
 
-    def generate(self, prompt_ids: list[int], count: int) -> list[int]:
-        """The `count` most likely tokens after a prompt, one at a time."""
+    def images_of(self, turns: Turns) -> list[int]:
+        """How many images each turn has: one with the first question, where the backbone sees."""
+        first = next(index for index, (role, _) in enumerate(turns) if role == "user")
+        return [int(self.spec.vision is not None and index == first) for index in range(len(turns))]
+
+    def example(self, turns: Turns) -> Example:
+        """A conversation as it is trained on, with an image of its own where the backbone sees."""
+        encoded = self.codec.encode_conversation(turns, self.images_of(turns))
+        images = None
+        if self.spec.vision is not None:
+            shape = (1, *(self.spec.vision.image_size,) * 2, 3)
+            draw = np.random.default_rng([SEED, *turns[-1][1].encode()])
+            images = draw.integers(0, 256, shape, dtype=np.uint8)
+        return Example(np.array(encoded.input_ids), np.array(encoded.is_target), images)
+
+    def generate(self, prompt: Example, count: int) -> list[int]:
+        """The `count` most likely tokens after a prompt, one at a time; they count as learned, as an answer does."""
         backbone, _ = self.model()
-        ids = list(prompt_ids)
+        given = len(prompt.input_ids)
+        ids, answers = prompt.input_ids, prompt.is_learned
         with torch.no_grad():
             for _ in range(count):
-                tokens = torch.tensor([ids], device=self.device)
-                positions = torch.arange(len(ids), device=self.device)[None]
-                logits = backbone(input_ids=tokens, position_ids=positions, use_cache=False).logits
-                ids.append(int(logits[0, -1, : backbone.effective_vocab_size].argmax()))
-        return ids[len(prompt_ids) :]
+                inputs = backbone.collate([[Example(ids, answers, prompt.images)]])
+                logits_NV = all_logits(backbone, place(backbone, inputs, self.device))
+                ids = np.append(ids, int(logits_NV[-1, : backbone.effective_vocab_size].argmax()))
+                answers = np.append(answers, True)
+        return [int(token) for token in ids[given:]]
 
     def close(self) -> None:
         """Lets go of every model and of what was written for them."""
@@ -207,7 +227,10 @@ class Subject:
                     parameter.copy_(state[name])
         elif self.stock is None:
             where = {"local_files_only": True} if self.spec.folder else {"revision": self.spec.revision}
-            self.stock, info = transformers.AutoModelForCausalLM.from_pretrained(
+            auto: Any = transformers.AutoModelForCausalLM
+            if self.spec.vision is not None:
+                auto = transformers.AutoModelForImageTextToText
+            self.stock, info = auto.from_pretrained(
                 self.spec.source,
                 use_safetensors=True,
                 output_loading_info=True,

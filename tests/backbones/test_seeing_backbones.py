@@ -141,7 +141,9 @@ def test_transformers_still_loses_the_second_image_of_a_packed_row_of_gemma_3() 
 
 
 def test_a_kernel_that_cannot_look_both_ways_is_refused() -> None:
-    with pytest.raises(AttentionUnavailableError, match="varlen cannot run here: not both towers of tiny-smolvlm"):
+    with pytest.raises(
+        AttentionUnavailableError, match="varlen cannot run here: not both towers of RandomIdeficsBackbone"
+    ):
         seeing("tiny-smolvlm").use_attention("varlen", torch.bfloat16)
     assert build("tiny-smolvlm").attention.kernel == "sdpa"
     assert build("tiny-paligemma").attention.kernel == "eager"
