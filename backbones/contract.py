@@ -4,9 +4,10 @@ Our classes offer both. The first is what the orchestrator calls and no more; th
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -19,6 +20,10 @@ from backbones.tokenizer import TokenizerRows
 
 if TYPE_CHECKING:
     from backbones.loading import StoredNames
+    from backbones.spec import VisionTower
+
+
+Part = Literal["language", "connector", "vision", "unused"]  # unused: no loss depends on it
 
 
 class TrainableBackbone(Protocol):
@@ -40,6 +45,10 @@ class TrainableBackbone(Protocol):
 
         Whatever else a model looks at goes into `extras`.
         """
+        ...
+
+    def as_processed(self, example: Example) -> Mapping[str, np.ndarray]:
+        """What the class of transformers is given for one example elsewhere, by its own processor."""
         ...
 
     def nats(self, inputs: PlacedInputs, chunks: int) -> torch.Tensor:
@@ -67,6 +76,15 @@ class TrainableBackbone(Protocol):
     @property
     def transformer_layer_cls(self) -> type[nn.Module]:
         """Their class: what is sharded as a unit."""
+        ...
+
+    @property
+    def vision_layers(self) -> "Sequence[tuple[VisionTower, Sequence[nn.Module]]]":
+        """Each vision tower with its layers, which are sharded as units too; none for a model of text alone."""
+        ...
+
+    def part_of(self, name: str) -> Part:
+        """Which part of the model a parameter of `llm` belongs to, by its name."""
         ...
 
     @property
@@ -154,7 +172,7 @@ class LLMBackbone(nn.Module, ABC):
     @property
     def embed_dim(self) -> int:
         """Width of the embeddings."""
-        return int(self.llm.config.hidden_size)
+        return int(self.llm.config.get_text_config().hidden_size)
 
     @property
     def pad_token_id(self) -> int:

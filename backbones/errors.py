@@ -9,3 +9,9 @@ class BackboneError(Exception):
 
     status = "FAILED"
     retriable = False
+
+
+class InvalidReferenceError(BackboneError, ValueError):
+    """An `hf:` or `fused:` reference names nothing that can be trained here."""
+
+    status = "INFEASIBLE"

@@ -1,4 +1,7 @@
-"""`HFCausalLLMBackbone`: a backbone around a causal language model of transformers."""
+"""`HFCausalLLMBackbone`: a backbone around a causal language model of transformers.
+
+Over 300 lines: what upstream has in one class, whose subclasses override any of it, is read in one file.
+"""
 
 from abc import ABC
 from collections.abc import Callable, Sequence
@@ -6,15 +9,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import init_empty_weights
 from torch import nn
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
-from transformers import AutoConfig, GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import AutoConfig, GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from backbones.attention import AttentionChoice, resolve_attention
-from backbones.contract import LLMBackbone
+from backbones.contract import LLMBackbone, Part
 from backbones.inputs import Example, Inputs, PlacedInputs, images_of, make_inputs
 from backbones.labelled import add_method, nats_of
 from backbones.llm_class import check_class, concrete_class
@@ -23,6 +27,7 @@ from backbones.parameters import embedding_parameters
 from backbones.prompting.codec import adds_bos
 from backbones.prompting.image_tokens import CodecError
 from backbones.recomputation import checkpointing_arguments
+from backbones.spec import VisionTower
 from backbones.tokenizer import LoadedTokenizer, TokenizerRows, count_rows, end_of_ids, read_tokenizer
 
 
@@ -65,10 +70,14 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
         add_method(self.llm)
         self.stored_names = StoredNames.of(self.llm)
         self._set_greedy_decoding()
-        self.llm.config.use_cache = inference_mode
+        self.llm.config.get_text_config().use_cache = inference_mode
         if not inference_mode:
-            self.llm.enable_input_require_grads()  # checkpointed layers need it when the embedding is frozen
+            self.let_gradients_in()
         self.load_tokenizer(hf_hub_path, hf_token)
+
+    def let_gradients_in(self) -> None:
+        """Has the embedding's output take gradients: checkpointed layers need it when the embedding is frozen."""
+        self.llm.enable_input_require_grads()
 
     def load_tokenizer(self, hf_hub_path: str, hf_token: str | None) -> None:
         """The tokenizer, which must pad on the right and, where the spec says so, put BOS in front of a text."""
@@ -117,7 +126,7 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
         upstream's checkpoints have.
         """
         pad_token_id = self.tokenizer.pad_token_id
-        self.llm.config.pad_token_id = pad_token_id
+        self.llm.config.get_text_config().pad_token_id = pad_token_id
         if self.llm.generation_config is not None:
             self.llm.generation_config.pad_token_id = pad_token_id
         current = self.llm.get_input_embeddings().weight.shape[0]
@@ -132,7 +141,7 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
         From torch's seed, not from where its generator stands: both ways to load a model give the same rows.
         """
         generator = torch.Generator("cpu").manual_seed(torch.initial_seed())
-        std = getattr(self.llm.config, "initializer_range", 0.02)
+        std = getattr(self.llm.config.get_text_config(), "initializer_range", 0.02)
         for name, parameter in embedding_parameters(self.llm).items():
             shape = (max(len(parameter) - first, 0), *parameter.shape[1:])
             fresh = torch.zeros(shape, device="cpu")
@@ -184,6 +193,12 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
             raise CodecError(f"{self.identifier} reads text alone, and an example has images; choose one that sees")
         return make_inputs(rows, self.pad_token_id, width)
 
+    def as_processed(self, example: Example) -> dict[str, np.ndarray]:
+        """What the class of transformers is given for one example elsewhere; here what `collate` makes of it."""
+        inputs = self.collate([[example]])
+        own = {"input_ids": inputs.input_ids_BT, "position_ids": inputs.position_ids_BT}
+        return {**own, **inputs.extras, **inputs.token_extras}
+
     def nats(self, inputs: PlacedInputs, chunks: int) -> torch.Tensor:
         """Negative log-likelihood of every labelled position, (N,), with the logits of one chunk alive at a time.
 
@@ -197,14 +212,21 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
 
     def use_attention(self, request: str, dtype: torch.dtype | None = None) -> None:
         """Switches to a kernel that computes in `dtype` (None: half precision). Raises AttentionUnavailableError."""
-        self.attention = resolve_attention(
-            request,
-            dtype=dtype or self.half_precision_dtype,
-            llm_cls=type(self.llm),
-            config=self.llm.config,
-            generates=self.inference_mode,
-        )
+        dtype = dtype or self.half_precision_dtype
+        self.attention = self.find_attention(request, dtype, type(self.llm), self.llm.config, self.inference_mode)
         self.llm.set_attn_implementation(self.attention.prepare())
+
+    @classmethod
+    def find_attention(
+        cls,
+        request: str,
+        dtype: torch.dtype,
+        llm_cls: type[PreTrainedModel] | None,
+        config: PreTrainedConfig | None = None,
+        generates: bool = False,
+    ) -> AttentionChoice:
+        """The kernel for `request` that backbones of this class take. Raises AttentionUnavailableError."""
+        return resolve_attention(request, dtype=dtype, llm_cls=llm_cls, config=config, generates=generates)
 
     def forward(
         self,
@@ -236,9 +258,9 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
     @property
     def decoder_layers(self) -> nn.ModuleList:
         """The list of decoder layers, as many as the config says and all of one class. Raises WeightsError."""
-        count = self.llm.config.num_hidden_layers
+        count = self.llm.config.get_text_config().num_hidden_layers
         expected = self.decoder_layer_cls
-        for module in self.llm.modules():
+        for module in self.llm.get_decoder().modules():
             if isinstance(module, nn.ModuleList) and len(module) == count:
                 classes = {type(layer) for layer in module}
                 if len(classes) == 1 and expected in (None, classes.pop().__name__):
@@ -252,6 +274,15 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
         return type(self.decoder_layers[0])
 
     @property
+    def vision_layers(self) -> Sequence[tuple[VisionTower, Sequence[nn.Module]]]:
+        """Each vision tower with its layers; none here: it reads text alone."""
+        return ()
+
+    def part_of(self, name: str) -> Part:
+        """Which part of the model a parameter of `llm` belongs to, by its name."""
+        return "language"
+
+    @property
     def half_precision_dtype(self) -> torch.dtype:
         return torch.bfloat16
 
@@ -262,7 +293,7 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
     def _choose_attention(self, llm_cls: type[PreTrainedModel], flash: bool) -> AttentionChoice:
         """Asking for flash attention means "the best kernel here", as every shipped id asks for it."""
         request = "auto" if flash else "sdpa" if llm_cls._supports_sdpa else "eager"
-        return resolve_attention(request, dtype=self.half_precision_dtype, llm_cls=llm_cls, generates=True)
+        return self.find_attention(request, self.half_precision_dtype, llm_cls, generates=True)
 
     def _set_greedy_decoding(self) -> None:
         if isinstance(self.llm, GenerationMixin) and self.llm.generation_config is not None:

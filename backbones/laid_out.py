@@ -8,10 +8,13 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from backbones.causal_lm import CausalLMBackbone, make_config
 from backbones.errors import BackboneError
+from backbones.hf_causal import HFCausalLLMBackbone
 from backbones.reference import hub_errors
 from backbones.registry import backbone_class
 from backbones.spec import BackboneSpec
 from backbones.tokenizer import padded_rows
+from backbones.vision.backbone import FusedBackbone
+from backbones.vision.model import FusedConfig
 
 
 class LayoutError(BackboneError, ValueError):
@@ -20,7 +23,7 @@ class LayoutError(BackboneError, ValueError):
     status = "INFEASIBLE"
 
 
-def lay_out(spec: BackboneSpec) -> CausalLMBackbone:
+def lay_out(spec: BackboneSpec) -> HFCausalLLMBackbone:
     """A backbone of the spec's own class, for what can be seen without weights: layers, adapters, shards.
 
     One of the hub has no tokenizer (a gated one could not be read), and the rows that its spec's vocabulary, PAD and
@@ -29,6 +32,11 @@ def lay_out(spec: BackboneSpec) -> CausalLMBackbone:
     the hub cannot be read.
     """
     own_class = backbone_class(spec)
+    if issubclass(own_class, FusedBackbone):
+        assert spec.fusion is not None
+        language = lay_out(spec.fusion.language)
+        with torch.device("meta"):
+            return own_class(spec, laid_out=language)
     if not issubclass(own_class, CausalLMBackbone):
         raise LayoutError(
             f"{spec.backbone_id}: {own_class.__name__} builds itself, so it cannot be laid out without its weights; "
@@ -69,5 +77,8 @@ class _LaidOut(CausalLMBackbone):
 def _config(spec: BackboneSpec, hf_token: str | None) -> PreTrainedConfig:
     """The registry's of a registered id; else the model's own file, which planning has read before."""
     if spec.is_reference or (spec.folder is not None and (spec.folder / "config.json").is_file()):
-        return AutoConfig.from_pretrained(spec.source, revision=spec.revision, token=hf_token, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(
+            spec.source, revision=spec.revision, token=hf_token, trust_remote_code=False
+        )
+        return config.text_config if isinstance(config, FusedConfig) else config
     return make_config(spec)

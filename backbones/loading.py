@@ -5,7 +5,7 @@ hold can stay uninitialised), sharded, and then filled here. No rank ever holds 
 twice on a rank.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,24 +83,36 @@ def fill(
     device: torch.device,
     names: StoredNames,
     fresh_rows: Mapping[str, torch.Tensor],
+    *,
+    part: str = "",
+    converted: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] | None = None,
 ) -> None:
     """Gives every meta parameter of `llm` its storage on `device` and this rank's rows of the stored tensor.
 
     `fresh_rows` holds, by parameter name, the rows that the checkpoint lacks (PAD). Adapter parameters get storage
-    only. Raises WeightsError for missing, left-over and mismatched tensors, before anything is read, and ValueError for
-    a model that is not sharded: nothing would hold its tied weights together.
+    only. Where stored names begin with `part`, the others belong to something else. `converted` says, by parameter
+    name, what is made of a stored tensor before its rows are taken. Raises WeightsError for missing, left-over and
+    mismatched tensors, before anything is read, and ValueError for parameters on meta that are not sharded: nothing
+    would hold tied ones together.
     """
-    if not all(isinstance(parameter, DTensor) for parameter in llm.parameters()):
+    if any(parameter.is_meta and not isinstance(parameter, DTensor) for parameter in llm.parameters()):
         raise ValueError("shard the model before its weights are loaded")
+    converted = converted or {}
     with ExitStack() as stack:
         stored = {name: file for file in _open_all(folder, stack) for name in file.keys()}  # noqa: SIM118
+        belonging = {name: file for name, file in stored.items() if name.startswith(part)}
+        stored = belonging or stored
         reads = _match(llm, names, set(stored), folder)
-        _check_shapes(llm, {target: stored[name].get_slice(name).get_shape() for target, name in reads}, folder)
+        shapes = {target: stored[name].get_slice(name).get_shape() for target, name in reads if target not in converted}
+        _check_shapes(llm, shapes, folder)
         llm._apply(lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor.to(device))
         tensors = {**dict(llm.named_parameters(remove_duplicate=False)), **dict(llm.named_buffers())}
         filled: dict[int, str] = {}
         for target, name in reads:
             local, first = local_rows(tensors[target])
+            if target in converted:
+                local.copy_(converted[target](stored[name].get_tensor(name))[first : first + len(local)])
+                continue
             rows = stored[name].get_slice(name)
             if id(tensors[target]) in filled:
                 _check_tied(local, first, rows, name, filled[id(tensors[target])])

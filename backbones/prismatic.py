@@ -31,6 +31,8 @@ from backbones.prompting import (
 )
 from backbones.registry import backbone_ids, get_spec
 from backbones.spec import BackboneSpec
+from backbones.vision.backbone import FusedBackbone
+from backbones.vision.modules import PROJECTOR, read_modules, written_modules
 from backbones.vlm_generation import adapt_vlm
 
 __all__ = [
@@ -131,17 +133,30 @@ def get_llm_backbone_and_tokenizer(
 def load_checkpoint(backbone: LLMBackbone, path: Path) -> None:
     """Fills a backbone from a Prismatic or OpenVLA checkpoint: `{"model": {"llm_backbone": {"llm....": tensor}}}`.
 
-    Other modules in the file (projector, vision backbone) are left to their owners; nothing in it is executed. Raises
-    ValueError for a file of another layout and RuntimeError for missing, unexpected or mismatched tensors.
+    A fused backbone reads `projector` too and, where the file has it, `vision_backbone`: upstream leaves frozen towers
+    out. Else other modules are left to their owners. Nothing in the file is executed. Raises ValueError for a file of
+    another layout and RuntimeError for missing, unexpected or mismatched tensors.
     """
     checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     model = checkpoint.get("model") if isinstance(checkpoint, dict) else None
-    if not isinstance(model, dict) or _MODULE not in model:
+    needed = (_MODULE, PROJECTOR) if isinstance(backbone, FusedBackbone) else (_MODULE,)
+    if not isinstance(model, dict) or not all(name in model for name in needed):
         found = sorted(model) if isinstance(model, dict) else "no 'model'"
-        raise ValueError(f"{path}: a Prismatic checkpoint holds model/{_MODULE}; this one holds {found}")
-    backbone.load_state_dict(model[_MODULE])
+        wanted = " and ".join(f"model/{name}" for name in needed)
+        raise ValueError(f"{path}: a Prismatic checkpoint holds {wanted}; this one holds {found}")
+    if isinstance(backbone, FusedBackbone):
+        read_modules(backbone.llm, model)
+    _language(backbone).load_state_dict(model[_MODULE])
 
 
 def save_checkpoint(backbone: LLMBackbone, path: Path, others: Mapping[str, Mapping[str, Any]] | None = None) -> None:
-    """Writes a backbone as Prismatic reads it, beside the state dicts of `others` (`"projector"`, ...)."""
-    torch.save({"model": {**(others or {}), _MODULE: backbone.state_dict()}}, path)
+    """Writes a backbone as Prismatic reads it, beside the state dicts of `others` (`"projector"`, ...).
+
+    Of a fused backbone towers and projector are written too.
+    """
+    own = written_modules(backbone.llm) if isinstance(backbone, FusedBackbone) else {}
+    torch.save({"model": {**own, **(others or {}), _MODULE: _language(backbone).state_dict()}}, path)
+
+
+def _language(backbone: LLMBackbone) -> LLMBackbone:
+    return backbone.language if isinstance(backbone, FusedBackbone) else backbone

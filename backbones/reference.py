@@ -9,8 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from backbones.errors import BackboneError
+from backbones.errors import BackboneError, InvalidReferenceError
 from backbones.spec import CHAT, PURE, Architecture, BackboneSpec
+from backbones.vision.reference import fuse_saved
+from backbones.vision.towers import MODEL_TYPE
+
+__all__ = ["HubError", "InvalidReferenceError", "hub_errors", "is_reference", "resolve_reference"]
 
 _PREFIX = "hf:"
 _SMALL_FILES = ["*.json", "*.jinja", "tokenizer.model"]
@@ -30,12 +34,6 @@ _ALIASES = {
 }
 
 
-class InvalidReferenceError(BackboneError, ValueError):
-    """An `hf:` reference names nothing that can be trained here."""
-
-    status = "INFEASIBLE"
-
-
 class HubError(BackboneError, RuntimeError):
     """The Hugging Face hub could not be read: no network, no such model, or no permission."""
 
@@ -49,6 +47,8 @@ def is_reference(backbone_id: str) -> bool:
 
 def resolve_reference(reference: str, *, hf_token: str | None = None) -> BackboneSpec:
     """The spec of `hf:./FOLDER` or `hf:ORG/NAME[@REVISION]`, read from its config.json and safetensors headers.
+
+    An export of a fused backbone is one again.
 
     Raises InvalidReferenceError (not a causal language model, remote code, pickled weights, no such folder) or
     HubError.
@@ -128,6 +128,13 @@ def _make_spec(
             f"{reference}: there is no tokenizer.json, and a tokenizer.model alone is not read exactly. Load the "
             "tokenizer where sentencepiece is installed, check its ids against it, and save it with save_pretrained."
         )
+    if config["model_type"] == MODEL_TYPE:
+        part = "language_model."
+        inside = {name.removeprefix(part): shape for name, shape in shapes.items() if name.startswith(part)}
+        language = _make_spec(
+            reference, path, revision, config["text_config"], folder, inside, licence=licence, gated=gated
+        )
+        return fuse_saved(reference, config, shapes, language)
     return BackboneSpec(
         backbone_id=reference,
         family=config["model_type"],
@@ -159,6 +166,8 @@ def _read_config(reference: str, folder: Path) -> dict[str, Any]:
                 "Use a model whose classes are part of transformers."
             )
     architectures = config.get("architectures") or ["none"]
+    if config.get("model_type") == MODEL_TYPE:
+        return config
     if "model_type" not in config or not architectures[0].endswith(("ForCausalLM", "LMHeadModel")):
         raise InvalidReferenceError(
             f"{reference}: config.json names the class {architectures[0]}, not a causal language model (*ForCausalLM)"

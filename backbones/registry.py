@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from backbones.errors import BackboneError
 from backbones.reference import hub_errors, is_reference, resolve_reference
 from backbones.spec import Architecture, BackboneSpec
+from backbones.vision.reference import is_fused, resolve_fused
 
 if TYPE_CHECKING:
     import torch
@@ -54,10 +55,11 @@ class PluginError(BackboneError, ValueError):
 
 
 def register(spec: BackboneSpec) -> BackboneSpec:
-    """Adds a backbone. Raises ValueError if its id is taken or would be read as an `hf:` reference."""
-    if is_reference(spec.backbone_id):
+    """Adds a backbone. Raises ValueError if its id is taken or would be read as an `hf:` or `fused:` reference."""
+    if is_reference(spec.backbone_id) or is_fused(spec.backbone_id):
+        prefix = spec.backbone_id.partition(":")[0]
         raise ValueError(
-            f"backbone id {spec.backbone_id!r}: 'hf:' names models outside the registry; choose another id"
+            f"backbone id {spec.backbone_id!r}: '{prefix}:' names models outside the registry; choose another id"
         )
     if spec.backbone_id in _SPECS:
         raise ValueError(f"backbone id {spec.backbone_id!r} is registered twice; choose another id for the second")
@@ -72,10 +74,12 @@ def backbone_ids() -> list[str]:
 
 
 def get_spec(backbone_id_or_reference: str, *, hf_token: str | None = None) -> BackboneSpec:
-    """The spec of a registered id or of an `hf:` reference.
+    """The spec of a registered id, of an `hf:` reference, or of `fused:<towers>+` in front of one of these.
 
     Raises UnknownBackboneError, InvalidReferenceError (both ValueError), and HubError when the hub cannot be read.
     """
+    if is_fused(backbone_id_or_reference):
+        return resolve_fused(backbone_id_or_reference, lambda language: get_spec(language, hf_token=hf_token))
     if is_reference(backbone_id_or_reference):
         return resolve_reference(backbone_id_or_reference, hf_token=hf_token)
     _discover()
@@ -138,11 +142,23 @@ def fetch(spec: BackboneSpec, *, hf_token: str | None = None, cached_only: bool 
     """
     from backbones.loading import fetch_checkpoint
 
+    def folder_of(source: str, revision: str | None) -> str:
+        with hub_errors(spec.backbone_id, source):
+            return str(fetch_checkpoint(source, revision=revision, hf_token=hf_token, local_files_only=cached_only))
+
+    if spec.fusion is not None:
+        towers = tuple(
+            tower
+            if tower.hf_hub_path is None
+            else replace(tower, hf_hub_path=folder_of(tower.hf_hub_path, tower.revision))
+            for tower in spec.fusion.towers
+        )
+        language = fetch(spec.fusion.language, hf_token=hf_token, cached_only=cached_only)
+        fusion = replace(spec.fusion, towers=towers, language=language)
+        return replace(spec, hf_hub_path=language.hf_hub_path, fusion=fusion)
     if spec.folder is not None:
         return spec
-    with hub_errors(spec.backbone_id, spec.source):
-        folder = fetch_checkpoint(spec.source, revision=spec.revision, hf_token=hf_token, local_files_only=cached_only)
-    return replace(spec, hf_hub_path=str(folder))
+    return replace(spec, hf_hub_path=folder_of(spec.source, spec.revision))
 
 
 def load_codec(spec: BackboneSpec, *, max_length: int, hf_token: str | None = None) -> "Codec":

@@ -11,8 +11,11 @@ from typing_extensions import TypeAliasType
 
 from backbones.prompting.formats import PromptVariant
 
-# What a config.json holds, in a form that can be hashed and compared: an object is a tuple of (key, value).
-ConfigValue = TypeAliasType("ConfigValue", "bool | int | float | str | tuple[tuple[str, ConfigValue], ...] | None")
+# What a config.json holds, in a form that can be hashed and compared: an object is a tuple of (key, value), a list a
+# tuple of anything else.
+ConfigValue = TypeAliasType(
+    "ConfigValue", "bool | int | float | str | tuple[tuple[str, ConfigValue], ...] | tuple[ConfigValue, ...] | None"
+)
 
 # The prompts of most base models and of most chat models; backbones/prompting/formats.py knows the others too.
 PURE = "PurePromptBuilder"
@@ -71,12 +74,41 @@ class Vision:
     mean: tuple[float, ...]  # of each channel, in units of 0 to 1
     std: tuple[float, ...]
     resample: str = "bicubic"  # Pillow's name of the filter that resizes
-    placeholder: str = "<image>"  # the token whose embedding an image feature replaces
+    # The token whose embedding an image feature replaces. None: an id that no token has, behind the tokenizer's own
+    placeholder: str | None = "<image>"
     frame: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())  # tokens before and behind an image's placeholders
     # turn: in front of the text of its turn; bos: behind the first token, which is BOS; start: before everything
     place: Literal["turn", "bos", "start"] = "turn"
     around: tuple[str, str] = ("", "")  # in a turn, text before and behind each image's tokens
     packs: bool = True  # False: its attention mask would let packed examples see each other
+
+
+TowerFamily = Literal["siglip", "dinov2"]
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A vision transformer with weights of its own, which a fused backbone has one or two of."""
+
+    family: TowerFamily
+    sizes: VisionTower
+    image_size: int  # pixels a side
+    registers: int  # tokens beside the class token and the patches
+    mean: tuple[float, ...]  # of red, green, blue, in units of 0 to 1
+    std: tuple[float, ...]
+    hf_hub_path: str | None = None  # hub id or absolute folder; None: drawn from the seed
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """What a fused backbone is put together of."""
+
+    eyes: str  # the name of its towers
+    towers: tuple[Tower, ...]
+    projector: str
+    language: "BackboneSpec"
+    is_whole: bool = False  # its parts are one model in the language backbone's folder, as an export has them
 
 
 @dataclass(frozen=True)
@@ -102,11 +134,17 @@ class BackboneSpec:
     config: tuple[tuple[str, ConfigValue], ...] = ()  # what else a model of these sizes needs in its config.json
     extra_tokens: int = 0  # tokens added behind PAD, "<|extra_0|>" and so on, whose rows the model may have to spare
     vision: Vision | None = None  # None: it reads text alone
+    fusion: Fusion | None = None  # None: it is one model
 
     @property
     def is_pinned(self) -> bool:
         """Whether the weights cannot change under the id: a commit of the hub, or a folder whose bytes are hashed."""
-        return self.folder is not None or bool(_COMMIT.fullmatch(self.revision or ""))
+        towers = self.fusion.towers if self.fusion else ()
+        return all(
+            Path(path).is_absolute() or path.startswith(_BUILTIN) or _COMMIT.fullmatch(revision or "")
+            for path, revision in [(self.hf_hub_path, self.revision), *((t.hf_hub_path, t.revision) for t in towers)]
+            if path is not None
+        )
 
     @property
     def folder(self) -> Path | None:
@@ -129,6 +167,8 @@ class BackboneSpec:
     @property
     def reference(self) -> str:
         """What `registry.build` takes to make this backbone, from whichever working directory."""
+        if self.fusion is not None and not self.fusion.is_whole:
+            return f"fused:{self.fusion.eyes}+{self.fusion.language.reference}+{self.fusion.projector}"
         if not self.is_reference:
             return self.backbone_id
         pin = f"@{self.revision}" if self.revision else ""

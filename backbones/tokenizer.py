@@ -106,7 +106,8 @@ def _add_image_tokens(spec: BackboneSpec, tokenizer: "PreTrainedTokenizerBase") 
         return 0
     before, behind = spec.vision.frame
     vocabulary = tokenizer.get_vocab()
-    missing = [name for name in (spec.vision.placeholder, *before, *behind) if name not in vocabulary]
+    named = (spec.vision.placeholder, *before, *behind)
+    missing = [name for name in named if name is not None and name not in vocabulary]
     return int(tokenizer.add_tokens(list(dict.fromkeys(missing)), special_tokens=True))
 
 

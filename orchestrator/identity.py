@@ -22,6 +22,10 @@ def backbone_identity(spec: BackboneSpec) -> str:
         del facts["extra_tokens"]  # younger than many a stored cell, whose identity must not change
     if spec.vision is None:
         del facts["vision"]  # likewise
+    if spec.fusion is None:
+        del facts["fusion"]
+    else:
+        facts["fusion"]["language"] = backbone_identity(spec.fusion.language)
     if spec.weights_digest is not None:
         facts |= {"backbone_id": "", "hf_hub_path": ""}
     return content_hash(facts)

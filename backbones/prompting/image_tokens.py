@@ -34,15 +34,19 @@ class ImageTokens:
 
     @classmethod
     def of(cls, vision: "Vision", tokenizer: "PreTrainedTokenizerBase") -> "ImageTokens":
-        """Those of a spec. Raises CodecError for a token that the tokenizer does not have."""
+        """Those of a spec. Raises CodecError for a token that the tokenizer does not have.
+
+        A placeholder without a name is the id behind the last token's: nothing else can be taken for it.
+        """
         before, behind = vision.frame
-        names = [*before, vision.placeholder, *behind]
         vocabulary = tokenizer.get_vocab()
+        names = [*before, *([] if vision.placeholder is None else [vision.placeholder]), *behind]
         missing = [name for name in names if name not in vocabulary]
         if missing:
             raise CodecError(f"the tokenizer has no token {missing[0]!r}, which stands around or for an image")
         first, last = ([vocabulary[name] for name in side] for side in (before, behind))
-        placeholder = vocabulary[vision.placeholder]
+        none = max(vocabulary.values()) + 1
+        placeholder = none if vision.placeholder is None else vocabulary[vision.placeholder]
         ids = (*first, *[placeholder] * vision.tokens_per_image, *last)
         return cls(ids, placeholder, vision.place, vision.around)
 

@@ -8,16 +8,18 @@ from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 from filelock import FileLock, Timeout
 
 from backbones.adaptation import AdaptationError
-from backbones.attention import AttentionChoice, AttentionUnavailableError, resolve_attention
+from backbones.attention import AttentionChoice, AttentionUnavailableError
 from backbones.reference import HubError
+from backbones.registry import backbone_class
 from orchestrator.cell_job import CertificateRequest
-from orchestrator.certificate.proofs import CLAIMS, Claim, Finding, NotRunError
+from orchestrator.certificate.proofs import Claim, Finding, NotRunError, claims_of
 from orchestrator.certificate.record import (
     Certificate,
     Proof,
@@ -117,7 +119,7 @@ def _make(
     try:
         with torch.random.fork_rng(devices=gpus):
             torch.manual_seed(0)
-            for claim in CLAIMS:
+            for claim in claims_of(request.backbone):
                 _require_wanted(mesh, is_unwanted)
                 proofs.append(_prove(claim, subject, proofs))
                 announce(proofs[-1])
@@ -173,10 +175,13 @@ def _resolve_attention(request: CertificateRequest) -> AttentionChoice:
     """The attention kernel that these workers would train with."""
     spec, dtype = request.backbone, COMPUTE_DTYPE[request.recipe.precision]
     llm_cls = getattr(transformers, spec.llm_cls, None)
+    own_class: Any = backbone_class(spec)  # its module may have to make its config known to transformers
     config = None
     if spec.folder is not None and (spec.folder / "config.json").is_file():
         config = transformers.AutoConfig.from_pretrained(spec.folder, local_files_only=True)
-    return resolve_attention(request.recipe.attention, dtype=dtype, llm_cls=llm_cls, config=config)
+        config = config.get_text_config() if spec.fusion is not None else config
+    found: AttentionChoice = own_class.find_attention(request.recipe.attention, dtype, llm_cls, config)
+    return found
 
 
 def _proof_recipe(recipe: Recipe, attention: AttentionChoice) -> Recipe:

@@ -1,23 +1,24 @@
-"""The eight proofs. Each looks at a `Subject` and returns a `Finding`, or raises: an error is a finding too.
+"""The proofs: eight, and one more of what sees. Each looks at a `Subject` and returns a `Finding`, or raises: an error
+is a finding too.
 
 Collective: every rank of the process group runs the same lines, on the same tokens. Only rank 0 holds a stock model.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
 from torch.distributed.fsdp import FSDPModule
 
-from backbones.inputs import IGNORED, Example, Inputs, make_inputs
+from backbones.inputs import IGNORED, Example, make_inputs
 from backbones.loading import WeightsError
 from backbones.registry import build
+from backbones.spec import BackboneSpec
 from backbones.tokenizer import load_tokenizer, make_codec
-from orchestrator.certificate.subject import CONVERSATIONS, Subject
-from orchestrator.training.loss import summed_nats, token_nats
+from orchestrator.certificate.subject import CONVERSATIONS, Subject, Turns
+from orchestrator.training.loss import place, summed_nats, token_nats
 
 ROW_MULTIPLE = 64
 STEPS = 300
@@ -62,10 +63,11 @@ def special_tokens(subject: Subject) -> Finding:
     except ValueError as error:  # no prompt can be made at all: for the next proof to say
         subject.codec_error = error
         return Finding(True, f"PAD is id {pad}, EOS {eos}, BOS {bos}; no prompt could be made to look further")
-    prompt = codec.encode_prompt(CONVERSATIONS[0][:-1])
-    encoded = codec.encode_conversation(CONVERSATIONS[0])
-    labels = _batch([encoded], pad).labels_BT
-    text = _batch([codec.encode_text(CONVERSATIONS[0][-1][1])], pad).labels_BT
+    turns = CONVERSATIONS[0]
+    prompt = codec.encode_prompt(turns[:-1], subject.images_of(turns)[:-1])
+    labels = make_inputs([[subject.example(turns)]], pad).labels_BT
+    encoded = codec.encode_text(turns[-1][1])
+    text = make_inputs([[Example(np.array(encoded.input_ids), np.array(encoded.is_target))]], pad).labels_BT
     found = f"PAD is id {pad}, EOS {eos}, BOS {bos}; {prompt.count(bos) if bos is not None else 0} BOS in a prompt"
     learned = codec.eos_token_id in labels and codec.text_eos_token_id in text
     doubled = any(pair == (bos, bos) for pair in pairwise(prompt))
@@ -79,9 +81,10 @@ def prompt(subject: Subject) -> Finding:
         raise subject.codec_error
     compared = 0
     for turns in CONVERSATIONS:
-        whole = subject.codec.encode_conversation(turns)
+        images = subject.images_of(turns)
+        whole = subject.codec.encode_conversation(turns, images)
         for end in [index for index, (role, _) in enumerate(turns) if role == "assistant"]:
-            given = subject.codec.encode_prompt(turns[:end])
+            given = subject.codec.encode_prompt(turns[:end], images[:end])
             trained = whole.input_ids[: len(given)]
             if trained != given:
                 place = next(i for i, pair in enumerate(zip(trained, given)) if pair[0] != pair[1])
@@ -95,25 +98,30 @@ def prompt(subject: Subject) -> Finding:
 
 
 def architecture(subject: Subject) -> Finding:
-    """The class is the one the config names, its decoder layers are of the class, and each is one FSDP unit."""
+    """The class is the one the config names, decoder and vision layers are of theirs, and each is one FSDP unit."""
     spec = subject.spec
     structure = build(spec, max_length=subject.length, empty=True)
     config = structure.llm.config
     declared = (config.architectures or ["none"])[0]
     if declared != type(structure.llm).__name__:
         return Finding(False, f"config.json names {declared}, built is {type(structure.llm).__name__}")
-    layer, count = structure.transformer_layer_cls.__name__, config.num_hidden_layers
+    layer, count = structure.transformer_layer_cls.__name__, config.get_text_config().num_hidden_layers
     if spec.decoder_layer_cls not in (None, layer):
         return Finding(False, f"the layers are {layer}, declared is {spec.decoder_layer_cls}")
     subject.structure = structure
     try:
-        _, layers = subject.model()
+        backbone, layers = subject.model()
     except WeightsError:
         raise NotRunError("not run: the weights could not be loaded") from None
     units = sum(isinstance(module, FSDPModule) for module in layers)
     nested = sum(isinstance(module, FSDPModule) for one in layers for module in one.modules()) - units
     found = f"{declared} with {count} x {layer}; {units} of them FSDP units"
-    return Finding(len(layers) == count == units and not nested, found + (f", {nested} nested" if nested else ""))
+    holds = len(layers) == count == units and not nested
+    for tower, seeing in backbone.vision_layers:
+        shards = sum(isinstance(module, FSDPModule) for module in seeing)
+        found += f"; a tower of {tower.num_layers} x {tower.layer_cls}, {shards} of them FSDP units"
+        holds = holds and len(seeing) == tower.num_layers == shards
+    return Finding(holds, found + (f", {nested} nested" if nested else ""))
 
 
 def weights(subject: Subject) -> Finding:
@@ -148,34 +156,72 @@ def rows(subject: Subject) -> Finding:
 
 
 def parity(subject: Subject) -> Finding:
-    """The adapted, wrapped and sharded model computes what stock transformers computes."""
+    """The adapted, wrapped and sharded model computes what stock transformers computes, of an image too."""
     subject.load_stock()
     backbone, _ = subject.model()
     vocabulary = subject.stock_vocabulary()
-    ids = subject.random_ids(vocabulary)
+    ours, theirs = _arguments(subject, vocabulary)
     backbone.llm.eval()
     with torch.no_grad():
-        positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-        ours = backbone(input_ids=ids, position_ids=positions, use_cache=False).logits[..., :vocabulary].float()
+        logits = backbone(**ours, use_cache=False).logits[..., :vocabulary].float()
         difference = 0.0
         if subject.stock is not None:
-            theirs = subject.stock(input_ids=ids, use_cache=False).logits[..., :vocabulary].float()
-            difference = float((ours - theirs).abs().max().double() / theirs.abs().max().double())
+            expected = subject.stock(**theirs, use_cache=False).logits[..., :vocabulary].float()
+            difference = float((logits - expected).abs().max().double() / expected.abs().max().double())
     subject.stock = None
     difference = subject.mesh.from_main(difference)
-    found = f"{difference:.1e} of the largest logit, over {ids.numel()} positions and {vocabulary} rows"
+    found = f"{difference:.1e} of the largest logit, over {ours['input_ids'].numel()} positions and {vocabulary} rows"
     return Finding(difference <= subject.tolerance, found)
+
+
+def _arguments(subject: Subject, vocabulary: int) -> tuple[Mapping[str, torch.Tensor], Mapping[str, torch.Tensor]]:
+    """What our model is given and what the stock one is: random ids, or a conversation with its image."""
+    backbone, _ = subject.model()
+    if subject.spec.vision is None:
+        ids = subject.random_ids(vocabulary)
+        positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        return {"input_ids": ids, "position_ids": positions}, {"input_ids": ids}
+    example = subject.example(CONVERSATIONS[0])
+    given = backbone.as_processed(example).items()
+    theirs = {name: torch.from_numpy(array).to(subject.device) for name, array in given}
+    return place(backbone, backbone.collate([[example]]), subject.device).arguments, theirs
+
+
+def images(subject: Subject) -> Finding:
+    """An image has the tokens it should have, none of them is learned, and its pixels change what is said."""
+    backbone, _ = subject.model()
+    vision, tokens = subject.spec.vision, subject.codec.image_tokens
+    assert vision is not None and tokens is not None
+    examples = [subject.example(turns) for turns in CONVERSATIONS]
+    counts = {int((example.input_ids == tokens.placeholder).sum()) for example in examples}
+    batch = backbone.collate([[example] for example in examples])
+    labels = batch.labels_BT[batch.labels_BT != IGNORED]
+    learned = int(np.isin(labels, tokens.ids).sum())
+    expected = sum(sum(subject.codec.encode_conversation(turns).is_target[1:]) for turns in CONVERSATIONS)
+    changed = [example._replace(images=255 - example.images) for example in examples if example.images is not None]
+    backbone.llm.eval()
+    with torch.no_grad():
+        seen = token_nats(backbone, batch, subject.device)
+        other = token_nats(backbone, backbone.collate([[example] for example in changed]), subject.device)
+    moved = float((seen - other).abs().max())
+    found = (
+        f"{', '.join(map(str, sorted(counts)))} placeholders an image; {learned} image tokens among {len(labels)} "
+        f"labels, of the text alone there are {expected}; other pixels move a token's loss by up to {moved:.1e} nats"
+    )
+    holds = counts == {vision.tokens_per_image} and learned == 0 and len(labels) == expected
+    return Finding(holds and moved > subject.tolerance, found)
 
 
 def packing(subject: Subject) -> Finding:
     """Examples that share a row do not see each other: their loss is the loss of each alone."""
     backbone, _ = subject.model()
-    pad = subject.tokenizer.pad_token_id
-    encoded = [subject.codec.encode_conversation(turns) for turns in CONVERSATIONS]
+    if subject.spec.vision is not None and not subject.spec.vision.packs:
+        return Finding(True, "a row holds one example: planning refuses packing for this backbone")
+    examples = [subject.example(turns) for turns in CONVERSATIONS]
     backbone.llm.eval()
     with torch.no_grad():
-        packed = float(summed_nats(backbone, _batch(encoded, pad), subject.device))
-        alone = [float(summed_nats(backbone, _batch([one], pad), subject.device)) for one in encoded]
+        packed = float(summed_nats(backbone, backbone.collate([examples]), subject.device))
+        alone = [float(summed_nats(backbone, backbone.collate([[one]]), subject.device)) for one in examples]
     relative = abs(packed - sum(alone)) / abs(sum(alone))
     found = f"{packed:.5f} nats packed, {sum(alone):.5f} apart, with {backbone.attention.kernel}"
     return Finding(relative <= subject.tolerance, f"{found} ({relative:.1e})")
@@ -188,8 +234,7 @@ def overfit(subject: Subject) -> Finding:
     which the end of an answer is for some base models. Then the words alone must be said.
     """
     backbone, _ = subject.model()
-    encoded = [subject.codec.encode_conversation(turns) for turns in CONVERSATIONS]
-    batch = _rows(encoded, subject.tokenizer.pad_token_id)
+    batch = backbone.collate([[subject.example(turns)] for turns in CONVERSATIONS])
     targets = int((batch.labels_BT != IGNORED).sum())
     head_learns = bool(backbone.llm.get_output_embeddings().weight.requires_grad)
     wanted = [_last_answer(subject, turns, whole=head_learns) for turns in CONVERSATIONS]
@@ -207,20 +252,22 @@ def overfit(subject: Subject) -> Finding:
             loss = float(token_nats(backbone, batch, subject.device).sum()) / targets
         may_be_learned = loss <= LEARNED or not head_learns
         if may_be_learned or steps >= STEPS:
-            said = [subject.generate(prompt_ids, len(answer)) for prompt_ids, answer in wanted]
+            said = [subject.generate(prompt, len(answer)) for prompt, answer in wanted]
             learned = may_be_learned and said == [answer for _, answer in wanted]
     texts = [subject.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in said]
     found = f"{loss:.3f} nats per token after {steps} steps{'' if head_learns else ', with a frozen head'}"
     return Finding(learned, f"{found}; it says {', '.join(map(repr, texts))}")
 
 
-def _last_answer(subject: Subject, turns: list[tuple[str, str]], whole: bool) -> tuple[list[int], list[int]]:
-    """The tokens of a conversation up to its last answer, and the answer's: its words, or the `whole` with its end."""
-    encoded = subject.codec.encode_conversation(turns)
-    given = len(subject.codec.encode_prompt(turns[:-1]))
+def _last_answer(subject: Subject, turns: Turns, whole: bool) -> tuple[Example, list[int]]:
+    """A conversation up to its last answer, and the answer's tokens: its words, or the `whole` with its end."""
+    images = subject.images_of(turns)
+    encoded, example = subject.codec.encode_conversation(turns, images), subject.example(turns)
+    given = len(subject.codec.encode_prompt(turns[:-1], images[:-1]))
     flags = encoded.is_target if whole else encoded.is_scored
     last = max(index for index, flag in enumerate(flags) if flag)
-    return encoded.input_ids[:given], encoded.input_ids[given : last + 1]
+    prompt = Example(example.input_ids[:given], example.is_learned[:given], example.images)
+    return prompt, encoded.input_ids[given : last + 1]
 
 
 CLAIMS = (
@@ -240,8 +287,8 @@ CLAIMS = (
     Claim(
         "architecture",
         architecture,
-        expected="the class that config.json names, the declared decoder layers, and each of them one FSDP unit",
-        remedy="Correct llm_cls or decoder_layer_cls in the backbone's spec.",
+        expected="the class that config.json names, the declared layers, and each of them one FSDP unit",
+        remedy="Correct llm_cls, decoder_layer_cls or a tower's layer_cls in the backbone's spec.",
         needs=("special tokens",),
     ),
     Claim(
@@ -266,6 +313,13 @@ CLAIMS = (
         needs=("weights",),
     ),
     Claim(
+        "images",
+        images,
+        expected="the placeholders that the spec says, no image token among the labels, and pixels that matter",
+        remedy="Correct tokens_per_image, placeholder or frame in the backbone's vision, or its collate.",
+        needs=("prompt", "weights"),
+    ),
+    Claim(
         "packing",
         packing,
         expected="the loss of packed examples within {tolerance:.0e} of the sum of each alone, {precision}",
@@ -282,15 +336,6 @@ CLAIMS = (
 )
 
 
-def _batch(examples: list[Any], pad_token_id: int) -> Inputs:
-    """One row that holds all examples."""
-    return make_inputs([[_example(one) for one in examples]], pad_token_id)
-
-
-def _rows(examples: list[Any], pad_token_id: int) -> Inputs:
-    """One row for each example."""
-    return make_inputs([[_example(one)] for one in examples], pad_token_id)
-
-
-def _example(encoded: Any) -> Example:
-    return Example(np.array(encoded.input_ids), np.array(encoded.is_target))
+def claims_of(spec: BackboneSpec) -> list[Claim]:
+    """What a backbone has to prove: of images only one that sees."""
+    return [claim for claim in CLAIMS if claim.prove is not images or spec.vision is not None]

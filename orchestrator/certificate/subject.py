@@ -8,34 +8,45 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import transformers
 from torch import nn
 from torch.distributed.tensor import DTensor
 
 from backbones.contract import TrainableBackbone
+from backbones.inputs import Example
 from backbones.loading import WeightsError
 from backbones.parameters import base_name, is_adapter
 from backbones.random_init import RandomInitBackbone
+from backbones.registry import build
 from backbones.spec import BackboneSpec
 from orchestrator.certificate.first_layers import KEPT_LAYERS, write_first_layers
 from orchestrator.parallel import Mesh
 from orchestrator.spec_files.spec import Recipe
+from orchestrator.training.loss import all_logits, place
 from orchestrator.training.model.sharding import build_sharded
 
 LONGEST = 512  # tokens of any prompt here
 SEED = 0
 USABLE_SHARE = 0.8
-CONVERSATIONS: list[list[tuple[str, str]]] = [
+CONVERSATIONS: "list[Turns]" = [
     [("user", "What is the capital of France?"), ("assistant", "Paris")],
     [("system", "Answer in one word."), ("user", "Is 7 a prime?"), ("assistant", "Yes")],
     [("user", "Say blue."), ("assistant", "blue"), ("user", "Now red."), ("assistant", "red")],
 ]
 # (rate, power): AdamW learns a few words by heart at rate / width ** power. A wider matrix takes smaller steps
 # (arXiv:2203.03466), an adapter of constant rank less so.
-LEARNING_RATE = {"full": (0.3, 1.0), "last_layer": (0.3, 1.0), "lora": (0.03, 0.5), "bias_only": (0.03, 0.0)}
+LEARNING_RATE = {
+    "full": (0.3, 1.0),
+    "last_layer": (0.3, 1.0),
+    "lora": (0.03, 0.5),
+    "bias_only": (0.03, 0.0),
+    "connector": (0.3, 1.0),
+}
 
 Result = TypeVar("Result")
+Turns = list[tuple[str, str]]
 Model = tuple[TrainableBackbone, list[nn.Module]]
 
 
@@ -107,15 +118,17 @@ class Subject:
         """Replaces a large model by one of its first layers, from here on."""
         self._model = None
         folder = self.work_folder
-        on_main(self.mesh, lambda: write_first_layers(self.spec, folder))
+        fusion = self.spec.fusion
+        on_main(self.mesh, lambda: write_first_layers(fusion.language if fusion else self.spec, folder))
         self.is_cut = True
-        self.spec = replace(
-            self.spec,
-            backbone_id=f"{folder.name}-first-layers",
-            hf_hub_path=str(folder),
-            revision=None,
-            architecture=replace(self.spec.architecture, num_layers=KEPT_LAYERS),
-        )
+
+        def first_layers(spec: BackboneSpec) -> BackboneSpec:
+            sizes = replace(spec.architecture, num_layers=KEPT_LAYERS)
+            return replace(spec, hf_hub_path=str(folder), revision=None, architecture=sizes)
+
+        self.spec = first_layers(replace(self.spec, backbone_id=f"{folder.name}-first-layers"))
+        if fusion is not None:
+            self.spec = replace(self.spec, fusion=replace(fusion, language=first_layers(fusion.language)))
 
     def load_stock(self) -> dict[str, list[str]]:
         """Loads the stock model on rank 0, unless it is there; returns what its loader complained of."""
@@ -162,17 +175,33 @@ class Subject:
         rate /= self.spec.architecture.hidden_size**power
         return torch.optim.AdamW(trainable, lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
 
-    def generate(self, prompt_ids: list[int], count: int) -> list[int]:
-        """The `count` most likely tokens after a prompt, one at a time."""
+    def images_of(self, turns: Turns) -> list[int]:
+        """How many images each turn has: one with the first question, where the backbone sees."""
+        first = next(index for index, (role, _) in enumerate(turns) if role == "user")
+        return [int(self.spec.vision is not None and index == first) for index in range(len(turns))]
+
+    def example(self, turns: Turns) -> Example:
+        """A conversation as it is trained on, with an image of its own where the backbone sees."""
+        encoded = self.codec.encode_conversation(turns, self.images_of(turns))
+        images = None
+        if self.spec.vision is not None:
+            shape = (1, *(self.spec.vision.image_size,) * 2, 3)
+            draw = np.random.default_rng([SEED, *turns[-1][1].encode()])
+            images = draw.integers(0, 256, shape, dtype=np.uint8)
+        return Example(np.array(encoded.input_ids), np.array(encoded.is_target), images)
+
+    def generate(self, prompt: Example, count: int) -> list[int]:
+        """The `count` most likely tokens after a prompt, one at a time; they count as learned, as an answer does."""
         backbone, _ = self.model()
-        ids = list(prompt_ids)
+        given = len(prompt.input_ids)
+        ids, answers = prompt.input_ids, prompt.is_learned
         with torch.no_grad():
             for _ in range(count):
-                tokens = torch.tensor([ids], device=self.device)
-                positions = torch.arange(len(ids), device=self.device)[None]
-                logits = backbone(input_ids=tokens, position_ids=positions, use_cache=False).logits
-                ids.append(int(logits[0, -1, : backbone.effective_vocab_size].argmax()))
-        return ids[len(prompt_ids) :]
+                inputs = backbone.collate([[Example(ids, answers, prompt.images)]])
+                logits_NV = all_logits(backbone, place(backbone, inputs, self.device))
+                ids = np.append(ids, int(logits_NV[-1, : backbone.effective_vocab_size].argmax()))
+                answers = np.append(answers, True)
+        return [int(token) for token in ids[given:]]
 
     def close(self) -> None:
         """Lets go of every model and of what was written for them."""
@@ -185,7 +214,12 @@ class Subject:
         dtype = torch.float32 if self.recipe.precision == "fp32" else torch.bfloat16
         common = {"dtype": dtype, "attn_implementation": backbone.attention.kernel}
         info: dict[str, Any] = {}
-        if self.stock is None and state:
+        if self.spec.fusion is not None and not self.spec.fusion.is_whole:
+            # No class of transformers is all of it: the parts as they are loaded whole, in one process.
+            kernel = backbone.attention.kernel
+            whole = build(self.spec, max_length=self.length, seed=SEED, attention=kernel, compute_dtype=dtype)
+            self.stock = whole.llm.to(dtype)
+        elif self.stock is None and state:
             llm_cls = getattr(transformers, self.spec.llm_cls)
             self.stock = llm_cls._from_config(deepcopy(backbone.llm.config), **common)
             with torch.no_grad():
@@ -193,7 +227,10 @@ class Subject:
                     parameter.copy_(state[name])
         elif self.stock is None:
             where = {"local_files_only": True} if self.spec.folder else {"revision": self.spec.revision}
-            self.stock, info = transformers.AutoModelForCausalLM.from_pretrained(
+            auto: Any = transformers.AutoModelForCausalLM
+            if self.spec.vision is not None:
+                auto = transformers.AutoModelForImageTextToText
+            self.stock, info = auto.from_pretrained(
                 self.spec.source,
                 use_safetensors=True,
                 output_loading_info=True,

@@ -30,6 +30,21 @@ def check_actions(source: SpecSource, job: Job, specs: Sequence[BackboneSpec], p
             problems.append(source.problem("recipe.adaptation.kind", message))
 
 
+def check_vision(source: SpecSource, job: Job, specs: Sequence[BackboneSpec], problems: list[SpecProblem]) -> None:
+    """Towers and connectors can only learn where there are some."""
+    adaptation = job.recipe.adaptation
+    path, value = ("kind", adaptation.kind) if adaptation.kind == "connector" else ("vision", adaptation.vision)
+    if value not in ("connector", "full"):
+        return
+    for spec in specs:
+        if spec.vision is None:
+            message = (
+                f"'recipe.adaptation.{path}' is '{value}', but {spec.backbone_id} reads text alone; put vision towers "
+                f"in front of it (fused:TOWERS+{spec.backbone_id}), or remove it from the recipe"
+            )
+            problems.append(source.problem(f"recipe.adaptation.{path}", message))
+
+
 def masked(source: SpecSource, job: Job, train: Dataset, validation: Dataset, problems: list[SpecProblem]) -> Dataset:
     """Training data whose statistics know which dimensions of an action are scaled.
 
@@ -103,6 +118,17 @@ def check_images(
                 "no example with images is cut; raise it"
             )
             problems.append(source.problem("recipe.sequence_length", message))
+
+
+def check_packing(source: SpecSource, job: Job, specs: Sequence[BackboneSpec], problems: list[SpecProblem]) -> None:
+    """Rows hold one example each where the masks of a backbone would let those that share a row see each other."""
+    apart = [spec.backbone_id for spec in specs if spec.vision is not None and not spec.vision.packs]
+    if job.recipe.packing and apart:
+        message = (
+            f"'recipe.packing' is true, but the attention masks of {', '.join(apart)} cannot keep examples of one row "
+            "apart; set it to false"
+        )
+        problems.append(source.problem("recipe.packing", message))
 
 
 def tokens_of_an_image(vision: Vision) -> int:

@@ -23,12 +23,16 @@ def training_flops_per_token(spec: BackboneSpec, sequence_length: int, adaptatio
     N: parameters that multiply (all but the input embedding, which only looks up); L: layers; H: heads x head size;
     S: sequence length. Source: PaLM, appendix B, https://arxiv.org/abs/2204.02311. Of the 6, 2 are the gradients of the
     weights, which frozen ones do not have: 4N where adapters or biases learn (their own are left out), and 4N + 2M for
-    last_layer, M being the head and one layer.
+    last_layer, M being the head and one layer. Of a backbone that sees, the language model's alone: what its towers
+    compute is counted by the image, and not here.
     """
     dims = spec.architecture
     lookup = 0 if dims.tied_embeddings else dims.vocab_size * dims.hidden_size
     attention = 12 * dims.num_layers * dims.num_heads * dims.head_dim * sequence_length
-    multiplying = spec.parameters - lookup
+    seeing = 0
+    if spec.vision is not None:
+        seeing = spec.vision.connector_parameters + sum(tower.parameters for tower in spec.vision.towers)
+    multiplying = spec.parameters - lookup - seeing
     head = dims.vocab_size * dims.hidden_size
     learning = {"full": multiplying, "last_layer": head + (multiplying - head) / dims.num_layers}.get(adaptation, 0)
     return float(4 * multiplying + 2 * learning + attention)

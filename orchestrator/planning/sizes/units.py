@@ -33,8 +33,18 @@ class Units:
 
     @property
     def root(self) -> int:
-        """The root unit: embedding and head."""
-        return self.embedding * (1 if self.sizes.tied_embeddings else 2)
+        """The root unit: embedding, head and connector."""
+        return self.embedding * (1 if self.sizes.tied_embeddings else 2) + self.connector
+
+    @property
+    def connector(self) -> int:
+        """What lies between vision towers and language model."""
+        return 0 if self.spec.vision is None else self.spec.vision.connector_parameters
+
+    @property
+    def towers(self) -> int:
+        """Vision towers."""
+        return 0 if self.spec.vision is None else sum(tower.parameters for tower in self.spec.vision.towers)
 
     @property
     def layer(self) -> float:
@@ -74,7 +84,8 @@ class Units:
     @property
     def learning(self) -> float:
         """Numbers that have gradients and optimizer state."""
-        return self.learning_root + self.learning_of_a_layer * self.learning_layers
+        towers = self.towers if self.adaptation.vision == "full" else 0
+        return self.learning_root + self.learning_of_a_layer * self.learning_layers + towers
 
     @property
     def matrices_learn(self) -> bool:
@@ -83,7 +94,15 @@ class Units:
 
     @property
     def learning_root(self) -> int:
-        return self.root if self.matrices_learn else 0
+        connector = self.connector if self.adaptation.vision == "full" else 0
+        match self.adaptation.kind:
+            case "full":
+                return self.root
+            case "last_layer":
+                return self.root - self.connector + connector
+            case "connector":
+                return self.connector
+        return connector
 
     @property
     def learning_head(self) -> int:
@@ -92,7 +111,7 @@ class Units:
     @property
     def learning_layers(self) -> int:
         """Layers in which something learns."""
-        return 1 if self.adaptation.kind == "last_layer" else self.sizes.num_layers
+        return {"last_layer": 1, "connector": 0}.get(self.adaptation.kind, self.sizes.num_layers)
 
     @cached_property
     def learning_of_a_layer(self) -> float:
@@ -105,4 +124,4 @@ class Units:
 
     @property
     def _plain_layer(self) -> float:
-        return max(self.spec.parameters - self.root, 0) / self.sizes.num_layers
+        return max(self.spec.parameters - self.root - self.towers, 0) / self.sizes.num_layers
