@@ -53,7 +53,7 @@ class Recordings:
             raise LeRobotError(f"it is a LeRobotDataset {version}, and v3.0 is read; convert it with {convert}")
         if any(features[name]["dtype"] == "video" for name in cameras) and importlib.util.find_spec("av") is None:
             raise LeRobotError(
-                "its cameras are videos; run pip install 'backbone-orchestrator[robot]', which reads them"
+                "its cameras are videos; run pip install 'backbone-orchestrator[robot]'"
             )
         return {**info, "cameras": cameras}
 
