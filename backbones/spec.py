@@ -11,8 +11,11 @@ from typing_extensions import TypeAliasType
 
 from backbones.prompting.formats import PromptVariant
 
-# What a config.json holds, in a form that can be hashed and compared: an object is a tuple of (key, value).
-ConfigValue = TypeAliasType("ConfigValue", "bool | int | float | str | tuple[tuple[str, ConfigValue], ...] | None")
+# What a config.json holds, in a form that can be hashed and compared: an object is a tuple of (key, value), a list a
+# tuple of anything else.
+ConfigValue = TypeAliasType(
+    "ConfigValue", "bool | int | float | str | tuple[tuple[str, ConfigValue], ...] | tuple[ConfigValue, ...] | None"
+)
 
 # The prompts of most base models and of most chat models; backbones/prompting/formats.py knows the others too.
 PURE = "PurePromptBuilder"

@@ -102,7 +102,7 @@ def architecture(subject: Subject) -> Finding:
     declared = (config.architectures or ["none"])[0]
     if declared != type(structure.llm).__name__:
         return Finding(False, f"config.json names {declared}, built is {type(structure.llm).__name__}")
-    layer, count = structure.transformer_layer_cls.__name__, config.num_hidden_layers
+    layer, count = structure.transformer_layer_cls.__name__, config.get_text_config().num_hidden_layers
     if spec.decoder_layer_cls not in (None, layer):
         return Finding(False, f"the layers are {layer}, declared is {spec.decoder_layer_cls}")
     subject.structure = structure

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from backbones.adaptation import Lora
+from backbones.adaptation import VISION_KINDS, Lora, VisionMode
 from orchestrator.parallel import ParallelDims
 from orchestrator.tracking.tracker import find_tracker
 
@@ -132,13 +132,28 @@ class Optimizer(Strict):
 
 
 class Adaptation(Strict):
-    """Which parameters learn. What lora leaves open: rank 16, alpha twice the rank, no dropout, every matrix."""
+    """Which parameters learn. What lora leaves open: rank 16, alpha twice the rank, no dropout, every matrix.
 
-    kind: Literal["full", "last_layer", "bias_only", "lora"] = "full"
+    Of a backbone that sees, `full` is the language model and the connector, `connector` the latter alone; with `vision`
+    full its towers learn too. OpenVLA's stages: align is connector; vla-train is full; vla-full-train is full with
+    vision full; last-layer is last_layer; vla-sandwich-train is last_layer with vision full.
+    """
+
+    kind: Literal["full", "last_layer", "bias_only", "lora", "connector"] = "full"
     rank: Annotated[int, Field(ge=1, le=4096)] | None = None
     alpha: Annotated[float, Field(gt=0, le=65536)] | None = None
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     target_modules: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    vision: VisionMode = Field("frozen", exclude_if="frozen".__eq__)
+
+    @field_validator("vision")
+    @classmethod
+    def _check_vision(cls, vision: VisionMode, info: ValidationInfo) -> VisionMode:
+        if vision == "full" and info.data.get("kind", "full") not in VISION_KINDS:
+            raise ValueError(
+                f"towers learn under {' and '.join(VISION_KINDS)} only; set kind to one of them, or remove it"
+            )
+        return vision
 
     @field_validator("rank", "alpha", "dropout", "target_modules")
     @classmethod
@@ -164,7 +179,7 @@ class Adaptation(Strict):
     def summary(self) -> str:
         """In words, for records and reports."""
         if self.lora is None:
-            return self.kind
+            return self.kind if self.vision == "frozen" else f"{self.kind}, vision too"
         modules = ", ".join(self.lora.target_modules or ("every matrix",))
         return f"lora: rank {self.lora.rank}, alpha {self.lora.alpha:g}, dropout {self.lora.dropout:g}, {modules}"
 
