@@ -228,6 +228,8 @@ def _plan(source: SpecSource, model: type[Comparison] | type[Finetune], occurren
     if problems or splits is None:
         raise SpecError(tuple(problems))
     train, validation, removed = splits
+    if tune is not None and tune.actions is not None and train.actions is not None:
+        tune = replace(tune, actions=replace(tune.actions, mask=train.actions.mask))
     decided = resolve_activation_checkpointing(job.recipe, placed(job), specs)
     recipe = job.recipe.model_copy(update={"activation_checkpointing": decided})
     job = job.model_copy(update={"recipe": recipe})
