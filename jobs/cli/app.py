@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from backbones.reference import HubError
-from jobs.cli import cluster, documents, evaluate, plan_tables, queue, tables
+from jobs.cli import cluster, documents, evaluate, plan_tables, queue, robots, tables
 from jobs.cli.options import Plugins, Storage, load_plugins, storage_folder
 from orchestrator.errors import InputError, OrchestratorError, SpecError
 
@@ -233,6 +233,7 @@ def certify(
 
 
 evaluate.register(app)
+robots.register(app)
 documents.register(app)
 queue.register(app)
 cluster.register(app)
