@@ -243,6 +243,7 @@ def require_feasible(planned: "Plan", skip_infeasible: bool) -> None:
     """Raises SpecError for what cannot run here, before torch and Ray are imported."""
     from jobs.cluster.ray_cluster import find_missing_hardware, require_joinable_address
     from orchestrator.cell_job import find_missing_harness
+    from orchestrator.environments.registry import find_missing_simulator
 
     require_joinable_address()
     problems = [] if skip_infeasible else list(planned.infeasible)
@@ -253,6 +254,10 @@ def require_feasible(planned: "Plan", skip_infeasible: bool) -> None:
         problems.append(planned.source.problem("placement.gpus_per_worker", missing))
     if planned.job.recipe.evaluate.tasks and (missing := find_missing_harness()):
         problems.append(planned.source.problem("recipe.evaluate.tasks", f"'recipe.evaluate.tasks': {missing}"))
+    rollouts = planned.job.recipe.evaluate.rollouts
+    if rollouts is not None and (missing := find_missing_simulator(rollouts.environment)):
+        path = "recipe.evaluate.rollouts.environment"
+        problems.append(planned.source.problem(path, f"'{path}': {missing}"))
     if problems:
         raise SpecError(tuple(problems))
 

@@ -8,6 +8,11 @@ import numpy as np
 from backbones.actions import ActionTokens
 
 
+def question_about(instruction: str) -> str:
+    """OpenVLA's question about an instruction, whose answer is an action."""
+    return f"What action should the robot take to {instruction.strip().lower()}?"
+
+
 @dataclass(frozen=True)
 class ActionStatistics:
     """What training data says of each dimension of an action, under the names that OpenVLA gives it."""

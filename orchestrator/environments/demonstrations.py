@@ -62,9 +62,7 @@ def record_demonstrations(name: str, episodes: int, seed: int, folder: Path, tel
     return summary
 
 
-def _record(
-    environment: Environment, name: str, episodes: int, seed: int, folder: Path, tell: Told
-) -> dict[str, Any]:
+def _record(environment: Environment, name: str, episodes: int, seed: int, folder: Path, tell: Told) -> dict[str, Any]:
     kept: dict[bool, list[np.ndarray]] = {True: [], False: []}  # actions (steps, D) of episodes, by whether held out
     thrown_away, instructions = 0, set()
     with open(folder / TRAIN, "w", encoding="utf-8") as train, open(folder / HELD_OUT, "w", encoding="utf-8") as held:

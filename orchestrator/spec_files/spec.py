@@ -150,16 +150,30 @@ class Adaptation(Strict):
         return f"lora: rank {self.lora.rank}, alpha {self.lora.alpha:g}, dropout {self.lora.dropout:g}, {modules}"
 
 
+class Rollouts(Strict):
+    """Episodes that the trained model plays in a simulator, the same ones for every candidate.
+
+    environment: such as minigrid:BabyAI-GoToLocal-v0. seed: decides which episodes; those of demonstrations are others.
+    """
+
+    environment: Annotated[str, Field(min_length=1)]
+    episodes: Annotated[int, Field(ge=1, le=100_000)] = 50
+    seed: Seed = 0
+
+
 class Evaluate(Strict):
     """When held-out bits per byte are measured: before training, then every share of the budget, then at the end.
 
     tasks: of lm-evaluation-harness, which the trained model is asked at the end; include_path: a folder with their YAML
-    where they are your own. Neither is part of a cell's identity: nothing is trained anew for another task.
+    where they are your own. rollouts: episodes in a simulator, where actions are learned. None of these is part of a
+    cell's identity: nothing is trained anew for another task.
     """
 
     every: Fraction = 0.1
     tasks: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     include_path: Annotated[str, Field(min_length=1)] | None = Field(None, exclude_if=lambda path: path is None)
+
+    rollouts: Rollouts | None = Field(None, exclude_if=lambda rollouts: rollouts is None)
 
     @field_validator("tasks")
     @classmethod

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, cast
 
+from orchestrator.data.actions import question_about
 from orchestrator.data.examples import Example, Role, Turn
 
 DataFormat = Literal["messages", "prompt_completion", "text", "sharegpt", "alpaca", "actions"]
@@ -166,8 +167,7 @@ def _parse_prompt_completion(row: Mapping[str, Any], group: str) -> Example:
 
 def _parse_actions(row: Mapping[str, Any], group: str) -> Example:
     """OpenVLA's question about an instruction, and the action at this step of an episode, which is its group."""
-    instruction = _text(row, "instruction", "instruction").strip().lower()
-    question = f"What action should the robot take to {instruction}?"
+    question = question_about(_text(row, "instruction", "instruction"))
     numbers = _listed(row, "action", "actions")
     action = tuple([_number(number, f"action.{place}") for place, number in enumerate(numbers)])
     episode = group if "group" in row else _episode(row)
