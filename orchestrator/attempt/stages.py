@@ -1,4 +1,4 @@
-"""The stages of a cell, in order: certify, load, train, evaluate, tasks, rollouts, export, measure. New ones join `STAGES`.
+"""The stages of a cell: certify, load, train, evaluate, tasks, rollouts, export, measure. New ones join `STAGES`.
 
 Collective: every rank of the process group runs the same stages. Knows nothing of Ray or MLflow: it needs a process
 group, a device and a folder that all ranks share.

@@ -86,6 +86,9 @@ def check_rollouts(source: SpecSource, job: Job, problems: Problems) -> None:
     """What acts must have learned actions. Which environments there are within a kind only their simulator knows."""
     asked = job.recipe.evaluate.rollouts
     if asked is None:
+        if job.rule is not None and job.rule.metric == "rollout_success":
+            message = "'verdict.metric' is rollout_success, but there are no rollouts; add recipe.evaluate.rollouts"
+            problems.append(source.problem("verdict.metric", message))
         return
     if problem := find_problem(asked.environment):
         message = f"'recipe.evaluate.rollouts.environment': {problem}"

@@ -79,4 +79,5 @@ def _facts(episodes: Sequence[Episode]) -> list[EpisodeFacts]:
 
 
 def _mean(facts: Sequence[EpisodeFacts], name: str) -> float:
-    return sum(float(one[name]) for one in facts) / len(facts)  # type: ignore[literal-required]
+    values = [float(one[name]) for one in facts]  # type: ignore[literal-required]
+    return sum(values) / len(values)

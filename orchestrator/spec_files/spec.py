@@ -399,13 +399,16 @@ class VerdictRule(Strict):
     """Two-sided `alpha` of every claim, and the relative `margin` inside which two backbones are a tie.
 
     max_seeds: the most seeds that there will be, declared before the first look; the looks up to it share alpha.
-    metric: bits_per_byte of all held-out text, or item_bits_per_byte, in whose mean every held-out item counts alike.
+    metric: bits_per_byte of all held-out text; item_bits_per_byte, in whose mean every held-out item counts alike; or
+    rollout_success, the share of the episodes of evaluate.rollouts that do not fail.
     """
 
     alpha: float = Field(0.05, ge=1e-6, lt=0.5)
     margin: float = Field(0.005, gt=0, lt=1)
     max_seeds: Annotated[int, Field(ge=2, le=MAX_SEEDS)] | None = Field(None, exclude_if=_is_none)
-    metric: Literal["bits_per_byte", "item_bits_per_byte"] = Field("bits_per_byte", exclude_if="bits_per_byte".__eq__)
+    metric: Literal["bits_per_byte", "item_bits_per_byte", "rollout_success"] = Field(
+        "bits_per_byte", exclude_if="bits_per_byte".__eq__
+    )
     constraints: Constraints = Constraints()
 
 

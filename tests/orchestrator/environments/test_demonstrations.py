@@ -1,4 +1,4 @@
-"""Real simulators: experts succeed, what they did repeats their success as ids of a vocabulary, and seeds keep apart."""
+"""Real simulators: experts succeed, what they did succeeds again as ids of a vocabulary, and seeds keep apart."""
 
 import json
 from pathlib import Path
@@ -33,15 +33,16 @@ def rows_of(file: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
 
 
+def contents_of(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
 def test_the_same_command_makes_the_same_bytes_and_leaves_what_is_there_alone(tmp_path: Path) -> None:
     for folder in ("one", "two"):
         record_demonstrations(ROOM, 10, 3, tmp_path / folder, said)
-    files = [sorted(path for path in (tmp_path / folder).rglob("*") if path.is_file()) for folder in ("one", "two")]
-    contents = [
-        {str(f.relative_to(f.parents[len(f.parts) - len(tmp_path.parts) - 2])): f.read_bytes() for f in few}
-        for few in files
-    ]
-    assert contents[0] == contents[1]
+    one, two = (contents_of(tmp_path / folder) for folder in ("one", "two"))
+    assert one == two
+    assert len(one) > 30
     with pytest.raises(InputError, match="exists already"):
         record_demonstrations(ROOM, 10, 3, tmp_path / "one", said)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
