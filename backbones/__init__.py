@@ -22,7 +22,7 @@ from backbones.registry import (
     load_plugin,
     register,
 )
-from backbones.spec import Architecture, BackboneSpec
+from backbones.spec import Architecture, BackboneSpec, Vision, VisionTower
 
 if TYPE_CHECKING:
     from backbones.adaptation import apply_adaptation
@@ -78,6 +78,8 @@ __all__ = [
     "PromptBuilder",
     "Qwen25LLMBackbone",
     "UnknownBackboneError",
+    "Vision",
+    "VisionTower",
     "WeightsError",
     "apply_adaptation",
     "backbone_ids",

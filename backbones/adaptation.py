@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from backbones.errors import BackboneError
 from backbones.parameters import is_adapter, local_rows
@@ -21,7 +21,11 @@ class AdaptationError(BackboneError, ValueError):
     status = "INFEASIBLE"
 
 
-ADAPTATIONS = ("full", "last_layer", "bias_only", "lora")
+ADAPTATIONS = ("full", "last_layer", "bias_only", "lora", "connector")
+
+
+VISION_KINDS = ("full", "last_layer")  # under which vision towers may learn too
+VisionMode = Literal["frozen", "full"]
 
 
 @dataclass(frozen=True)
@@ -37,14 +41,22 @@ class Lora:
     target_modules: tuple[str, ...] | None = None
 
 
-def apply_adaptation(backbone: "HFCausalLLMBackbone", kind: str, lora: Lora | None = None) -> int:
-    """Sets `requires_grad` of every parameter for full | last_layer | bias_only | lora; returns how many numbers learn.
+def apply_adaptation(
+    backbone: "HFCausalLLMBackbone", kind: str, lora: Lora | None = None, vision: VisionMode = "frozen"
+) -> int:
+    """Sets `requires_grad` of every parameter for full | last_layer | bias_only | lora | connector; returns how many
+    numbers learn.
 
     last_layer: the input embedding, the last decoder layer and the output head. lora: adapters alone, whose values
-    `init_adapters` sets. Raises AdaptationError for another kind, for target modules that do not exist, and
-    where nothing would learn.
+    `init_adapters` sets. connector: what hands on to the language model what a vision tower saw. Of a backbone that
+    sees, full is the language model and the connector; `vision` "full" adds the towers to it, and towers and connector
+    to last_layer. Raises AdaptationError for another kind, for target modules that do not exist, and where nothing
+    would learn.
+
+    OpenVLA's stages: align is connector; finetune and vla-train are full; full-finetune and vla-full-train are full
+    with vision full; last-layer is last_layer; vla-sandwich-train is last_layer with vision full.
     """
-    learning = _learning(backbone, kind, lora)
+    learning = [*_learning(backbone, kind, lora), *_seeing(backbone, kind, vision)]
     backbone.requires_grad_(False)
     for parameter in learning:
         parameter.requires_grad_(True)
@@ -60,15 +72,31 @@ def _learning(backbone: "HFCausalLLMBackbone", kind: str, lora: Lora | None) -> 
     """The parameters that learn; lora's are added here."""
     match kind:
         case "full":
-            return backbone.parameters()
+            return _of_parts(backbone, "language", "connector")
+        case "connector":
+            return _of_parts(backbone, "connector")
         case "last_layer":
             return (parameter for module in backbone.last_layer_finetune_modules for parameter in module.parameters())
         case "bias_only":
-            return (parameter for name, parameter in backbone.named_parameters() if name.endswith(".bias"))
+            named = backbone.llm.named_parameters()
+            return (one for name, one in named if name.endswith(".bias") and backbone.part_of(name) == "language")
         case "lora":
             _add_adapters(backbone, lora or Lora())
             return (parameter for name, parameter in backbone.named_parameters() if is_adapter(name))
     raise AdaptationError(f"unknown adaptation {kind!r}; choose one of {', '.join(ADAPTATIONS)}")
+
+
+def _seeing(backbone: "HFCausalLLMBackbone", kind: str, vision: VisionMode) -> "Iterable[nn.Parameter]":
+    """What learns beside the language model where the towers do."""
+    if vision == "frozen":
+        return ()
+    if kind not in VISION_KINDS:
+        raise AdaptationError(f"adaptation {kind} leaves the vision tower as it is; set vision to frozen")
+    return _of_parts(backbone, "vision", "connector")
+
+
+def _of_parts(backbone: "HFCausalLLMBackbone", *parts: str) -> "Iterable[nn.Parameter]":
+    return (one for name, one in backbone.llm.named_parameters() if backbone.part_of(name) in parts)
 
 
 def lora_targets(backbone: "HFCausalLLMBackbone") -> tuple[str, ...]:
@@ -111,11 +139,20 @@ def _add_adapters(backbone: "HFCausalLLMBackbone", lora: Lora) -> None:
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=list(lora.target_modules or known),
+        target_modules=_targets(backbone, set(lora.target_modules or known)),
         fan_in_fan_out=_stores_transposed(backbone),
         bias="none",
     )
     backbone.llm.add_adapter(config)
+
+
+def _targets(backbone: "HFCausalLLMBackbone", wanted: set[str]) -> list[str]:
+    """The matrices to adapt as peft is told: by last names, but by full names where a vision tower has such too."""
+    if not backbone.vision_layers:
+        return sorted(wanted)
+    inside = {module for layer in backbone.decoder_layers for module in layer.modules()}
+    named = backbone.llm.named_modules()
+    return [name for name, module in named if module in inside and name.rpartition(".")[2] in wanted]
 
 
 def _matrices(layer: "nn.Module") -> list[str]:

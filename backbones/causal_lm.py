@@ -6,13 +6,16 @@ from typing import Any
 
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 
 from backbones.hf_causal import HFCausalLLMBackbone
 from backbones.prompting import Codec, PromptBuilder
 from backbones.reference import InvalidReferenceError
 from backbones.registry import get_spec
-from backbones.spec import BackboneSpec, ConfigValue
+from backbones.spec import BackboneSpec, ConfigValue, VisionTower
 from backbones.tokenizer import add_tokens, make_codec, unused_ids
 
 
@@ -103,35 +106,60 @@ class Qwen25LLMBackbone(CausalLMBackbone):
 def make_config(spec: BackboneSpec) -> PreTrainedConfig:
     """The config of a model with the spec's sizes, without token ids: those are its tokenizer's to say."""
     sizes = spec.architecture
-    return find_class(spec).config_class(
-        hidden_size=sizes.hidden_size,
-        intermediate_size=sizes.intermediate_size,
-        num_hidden_layers=sizes.num_layers,
-        num_attention_heads=sizes.num_heads,
-        num_key_value_heads=sizes.num_kv_heads,
-        head_dim=sizes.head_dim,
-        vocab_size=sizes.vocab_size,
+    text = {
+        "hidden_size": sizes.hidden_size,
+        "intermediate_size": sizes.intermediate_size,
+        "num_hidden_layers": sizes.num_layers,
+        "num_attention_heads": sizes.num_heads,
+        "num_key_value_heads": sizes.num_kv_heads,
+        "head_dim": sizes.head_dim,
+        "vocab_size": sizes.vocab_size,
+        "tie_word_embeddings": sizes.tied_embeddings,
+        "max_position_embeddings": spec.context_length,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+    }
+    further = {key: _thaw(value) for key, value in spec.config}
+    config_class = find_class(spec).config_class
+    if spec.vision is None:
+        return config_class(**text, architectures=[spec.llm_cls], **further)
+    (tower,) = spec.vision.towers
+    vision = _vision_config(tower, spec.vision.image_size, config_class.sub_configs["vision_config"])
+    return config_class(
+        text_config=text | further.pop("text_config", {}),
+        vision_config=vision | further.pop("vision_config", {}),
         tie_word_embeddings=sizes.tied_embeddings,
-        max_position_embeddings=spec.context_length,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
         architectures=[spec.llm_cls],
-        **{key: _thaw(value) for key, value in spec.config},
+        **further,
     )
 
 
+def _vision_config(tower: VisionTower, image_size: int, config_class: type[PreTrainedConfig]) -> dict[str, Any]:
+    sizes = {name: getattr(tower, name) for name in ("hidden_size", "intermediate_size", "patch_size")}
+    if hasattr(config_class, "depth"):  # Qwen's names; its towers take images of any size
+        return sizes | {"depth": tower.num_layers, "num_heads": tower.num_heads}
+    counts = {"num_hidden_layers": tower.num_layers, "num_attention_heads": tower.num_heads}
+    return sizes | counts | {"image_size": image_size}
+
+
 def _thaw(value: ConfigValue) -> Any:
-    return {key: _thaw(inner) for key, inner in value} if isinstance(value, tuple) else value
+    """A tuple of (name, value) is an object, any other a list."""
+    if not isinstance(value, tuple):
+        return value
+    pairs = [one for one in value if isinstance(one, tuple) and len(one) == 2 and isinstance(one[0], str)]
+    return {key: _thaw(inner) for key, inner in pairs} if len(pairs) == len(value) else [_thaw(one) for one in value]
 
 
 def find_class(spec: BackboneSpec) -> type[PreTrainedModel]:
     """The spec's class of transformers. Raises InvalidReferenceError where this version has none of that name."""
-    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    sees = spec.vision is not None
+    known = (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES if sees else MODEL_FOR_CAUSAL_LM_MAPPING_NAMES).values()
     names = {name for entry in known for name in ([entry] if isinstance(entry, str) else entry)}
     if spec.llm_cls not in names:
+        kind = "model of images and text" if sees else "causal language model"
         raise InvalidReferenceError(
-            f"{spec.backbone_id}: transformers {transformers.__version__} has no causal language model {spec.llm_cls}; "
+            f"{spec.backbone_id}: transformers {transformers.__version__} has no {kind} {spec.llm_cls}; "
             "a newer version may"
         )
     llm_cls: type[PreTrainedModel] = getattr(transformers, spec.llm_cls)

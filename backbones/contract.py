@@ -5,7 +5,7 @@ Our classes offer both. The first is what the orchestrator calls and no more; th
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import nn
@@ -19,6 +19,7 @@ from backbones.tokenizer import TokenizerRows
 
 if TYPE_CHECKING:
     from backbones.loading import StoredNames
+    from backbones.spec import VisionTower
 
 
 class TrainableBackbone(Protocol):
@@ -71,6 +72,15 @@ class TrainableBackbone(Protocol):
     @property
     def transformer_layer_cls(self) -> type[nn.Module]:
         """Their class: what is sharded as a unit."""
+        ...
+
+    @property
+    def vision_layers(self) -> "Sequence[tuple[VisionTower, Sequence[nn.Module]]]":
+        """Each vision tower with its layers, which are sharded as units too; none for a model of text alone."""
+        ...
+
+    def part_of(self, name: str) -> Literal["language", "connector", "vision"]:
+        """Which part of the model a parameter of `llm` belongs to, by its name."""
         ...
 
     @property
@@ -158,7 +168,7 @@ class LLMBackbone(nn.Module, ABC):
     @property
     def embed_dim(self) -> int:
         """Width of the embeddings."""
-        return int(self.llm.config.hidden_size)
+        return int(self.llm.config.get_text_config().hidden_size)
 
     @property
     def pad_token_id(self) -> int:

@@ -1,10 +1,13 @@
-"""`HFCausalLLMBackbone`: a backbone around a causal language model of transformers."""
+"""`HFCausalLLMBackbone`: a backbone around a causal language model of transformers.
+
+Over 300 lines: what upstream has in one class, whose subclasses override any of it, is read in one file.
+"""
 
 from abc import ABC
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import init_empty_weights
@@ -15,13 +18,15 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from backbones.attention import AttentionChoice, resolve_attention
 from backbones.contract import LLMBackbone
-from backbones.inputs import Example, Inputs, PlacedInputs, make_inputs
+from backbones.inputs import Example, Inputs, PlacedInputs, images_of, make_inputs
 from backbones.labelled import add_methods, nats_of
 from backbones.llm_class import check_class, concrete_class
 from backbones.loading import StoredNames, WeightsError, fetch_checkpoint, fill, raise_unless_whole
 from backbones.parameters import embedding_parameters
 from backbones.prompting.codec import adds_bos
+from backbones.prompting.image_tokens import CodecError
 from backbones.recomputation import checkpointing_arguments
+from backbones.spec import VisionTower
 from backbones.tokenizer import LoadedTokenizer, TokenizerRows, count_rows, end_of_ids, read_tokenizer
 
 
@@ -64,10 +69,14 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
         add_methods(self.llm)
         self.stored_names = StoredNames.of(self.llm)
         self._set_greedy_decoding()
-        self.llm.config.use_cache = inference_mode
+        self.llm.config.get_text_config().use_cache = inference_mode
         if not inference_mode:
-            self.llm.enable_input_require_grads()  # checkpointed layers need it when the embedding is frozen
+            self.let_gradients_in()
         self.load_tokenizer(hf_hub_path, hf_token)
+
+    def let_gradients_in(self) -> None:
+        """Has the embedding's output take gradients: checkpointed layers need it when the embedding is frozen."""
+        self.llm.enable_input_require_grads()
 
     def load_tokenizer(self, hf_hub_path: str, hf_token: str | None) -> None:
         """The tokenizer, which must pad on the right and, where the spec says so, put BOS in front of a text."""
@@ -116,7 +125,7 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
         upstream's checkpoints have.
         """
         pad_token_id = self.tokenizer.pad_token_id
-        self.llm.config.pad_token_id = pad_token_id
+        self.llm.config.get_text_config().pad_token_id = pad_token_id
         if self.llm.generation_config is not None:
             self.llm.generation_config.pad_token_id = pad_token_id
         current = self.llm.get_input_embeddings().weight.shape[0]
@@ -131,7 +140,7 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
         From torch's seed, not from where its generator stands: both ways to load a model give the same rows.
         """
         generator = torch.Generator("cpu").manual_seed(torch.initial_seed())
-        std = getattr(self.llm.config, "initializer_range", 0.02)
+        std = getattr(self.llm.config.get_text_config(), "initializer_range", 0.02)
         for name, parameter in embedding_parameters(self.llm).items():
             shape = (max(len(parameter) - first, 0), *parameter.shape[1:])
             fresh = torch.zeros(shape, device="cpu")
@@ -175,7 +184,12 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
         return embeddings
 
     def collate(self, rows: Sequence[Sequence[Example]], width: int | None = None) -> Inputs:
-        """The rows as this backbone's forward pass takes them, padded to `width` positions or to the longest."""
+        """The rows as this backbone's forward pass takes them, padded to `width` positions or to the longest.
+
+        Raises CodecError for images: a class that sees has a `collate` of its own.
+        """
+        if images_of(rows) is not None:
+            raise CodecError(f"{self.identifier} reads text alone, and an example has images; choose one that sees")
         return make_inputs(rows, self.pad_token_id, width)
 
     def nats(self, inputs: PlacedInputs, chunks: int) -> torch.Tensor:
@@ -238,9 +252,9 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
     @property
     def decoder_layers(self) -> nn.ModuleList:
         """The list of decoder layers, as many as the config says and all of one class. Raises WeightsError."""
-        count = self.llm.config.num_hidden_layers
+        count = self.llm.config.get_text_config().num_hidden_layers
         expected = self.decoder_layer_cls
-        for module in self.llm.modules():
+        for module in self.llm.get_decoder().modules():
             if isinstance(module, nn.ModuleList) and len(module) == count:
                 classes = {type(layer) for layer in module}
                 if len(classes) == 1 and expected in (None, classes.pop().__name__):
@@ -252,6 +266,15 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
     @property
     def transformer_layer_cls(self) -> type[nn.Module]:
         return type(self.decoder_layers[0])
+
+    @property
+    def vision_layers(self) -> Sequence[tuple[VisionTower, Sequence[nn.Module]]]:
+        """Each vision tower with its layers; none here: it reads text alone."""
+        return ()
+
+    def part_of(self, name: str) -> Literal["language", "connector", "vision"]:
+        """Which part of the model a parameter of `llm` belongs to, by its name."""
+        return "language"
 
     @property
     def half_precision_dtype(self) -> torch.dtype:

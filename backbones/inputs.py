@@ -1,12 +1,12 @@
 """`Inputs`: what a backbone is given, from the codec's tokens to the loss. Shape suffixes: B rows, T positions.
 
-The record is passed whole: a backbone that looks at more than text adds to `extras` in its `collate`, and its forward
-pass finds it there; nothing in between looks inside. No torch: ranks make it in numpy.
+The record is passed whole: a backbone that looks at more than text adds to `extras` and `token_extras` in its
+`collate`, and its forward pass finds it there; nothing in between looks inside. No torch: ranks make it in numpy.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -14,7 +14,14 @@ if TYPE_CHECKING:
     import torch
 
 IGNORED = -100  # a label where nothing is learned
-Example = tuple[np.ndarray, np.ndarray]  # token ids (T,), and whether each is learned (T,)
+
+
+class Example(NamedTuple):
+    """One example as it is collated. Image tokens stand in `input_ids`, as many as the images take."""
+
+    input_ids: np.ndarray  # (T,) token ids
+    is_learned: np.ndarray  # (T,) bool
+    images: np.ndarray | None = None  # (images, S, S, 3) uint8, RGB, of the spec's size, in the order of their tokens
 
 
 @dataclass(frozen=True)
@@ -25,6 +32,8 @@ class Inputs:
     position_ids_BT: np.ndarray  # int64; starts again at 0 with every packed example
     labels_BT: np.ndarray  # int64; IGNORED where nothing is learned
     extras: Mapping[str, np.ndarray] = field(default_factory=dict)  # further arguments of the forward pass, by name
+    # Further arguments with an entry for each token, (..., B, T); `position_ids` here takes the place of those above.
+    token_extras: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def on(self, device: "torch.device") -> "PlacedInputs":
         """The same on a device; a CUDA device is still copying when this returns.
@@ -33,7 +42,8 @@ class Inputs:
         """
         labels = self.labels_BT.reshape(-1)
         positions = np.flatnonzero(labels != IGNORED)
-        arrays = {"input_ids": self.input_ids_BT, "position_ids": self.position_ids_BT, **self.extras}
+        own = {"input_ids": self.input_ids_BT, "position_ids": self.position_ids_BT}
+        arrays = {**own, **self.extras, **self.token_extras}
         return PlacedInputs(
             arguments={name: _moved(array, device) for name, array in arrays.items()},
             positions_N=_moved(positions, device),
@@ -43,7 +53,8 @@ class Inputs:
     def as_one_row(self) -> "Inputs":
         """All rows in one: position ids start again with every row, as with every packed example."""
         ids, positions, labels = self.input_ids_BT, self.position_ids_BT, self.labels_BT
-        return Inputs(ids.reshape(1, -1), positions.reshape(1, -1), labels.reshape(1, -1), self.extras)
+        by_token = {name: array.reshape(*array.shape[:-2], 1, -1) for name, array in self.token_extras.items()}
+        return Inputs(ids.reshape(1, -1), positions.reshape(1, -1), labels.reshape(1, -1), self.extras, by_token)
 
 
 @dataclass(frozen=True)
@@ -68,17 +79,23 @@ def make_inputs(rows: Sequence[Sequence[Example]], pad_token_id: int, width: int
     No attention mask is made: with causal attention right padding cannot reach a real token, and packed examples are
     kept apart by position ids that start again (transformers drops that separation when any mask is passed).
     """
-    width = width or max(sum(len(ids) for ids, _ in row) for row in rows)
+    width = width or max(sum(len(example.input_ids) for example in row) for row in rows)
     input_ids_BT = np.full((len(rows), width), pad_token_id, np.int64)
     position_ids_BT = np.empty((len(rows), width), np.int64)
     labels_BT = np.full((len(rows), width), IGNORED, np.int64)
     for line, row in enumerate(rows):
         start, count = 0, 0
-        for ids, is_target in row:
+        for ids, is_learned, _ in row:
             end, count = start + len(ids), len(ids)
             input_ids_BT[line, start:end] = ids
             position_ids_BT[line, start:end] = np.arange(count)
-            labels_BT[line, start : end - 1] = np.where(is_target[1:], ids[1:], IGNORED)
+            labels_BT[line, start : end - 1] = np.where(is_learned[1:], ids[1:], IGNORED)
             start = end
         position_ids_BT[line, start:] = np.arange(count, count + width - start)  # padding continues the last example
     return Inputs(input_ids_BT, position_ids_BT, labels_BT)
+
+
+def images_of(rows: Sequence[Sequence[Example]]) -> np.ndarray | None:
+    """(images, S, S, 3) uint8: the images of all rows end to end, as their tokens stand; None where there are none."""
+    images = [example.images for row in rows for example in row if example.images is not None]
+    return np.concatenate(images) if images else None

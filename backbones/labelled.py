@@ -35,7 +35,7 @@ def labelled_nats(
 
     Of several chunks, each recomputes its logits in the backward pass, so that one chunk's are alive at a time.
     """
-    output = llm.get_decoder()(**arguments, use_cache=False)
+    output = _body(llm)(**arguments, use_cache=False)
     hidden_NH = output.last_hidden_state.flatten(0, 1)[positions_N]
     pairs = zip(hidden_NH.tensor_split(chunks), targets_N.tensor_split(chunks), strict=True)
     compute = partial(_nats, llm, type(output))
@@ -46,9 +46,15 @@ def labelled_nats(
 
 def labelled_logits(llm: PreTrainedModel, positions_N: torch.Tensor, **arguments: torch.Tensor) -> torch.Tensor:
     """Logits at positions of the rows laid end to end, (N, V)."""
-    output = llm.get_decoder()(**arguments, use_cache=False)
+    output = _body(llm)(**arguments, use_cache=False)
     hidden_NH = output.last_hidden_state.flatten(0, 1)[positions_N]
     return logits_of(llm, type(output)(last_hidden_state=hidden_NH[None]))[0]
+
+
+def _body(llm: PreTrainedModel) -> nn.Module:
+    """What a model's head reads: its decoder, or all of it that sees and reads, where images come in too."""
+    body: nn.Module = llm.get_decoder() if llm.config.get_text_config() is llm.config else llm.base_model
+    return body
 
 
 def _nats(
@@ -65,12 +71,12 @@ def nats_of(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
 
 def logits_of(llm: PreTrainedModel, output: ModelOutput) -> torch.Tensor:
     """What the model makes of its decoder's output, (1, P, V). Raises RuntimeError where it asks no decoder."""
-    with _given(llm.get_decoder(), output) as asked:
+    with _given(_body(llm), output) as asked:
         # The class's own forward pass: the root's hooks have run, and must not run again for each chunk.
         logits_1PV: torch.Tensor = type(llm).forward(llm, use_cache=False).logits
     if len(asked) != 1:
         raise RuntimeError(
-            f"{type(llm).__name__} asks its decoder, {type(llm.get_decoder()).__name__}, {len(asked)} times in a "
+            f"{type(llm).__name__} asks its decoder, {type(_body(llm)).__name__}, {len(asked)} times in a "
             "forward pass; its logits cannot be computed from the hidden states of one"
         )
     return logits_1PV

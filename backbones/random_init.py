@@ -22,7 +22,7 @@ class RandomInitBackbone(CausalLMBackbone):
     def resize_embeddings(self, *, added: int, may_shrink: bool) -> None:
         """As for every backbone; and the config gets the tokenizer's BOS and EOS, so that generation stops."""
         super().resize_embeddings(added=added, may_shrink=may_shrink)
-        for config in (self.llm.config, self.llm.generation_config):
+        for config in (self.llm.config.get_text_config(), self.llm.generation_config):
             if config is not None:
                 config.bos_token_id = self.tokenizer.bos_token_id
                 config.eos_token_id = self.tokenizer.eos_token_id

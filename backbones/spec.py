@@ -5,13 +5,17 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from typing_extensions import TypeAliasType
 
 from backbones.prompting.formats import PromptVariant
 
-# What a config.json holds, in a form that can be hashed and compared: an object is a tuple of (key, value).
-ConfigValue = TypeAliasType("ConfigValue", "bool | int | float | str | tuple[tuple[str, ConfigValue], ...] | None")
+# What a config.json holds, in a form that can be hashed and compared: an object is a tuple of (key, value), a list a
+# tuple of anything else.
+ConfigValue = TypeAliasType(
+    "ConfigValue", "bool | int | float | str | tuple[tuple[str, ConfigValue], ...] | tuple[ConfigValue, ...] | None"
+)
 
 # The prompts of most base models and of most chat models; backbones/prompting/formats.py knows the others too.
 PURE = "PurePromptBuilder"
@@ -47,6 +51,38 @@ class Architecture:
 
 
 @dataclass(frozen=True)
+class VisionTower:
+    """Sizes of a vision transformer, as its config.json states them."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    patch_size: int  # pixels a side
+    parameters: int  # of the whole tower, without the connector
+    layer_cls: str  # the class of its layers; of modules of this class there are `num_layers`
+
+
+@dataclass(frozen=True)
+class Vision:
+    """How a backbone sees: its towers, the one size that every image is resized to, and the tokens an image takes."""
+
+    towers: tuple[VisionTower, ...]
+    image_size: int  # pixels a side: every image is resized to this square
+    tokens_per_image: int  # placeholders that one image takes, without frame tokens
+    connector_parameters: int  # between towers and language model
+    mean: tuple[float, ...]  # of each channel, in units of 0 to 1
+    std: tuple[float, ...]
+    resample: str = "bicubic"  # Pillow's name of the filter that resizes
+    placeholder: str = "<image>"  # the token whose embedding an image feature replaces
+    frame: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())  # tokens before and behind an image's placeholders
+    # turn: in front of the text of its turn; bos: behind the first token, which is BOS; start: before everything
+    place: Literal["turn", "bos", "start"] = "turn"
+    around: tuple[str, str] = ("", "")  # in a turn, text before and behind each image's tokens
+    packs: bool = True  # False: its attention mask would let packed examples see each other
+
+
+@dataclass(frozen=True)
 class BackboneSpec:
     """One backbone id and everything its behaviour depends on: declared here, never read out of the id."""
 
@@ -68,6 +104,7 @@ class BackboneSpec:
     gated: bool = False
     config: tuple[tuple[str, ConfigValue], ...] = ()  # what else a model of these sizes needs in its config.json
     extra_tokens: int = 0  # tokens added behind PAD, "<|extra_0|>" and so on, whose rows the model may have to spare
+    vision: Vision | None = None  # None: it reads text alone
 
     @property
     def is_pinned(self) -> bool:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backbones.prompting import Codec, prompt_builder_class
+from backbones.prompting import Codec, ImageTokens, prompt_builder_class
 from backbones.spec import BackboneSpec
 
 if TYPE_CHECKING:
@@ -82,8 +82,11 @@ def load_tokenizer(spec: BackboneSpec, *, max_length: int, hf_token: str | None 
 
 
 def add_tokens(spec: BackboneSpec, tokenizer: "PreTrainedTokenizerBase") -> int:
-    """Gives the tokenizer its PAD and, behind it, its extra tokens; returns how many tokens that added."""
-    return ensure_pad(spec, tokenizer) + _add_extra_tokens(spec, tokenizer)
+    """Gives the tokenizer its PAD and behind it, where they are missing, the tokens of images and the extra tokens.
+
+    Returns how many tokens that added.
+    """
+    return ensure_pad(spec, tokenizer) + _add_image_tokens(spec, tokenizer) + _add_extra_tokens(spec, tokenizer)
 
 
 def ensure_pad(spec: BackboneSpec, tokenizer: "PreTrainedTokenizerBase") -> int:
@@ -95,6 +98,16 @@ def ensure_pad(spec: BackboneSpec, tokenizer: "PreTrainedTokenizerBase") -> int:
     if tokenizer.pad_token_id in taken:
         raise ValueError(f"{spec.backbone_id}: PAD {tokenizer.pad_token!r} is also EOS or BOS; set another pad_token")
     return added
+
+
+def _add_image_tokens(spec: BackboneSpec, tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Those of a model that sees are control tokens, so that no text can be taken for an image."""
+    if spec.vision is None:
+        return 0
+    before, behind = spec.vision.frame
+    vocabulary = tokenizer.get_vocab()
+    missing = [name for name in (spec.vision.placeholder, *before, *behind) if name not in vocabulary]
+    return int(tokenizer.add_tokens(list(dict.fromkeys(missing)), special_tokens=True))
 
 
 def _add_extra_tokens(spec: BackboneSpec, tokenizer: "PreTrainedTokenizerBase") -> int:
@@ -125,7 +138,12 @@ def make_codec(spec: BackboneSpec, tokenizer: "PreTrainedTokenizerBase", max_len
     except ValueError as error:
         raise ValueError(f"No PromptBuilder defined for LLM Backbone `{spec.backbone_id}`: {error}") from error
     codec = Codec(
-        tokenizer, builder, variant=spec.prompt_variant, max_length=max_length, extra_tokens=spec.extra_tokens
+        tokenizer,
+        builder,
+        variant=spec.prompt_variant,
+        max_length=max_length,
+        extra_tokens=spec.extra_tokens,
+        image_tokens=None if spec.vision is None else ImageTokens.of(spec.vision, tokenizer),
     )
     if codec.pad_token_id == codec.eos_token_id:
         message = f"{spec.backbone_id}: PAD {tokenizer.pad_token!r} also ends an answer; set another pad_token"

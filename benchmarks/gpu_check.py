@@ -37,7 +37,7 @@ import torch.distributed as dist
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedConfig, Qwen3Config
 
 from backbones.attention import AttentionUnavailableError, resolve_attention
-from backbones.inputs import make_inputs
+from backbones.inputs import Example, make_inputs
 from benchmarks.cli import ROOT, machine
 from benchmarks.product_cells import make_model_folder, plan_cell, run_planned
 from benchmarks.reference_loop import Work, run_loop
@@ -173,10 +173,12 @@ def compare(config: PreTrainedConfig, kernel: str, device: torch.device) -> dict
         return {"not_run": str(error)}
     dtype = torch.bfloat16 if choice.is_half_precision_only else torch.float32
     draw = np.random.default_rng(0)
-    rows = [[(draw.integers(3, 500, size), np.ones(size, bool)) for size in row] for row in ((90, 7, 31), (64, 64))]
+    rows = [
+        [Example(draw.integers(3, 500, size), np.ones(size, bool)) for size in row] for row in ((90, 7, 31), (64, 64))
+    ]
     with torch.no_grad():
         expected = []
-        for ids in (ids for row in rows for ids, _ in row):
+        for ids in (ids for row in rows for ids, *_ in row):
             expected.append(alone(torch.from_numpy(ids)[None].to(device), use_cache=False).logits[0])
         packed = alone.to(dtype)
         packed.set_attn_implementation(choice.prepare())

@@ -20,6 +20,8 @@ def backbone_identity(spec: BackboneSpec) -> str:
     facts = {**asdict(spec), "weights_digest": spec.weights_digest}
     if spec.extra_tokens == 0:
         del facts["extra_tokens"]  # younger than many a stored cell, whose identity must not change
+    if spec.vision is None:
+        del facts["vision"]  # likewise
     if spec.weights_digest is not None:
         facts |= {"backbone_id": "", "hf_hub_path": ""}
     return content_hash(facts)

@@ -2,8 +2,9 @@
 
 from backbones.prompting.base import PromptBuilder
 from backbones.prompting.chat_template import ChatTemplatePromptBuilder, chat_template_builder
-from backbones.prompting.codec import Codec, CodecError, Encoded
+from backbones.prompting.codec import Codec, Encoded
 from backbones.prompting.formats import PromptVariant, prompt_builder_class
+from backbones.prompting.image_tokens import CodecError, ImageTokens
 from backbones.prompting.llama2_chat import LLaMa2ChatFixedPromptBuilder, LLaMa2ChatPromptBuilder
 from backbones.prompting.mistral_instruct import MistralInstructPromptBuilder
 from backbones.prompting.phi import PhiFixedPromptBuilder, PhiPromptBuilder
@@ -16,6 +17,7 @@ __all__ = [
     "Codec",
     "CodecError",
     "Encoded",
+    "ImageTokens",
     "LLaMa2ChatFixedPromptBuilder",
     "LLaMa2ChatPromptBuilder",
     "MistralInstructPromptBuilder",

@@ -1,7 +1,10 @@
 """What every prompt format offers: turns in, exact text out."""
 
+import secrets
 from abc import ABC, abstractmethod
 from typing import ClassVar
+
+IMAGES = secrets.token_hex(8)  # stands for a turn's images; drawn per process, so that no data can contain it
 
 
 class PromptBuilder(ABC):
@@ -46,6 +49,11 @@ class PromptBuilder(ABC):
         self.prompt += piece
         self.turn_count += 1
         return piece
+
+    def add_turn_with_images(self, message: str) -> tuple[str, str]:
+        """Appends a human turn and returns its piece in two: its images stand between them, in front of the message."""
+        before, _, behind = self.add_turn("human", IMAGES + self.clean(message)).partition(IMAGES)
+        return before, behind
 
     def get_potential_prompt(self, message: str) -> str:
         """The prompt if `message` were the next human turn; changes nothing, cleans nothing."""

@@ -3,7 +3,7 @@
 import secrets
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from backbones.prompting.base import PromptBuilder
+from backbones.prompting.base import IMAGES, PromptBuilder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,24 +23,27 @@ class ChatTemplatePromptBuilder(PromptBuilder):
     templates rewrite earlier turns (Qwen3 drops their thinking blocks); here a turn keeps the text it was given, so
     that every turn of a training sequence continues exactly the prompt that inference would give. For the same reason
     an answer ends as it does before another question: an EOS that ends only whole conversations (Phi-3) is left out.
+    A template that was made for images takes contents in parts; what it writes for an image is left out of the piece.
     """
 
     tokenizer: ClassVar[Any]
     template: ClassVar[str]
+    needs_parts: ClassVar[bool] = False  # a content that is a string would be dropped
+    image_text: ClassVar[str] = ""  # what the template writes for an image; "": it knows of none
 
     def __init__(self, model_family: str, system_prompt: str | None = None) -> None:
         super().__init__(model_family, system_prompt)
-        self._messages = [] if system_prompt is None else [{"role": "system", "content": system_prompt.strip()}]
+        self._messages = [] if system_prompt is None else [self._message("system", system_prompt)]
         self._closing = ""  # what the template puts after the last answer
 
     def clean(self, message: str) -> str:
         return message.strip()
 
     def wrap_human(self, message: str) -> str:
-        user = {"role": "user", "content": message}
+        user = self._message("user", message)
         if self.turn_count == 0:
             return self._render([*self._messages, user], prompt=True)
-        history = [*self._messages[:-1], {"role": "assistant", "content": _MARK}]
+        history = [*self._messages[:-1], self._message("assistant", _MARK)]
         return self._render([*history, user], prompt=True).rpartition(_MARK)[2].removeprefix(self._closing)
 
     def wrap_gpt(self, message: str) -> str:
@@ -50,8 +53,12 @@ class ChatTemplatePromptBuilder(PromptBuilder):
 
     def add_turn(self, role: str, message: str) -> str:
         piece = super().add_turn(role, message)
-        self._messages.append({"role": "user" if role == "human" else "assistant", "content": self.clean(message)})
+        self._messages.append(self._message("user" if role == "human" else "assistant", message))
         return piece
+
+    def add_turn_with_images(self, message: str) -> tuple[str, str]:
+        before, behind = super().add_turn_with_images(message)
+        return before.removesuffix(self.image_text), behind
 
     def get_potential_prompt(self, message: str) -> str:
         return self.prompt + self._wrap("human", message)
@@ -62,8 +69,8 @@ class ChatTemplatePromptBuilder(PromptBuilder):
     def _frame(self) -> tuple[str, str]:
         # The first question's piece is that very text.
         prompt = self.prompt if self.turn_count == 1 else self._render(self._messages, prompt=True)
-        history = [*self._messages, {"role": "assistant", "content": _MARK}]
-        answered, followed = self._render_all([history, [*history, {"role": "user", "content": "Q"}]])
+        history = [*self._messages, self._message("assistant", _MARK)]
+        answered, followed = self._render_all([history, [*history, self._message("user", "Q")]])
         before, mark, closing = answered.rpartition(_MARK)
         if not mark or not before.startswith(prompt):
             raise ValueError(
@@ -82,12 +89,20 @@ class ChatTemplatePromptBuilder(PromptBuilder):
         )
 
     @classmethod
-    def _render(cls, messages: list[dict[str, str]], prompt: bool = False) -> str:
+    def _message(cls, role: str, text: str) -> dict[str, Any]:
+        text = text.strip()
+        images = int(cls.image_text != "" and IMAGES in text)
+        if not (cls.needs_parts or images):
+            return {"role": role, "content": text}
+        return _in_parts(role, text, images)
+
+    @classmethod
+    def _render(cls, messages: list[dict[str, Any]], prompt: bool = False) -> str:
         (text,) = cls._render_all([messages], prompt)
         return text
 
     @classmethod
-    def _render_all(cls, conversations: list[list[dict[str, str]]], prompt: bool = False) -> list[str]:
+    def _render_all(cls, conversations: list[list[dict[str, Any]]], prompt: bool = False) -> list[str]:
         texts: list[str] = cls.tokenizer.apply_chat_template(
             conversations, chat_template=cls.template, tokenize=False, add_generation_prompt=prompt
         )
@@ -107,8 +122,33 @@ def chat_template_builder(tokenizer: "PreTrainedTokenizerBase") -> type[ChatTemp
         "eos": tokenizer.eos_token or "",
     }
     builder: type[ChatTemplatePromptBuilder] = type("ChatTemplatePromptBuilder", (ChatTemplatePromptBuilder,), members)
+    builder.needs_parts = _shows(builder, {"role": "user", "content": _MARK}) is None
+    builder.image_text = _find_image_text(builder)
     builder.uses_system_prompt = _shows_system_prompt(builder)
     return builder
+
+
+def _in_parts(role: str, text: str, images: int) -> dict[str, Any]:
+    return {"role": role, "content": [*[{"type": "image"}] * images, {"type": "text", "text": text}]}
+
+
+def _find_image_text(builder: type[ChatTemplatePromptBuilder]) -> str:
+    """What stands for an image in front of a text: what a second image adds."""
+    none, one, two = (_shows(builder, _in_parts("user", _MARK, images)) for images in range(3))
+    if none is None or one is None or two is None or "'type'" in one:  # the last: it prints the list itself
+        return ""
+    return one[len(one) - (len(two) - len(one)) :] if len(two) > len(one) else ""
+
+
+def _shows(builder: type[ChatTemplatePromptBuilder], message: dict[str, Any]) -> str | None:
+    """What a message is rendered to in front of its text; None where the text is not shown or the template fails."""
+    from jinja2 import TemplateError
+
+    try:
+        before, mark, _ = builder._render([message]).partition(_MARK)
+    except (TemplateError, TypeError):
+        return None
+    return before if mark else None
 
 
 def _shows_system_prompt(builder: type[ChatTemplatePromptBuilder]) -> bool:

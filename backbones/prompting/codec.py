@@ -1,4 +1,4 @@
-"""Conversations, texts and actions to token ids with label masks: the one place where a prompt becomes tokens.
+"""Conversations, texts, actions and images to token ids with label masks: where a prompt becomes tokens.
 
 Over 300 lines: whoever asks what a prompt's ids are reads one file.
 """
@@ -12,10 +12,10 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from backbones.actions import ActionTokens, action_tokens
-from backbones.errors import BackboneError
 from backbones.prompting.base import PromptBuilder
 from backbones.prompting.control_tokens import ControlTokens
 from backbones.prompting.formats import PromptVariant
+from backbones.prompting.image_tokens import NO_IMAGES, CodecError, ImageTokens, images_of_questions
 from backbones.prompting.message_tokens import NO, YES, EncodedText, MessageTokens
 
 if TYPE_CHECKING:
@@ -24,10 +24,6 @@ if TYPE_CHECKING:
 _ROLES = {"user": "human", "assistant": "gpt"}
 _NO_TEXT = "\ue000"  # of no vocabulary: never one token with what stands before it
 _PROBE = [("system", "S"), ("user", "Q 1?"), ("assistant", "A 1."), ("user", "Q 2?"), ("assistant", "A 2.")]
-
-
-class CodecError(BackboneError, ValueError):
-    """The tokenizer and the prompt format do not fit, or a conversation is not one."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +71,8 @@ class Codec:
     Qwen3's `<think>`, stays one token wherever it stands.
 
     `eos_token_id` ends an answer (a chat template's end of turn, else EOS), `text_eos_token_id` ends a text. The ids of
-    actions are the last of the `extra_tokens` where there are some, see `ActionTokens`.
+    actions are the last of the `extra_tokens` where there are some, see `ActionTokens`. Images take `image_tokens`
+    each, which are neither learned nor scored; None: there can be none.
     """
 
     def __init__(
@@ -86,6 +83,7 @@ class Codec:
         variant: PromptVariant = "standard",
         max_length: int = 2048,
         extra_tokens: int = 0,
+        image_tokens: ImageTokens | None = None,
     ):
         if not tokenizer.is_fast or tokenizer.eos_token_id is None:
             raise CodecError("a codec needs a tokenizer with a tokenizer.json and an EOS token")
@@ -94,6 +92,7 @@ class Codec:
         self.variant = variant
         self.max_length = max_length
         self.extra_tokens = extra_tokens
+        self.image_tokens = image_tokens
         self._backend: Any = tokenizer.backend_tokenizer
         self.bos_token_id: int | None = tokenizer.bos_token_id
         self.pad_token_id: int | None = tokenizer.pad_token_id
@@ -105,54 +104,57 @@ class Codec:
         self._adds_prefix_space = self._probe_prefix_space()
         self.eos_token_id = self._probe_answer_end()
 
-    def encode_conversation(self, turns: Sequence[tuple[str, str]]) -> Encoded:
+    def encode_conversation(self, turns: Sequence[tuple[str, str]], images: Sequence[int] = ()) -> Encoded:
         """All turns, the answers learned. `turns` are (role, content): [system,] user, assistant, user, ...
 
-        Raises CodecError for another order of roles. A system text is put in front of the first user message, a blank
-        line between, where the format would ignore it.
+        `images` says how many images each turn has. Raises CodecError for another order of roles, and for images in
+        turns that are not the user's. A system text is put in front of the first user message, a blank line between,
+        where the format would ignore it.
         """
+        counts = images_of_questions(turns, images)
         input_ids: list[int] = []
         targets, scored = bytearray(), bytearray()
-        for human_ids, answer in self._encode_turns(turns):
+        for human_ids, answer in self._encode_turns(turns, counts):
             if not input_ids:
                 human_ids = self._with_bos(human_ids)
             input_ids += human_ids
             input_ids += answer.input_ids
             targets += NO * len(human_ids) + answer.targets
             scored += NO * len(human_ids) + answer.scored
-        return Encoded(input_ids, bytes(targets), bytes(scored))
+        return self._with_images(Encoded(input_ids, bytes(targets), bytes(scored)), sum(counts))
 
-    def encode_action(self, question: str, ids: Sequence[int]) -> Encoded:
-        """A question and an action's ids as its answer: these are learned and scored, its end is learned.
+    def encode_action(self, question: str, ids: Sequence[int], images: int = 0) -> Encoded:
+        """A question with so many images and an action's ids as its answer: these are learned and scored, its end is
+        learned.
 
         The ids never were text: most tokenizers would make others of it. What stands between the prompt and the first
         of them, such as the space of its own that Llama's has there, is learned no more than the prompt.
         """
         guarded = self._control.occur_in(question)
         builder = self.prompt_builder("prismatic")
-        piece = builder.add_turn("human", self._control.hide(question) if guarded else question)
-        prompt, moved = self._human_text(piece, guarded)
-        prompt_ids = self._tokenize(prompt, guarded).ids
+        asked = self._control.hide(question) if guarded else question
+        in_front, prompt, prompt_ids, moved = self._encode_question(builder, asked, images, guarded)
         answer = self._answer_piece(builder, _NO_TEXT, moved, guarded)
         lead_ids, closing_ids = self._ids_around(prompt, prompt_ids, answer, guarded)
-        before = [*self._with_bos(prompt_ids), *lead_ids]
+        before = [*self._with_bos([*in_front, *prompt_ids]), *lead_ids]
         learned = len(closing_ids) - closing_ids[::-1].index(self.eos_token_id)
-        return Encoded(
+        encoded = Encoded(
             [*before, *ids, *closing_ids],
             NO * len(before) + YES * (len(ids) + learned) + NO * (len(closing_ids) - learned),
             NO * len(before) + YES * len(ids) + NO * len(closing_ids),
         )
+        return self._with_images(encoded, images)
 
     @cached_property
     def actions(self) -> ActionTokens:
         """The ids of actions. Raises ActionTokensError where this tokenizer has none to spare."""
         return action_tokens(self.tokenizer, self.extra_tokens)
 
-    def encode_prompt(self, turns: Sequence[tuple[str, str]]) -> list[int]:
+    def encode_prompt(self, turns: Sequence[tuple[str, str]], images: Sequence[int] = ()) -> list[int]:
         """The inference prompt: ends where the answer to the last user turn starts."""
         if not turns or turns[-1][0] != "user":
             raise CodecError("an inference prompt ends with a user turn")
-        return self.encode_conversation(turns).input_ids
+        return self.encode_conversation(turns, images).input_ids
 
     def encode_text(self, text: str) -> Encoded:
         """A context token (BOS, else EOS), the text, EOS. All but the first are learned, the text's tokens scored."""
@@ -190,9 +192,12 @@ class Codec:
             "prompt": [self.prompt_example, getattr(self.prompt_builder, "template", self.prompt_builder.__name__)],
             "ids": [self.encode_conversation(_PROBE).input_ids, self.encode_conversation(_PROBE[1:3]).input_ids],
         }
+        if self.image_tokens is not None:
+            seen = self.encode_conversation(_PROBE, [2 * (role == "user") for role, _ in _PROBE])
+            parts["images"] = [self.image_tokens.placeholder, seen.input_ids]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-    def _encode_turns(self, turns: Sequence[tuple[str, str]]) -> list[tuple[list[int], Encoded]]:
+    def _encode_turns(self, turns: Sequence[tuple[str, str]], images: Sequence[int]) -> list[tuple[list[int], Encoded]]:
         """For each user turn its ids and the encoded answer, empty where there is none yet."""
         system, messages = _split_system(turns)
         guarded = any(self._control.occur_in(content) for _, content in turns)
@@ -205,12 +210,43 @@ class Codec:
         builder = self.prompt_builder("prismatic", system)
         encoded = []
         answers = [content for _, content in messages[1::2]]
-        for (_, question), answer in zip_longest(messages[::2], answers):
-            prompt, moved = self._human_text(builder.add_turn("human", question), guarded)
-            human_ids = self._tokenize(prompt, guarded).ids
+        for (_, question), answer, count in zip_longest(messages[::2], answers, images):
+            in_front, prompt, prompt_ids, moved = self._encode_question(builder, question, count, guarded)
             piece = None if answer is None else self._answer_piece(builder, answer, moved, guarded)
-            encoded.append((human_ids, self._encode_answer(prompt, human_ids, piece, guarded)))
+            encoded.append(([*in_front, *prompt_ids], self._encode_answer(prompt, prompt_ids, piece, guarded)))
         return encoded
+
+    def _encode_question(
+        self, builder: PromptBuilder, question: str, images: int, guarded: bool
+    ) -> tuple[list[int], str, list[int], str]:
+        """Adds a human turn. Gives the ids up to its images and with them, the text behind them, its ids, and the
+        spaces that the answer opens with instead; without images in this place the text is the whole piece."""
+        if images and self.image_tokens is None:
+            raise CodecError(NO_IMAGES)
+        if not images or self.image_tokens is None or self.image_tokens.place != "turn":
+            in_front, piece = [], builder.add_turn("human", question)
+        else:
+            tokens, (lead, trail) = self.image_tokens, self.image_tokens.around
+            header, behind = builder.add_turn_with_images(question)
+            rewrite = self._control.rewrite if guarded else str
+            texts = [header + lead, *[trail + lead] * (images - 1)]
+            in_front = [i for text in texts for i in (*self._tokenize(rewrite(text), guarded).ids, *tokens.ids)]
+            piece = trail + behind
+        prompt, moved = self._human_text(piece, guarded)
+        return in_front, prompt, self._tokenize(prompt, guarded).ids, moved
+
+    def _with_images(self, encoded: Encoded, count: int) -> Encoded:
+        """The same with its images in front or behind the first token, where that is their place."""
+        tokens = self.image_tokens
+        if not count or tokens is None or tokens.place == "turn":
+            return encoded
+        ids, at = tokens.ids * count, 1 if tokens.place == "bos" else 0
+        nothing = NO * len(ids)
+        return Encoded(
+            [*encoded.input_ids[:at], *ids, *encoded.input_ids[at:]],
+            encoded.targets[:at] + nothing + encoded.targets[at:],
+            encoded.scored[:at] + nothing + encoded.scored[at:],
+        )
 
     def _human_text(self, piece: str, guarded: bool) -> tuple[str, str]:
         """A human piece without the spaces that end it, and the spaces that the answer opens with instead."""

@@ -6,6 +6,7 @@ from backbones.prompting.base import PromptBuilder
 from backbones.prompting.chat_template import chat_template_builder
 from backbones.prompting.llama2_chat import LLaMa2ChatFixedPromptBuilder, LLaMa2ChatPromptBuilder
 from backbones.prompting.mistral_instruct import MistralInstructPromptBuilder
+from backbones.prompting.paligemma import paligemma_prompt_builder
 from backbones.prompting.phi import PhiFixedPromptBuilder, PhiPromptBuilder
 from backbones.prompting.pure import PurePromptBuilder, pure_prompt_builder
 from backbones.prompting.qwen import QwenPromptBuilder
@@ -39,8 +40,10 @@ def prompt_builder_class(
         return chat_template_builder(tokenizer)
     if name == "PurePromptBuilder" and variant == "standard":
         return pure_prompt_builder(tokenizer.bos_token or "", tokenizer.eos_token or "")
+    if name == "PaliGemmaPromptBuilder":
+        return paligemma_prompt_builder(tokenizer.bos_token or "", tokenizer.eos_token or "")
     builders = _LEGACY if variant == "legacy" else _STANDARD
     if name not in builders:
-        known = ", ".join([*builders, "ChatTemplatePromptBuilder"])
+        known = ", ".join([*builders, "PaliGemmaPromptBuilder", "ChatTemplatePromptBuilder"])
         raise ValueError(f"no prompt builder is called {name!r}; choose one of: {known}")
     return builders[name]

@@ -49,6 +49,18 @@ class PlannedCost(TypedDict):
     measured_on: dict[str, str]  # backbone -> hardware
 
 
+class PlannedImages(TypedDict):
+    """The images of a plan's data. Sizes are [width, height] in pixels."""
+
+    train: int
+    validation: int
+    most_per_example: int
+    smallest: list[int]
+    largest: list[int]
+    sides: dict[str, int]  # backbone -> pixels a side of the square that it sees
+    tokens: dict[str, int]  # backbone -> tokens that one takes
+
+
 class PlanDocument(TypedDict):
     """`backbone plan --json`."""
 
@@ -61,6 +73,7 @@ class PlanDocument(TypedDict):
     train_bytes: int
     validation_examples: int
     validation_bytes: int
+    images: PlannedImages | None  # None: its rows have none
     placement: "Facts"
     recipe: "Facts"
     predicted: PlannedCost
@@ -100,6 +113,7 @@ def plan_document(planned: "Plan") -> PlanDocument:
         "train_bytes": planned.train.learnable_bytes,
         "validation_examples": len(planned.validation),
         "validation_bytes": planned.validation.learnable_bytes,
+        "images": _images(planned),
         "placement": planned.job.placement.model_dump(),
         "recipe": planned.job.recipe.model_dump(mode="json"),
         "predicted": {
@@ -142,6 +156,7 @@ def print_plan(planned: "Plan") -> None:
         "job": planned.job_id,
         "data": f"{len(planned.train):,} training examples ({planned.train.learnable_bytes:,} learnable "
         f"bytes), {len(planned.validation):,} held out ({planned.validation.learnable_bytes:,} bytes)",
+        **_images_in_words(document["images"]),
         "budget": f"{significant(recipe.budget.amount)} {recipe.budget.kind} per cell, {recipe.precision}",
         **_tuning_in_words(planned),
         "placement": f"{placement.number} workers x {placement.gpus_per_worker} GPU, {placement.cpus_per_worker} CPU",
@@ -156,6 +171,38 @@ def print_plan(planned: "Plan") -> None:
     for backbone_id, reasons in document["ruled_out"].items():
         told = f"{'; '.join(reasons)}: it would be trained and not ranked; take it out of the spec"
         print(f"{'ruled out':10} {backbone_id}: {told}")
+
+
+def _images(planned: "Plan") -> PlannedImages | None:
+    from orchestrator.planning.modalities import tokens_of_an_image
+
+    if planned.train.pictures is None or planned.validation.pictures is None:
+        return None
+    both = planned.train.pictures.followed_by(planned.validation.pictures)
+    seeing = {spec.backbone_id: spec.vision for spec in planned.backbones if spec.vision is not None}
+    return {
+        "train": planned.train.pictures.count,
+        "validation": planned.validation.pictures.count,
+        "most_per_example": both.most_per_example,
+        "smallest": [*both.smallest],
+        "largest": [*both.largest],
+        "sides": {backbone_id: vision.image_size for backbone_id, vision in seeing.items()},
+        "tokens": {backbone_id: tokens_of_an_image(vision) for backbone_id, vision in seeing.items()},
+    }
+
+
+def _images_in_words(images: PlannedImages | None) -> dict[str, str]:
+    if images is None:
+        return {}
+    sizes = dict.fromkeys(" x ".join(map(str, size)) for size in (images["smallest"], images["largest"]))
+    seen = [
+        f"{tokens:,} tokens at {images['sides'][backbone_id]} pixels for {short_id(backbone_id)}"
+        for backbone_id, tokens in images["tokens"].items()
+    ]
+    return {
+        "images": f"{images['train']:,} in training, {images['validation']:,} held out; {' to '.join(sizes)} pixels, "
+        f"at most {images['most_per_example']} an example; each is {listed(seen)}"
+    }
 
 
 def _cost(found: PlannedCost, cells: int, planned: "Plan") -> str:

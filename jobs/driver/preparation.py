@@ -16,11 +16,13 @@ from typing import Any
 from backbones.prompting.codec import Codec
 from backbones.registry import BackboneSpec
 from jobs.results.documents import PreparedFacts
-from orchestrator.data.arrays import join_arrays
 from orchestrator.data.parity import Parity, check_parity, compare_tokenizers, parity_of_trials, save_selection
 from orchestrator.data.prepare import (
     Prepared,
     Split,
+    Work,
+    is_prepared,
+    join,
     make_here,
     make_part,
     parts_folder,
@@ -64,7 +66,8 @@ def find_preparation(plan: Plan) -> Preparation | None:
         return None
     document = read_json(file)
     prepared = {backbone_id: prepared_from_json(one) for backbone_id, one in document["prepared"].items()}
-    if not all(Path(folder).is_dir() for one in prepared.values() for folder in (one.train_file, one.validation_file)):
+    folders = [Path(folder) for one in prepared.values() for folder in (one.train_file, one.validation_file)]
+    if not all(map(is_prepared, folders)):
         return None  # of an earlier version, or deleted
     files = document["selection_files"], document.get("trial_selection_files", {})
     return Preparation(prepared, files[0], document["facts"], files[1])
@@ -105,17 +108,17 @@ def _tokenized(plan: Plan, say: Say) -> list[Prepared]:
 
     shared = ray.put(plan)
     ((missing, found),) = _gather(_make_small, [(shared,)], say)
-    for backbone_id, splits in missing.items():
+    for backbone_id, works in missing.items():
         spec = next(spec for spec in plan.backbones if spec.backbone_id == backbone_id)
-        folders = [parts_folder(split) for split in splits]
+        folders = [parts_folder(work) for work in works]
         try:
             calls = [
-                (shared, spec, split, number, folder)
-                for split, folder in zip(splits, folders, strict=True)
-                for number in range(len(split.parts))
+                (shared, spec, work, number, folder)
+                for work, folder in zip(works, folders, strict=True)
+                for number in range(len(work.parts))
             ]
             parts = iter(_gather(_make_part, calls, say, f"tokenizing for {backbone_id}"))
-            _gather(_join, [([next(parts) for _ in split.parts], split.folder) for split in splits], say)
+            _gather(join, [(work, [next(parts) for _ in work.parts]) for work in works], say)
         finally:
             for folder in folders:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -168,7 +171,7 @@ def _codecs(plan: Plan) -> Iterator[tuple[BackboneSpec, Codec, Split, Split]]:
     """On a node that has the model cache and, for gated ids, HF_TOKEN: each tokenizer, and what it has to make."""
     for spec in plan.backbones:
         codec = _codec(plan, spec)
-        yield spec, codec, *splits_of(codec, plan.train, plan.validation, Storage(plan.storage).prepared)
+        yield spec, codec, *splits_of(codec, plan.train, plan.validation, Storage(plan.storage).prepared, spec.vision)
 
 
 def _codec(plan: Plan, spec: BackboneSpec) -> Codec:
@@ -190,32 +193,29 @@ def _load_codec(spec: BackboneSpec, max_length: int) -> Codec:
     return registry.load_codec(spec, max_length=max_length)
 
 
-def _make_small(plan: Plan) -> tuple[dict[str, list[Split]], list[Prepared]]:
+def _make_small(plan: Plan) -> tuple[dict[str, list[Work]], list[Prepared]]:
     """Makes what is missing, if that is small. Returns what is missing still, by backbone; else what is there."""
     found = list(_codecs(plan))
-    missing: dict[str, list[Split]] = {}
+    missing: dict[str, list[Work]] = {}
     codecs: dict[str, Codec] = {}
-    seen: set[Path] = set()  # candidates with one tokenizer share their arrays
+    seen: set[Path] = set()  # candidates with one tokenizer share their arrays, and those of one size their pixels
     for spec, codec, *splits in found:
-        for split in reversed(splits):  # held-out rows take longest: a part of them must not be the last to begin
-            if not split.is_ready and split.folder not in seen:
-                seen.add(split.folder)
+        # Held-out rows take longest: a part of them must not be the last to begin.
+        for work in (work for split in reversed(splits) for work in split.works):
+            if not work.is_ready and work.folder not in seen:
+                seen.add(work.folder)
                 codecs[spec.backbone_id] = codec
-                missing.setdefault(spec.backbone_id, []).append(split)
-    if any(len(split.parts) > 1 for splits in missing.values() for split in splits):
+                missing.setdefault(spec.backbone_id, []).append(work)
+    if any(len(work.parts) > 1 for works in missing.values() for work in works):
         return missing, []
-    for backbone_id, splits in missing.items():
-        for split in splits:
-            make_here(codecs[backbone_id], split)
+    for backbone_id, works in missing.items():
+        for work in works:
+            make_here(codecs[backbone_id], work)
     return {}, [prepared_of(spec.backbone_id, codec, *splits) for spec, codec, *splits in found]
 
 
-def _make_part(plan: Plan, spec: BackboneSpec, split: Split, number: int, folder: Path) -> Path:
-    return make_part(_codec(plan, spec), split, number, folder)
-
-
-def _join(parts: Sequence[Path], folder: Path) -> None:
-    join_arrays(parts, folder)
+def _make_part(plan: Plan, spec: BackboneSpec, work: Work, number: int, folder: Path) -> Path:
+    return make_part(_codec(plan, spec), work, number, folder)
 
 
 def _find_prepared(plan: Plan) -> list[Prepared]:

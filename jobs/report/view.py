@@ -50,6 +50,7 @@ DROPPED = {
     "too_long": "too long: some backbone would have cut it",
     "no_target": "no target token left to learn",
     "does_not_round_trip": "some tokenizer does not give back the same text",
+    "held_out_too_long": "held out, and too long for some backbone with its images",
     "in_validation": "also in the held-out data",
 }
 

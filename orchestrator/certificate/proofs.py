@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.distributed.fsdp import FSDPModule
 
-from backbones.inputs import IGNORED, Inputs, make_inputs
+from backbones.inputs import IGNORED, Example, Inputs, make_inputs
 from backbones.loading import WeightsError
 from backbones.registry import build
 from backbones.tokenizer import load_tokenizer, make_codec
@@ -102,7 +102,7 @@ def architecture(subject: Subject) -> Finding:
     declared = (config.architectures or ["none"])[0]
     if declared != type(structure.llm).__name__:
         return Finding(False, f"config.json names {declared}, built is {type(structure.llm).__name__}")
-    layer, count = structure.transformer_layer_cls.__name__, config.num_hidden_layers
+    layer, count = structure.transformer_layer_cls.__name__, config.get_text_config().num_hidden_layers
     if spec.decoder_layer_cls not in (None, layer):
         return Finding(False, f"the layers are {layer}, declared is {spec.decoder_layer_cls}")
     subject.structure = structure
@@ -284,10 +284,13 @@ CLAIMS = (
 
 def _batch(examples: list[Any], pad_token_id: int) -> Inputs:
     """One row that holds all examples."""
-    pairs = [(np.array(one.input_ids), np.array(one.is_target)) for one in examples]
-    return make_inputs([pairs], pad_token_id)
+    return make_inputs([[_example(one) for one in examples]], pad_token_id)
 
 
 def _rows(examples: list[Any], pad_token_id: int) -> Inputs:
     """One row for each example."""
-    return make_inputs([[(np.array(one.input_ids), np.array(one.is_target))] for one in examples], pad_token_id)
+    return make_inputs([[_example(one)] for one in examples], pad_token_id)
+
+
+def _example(encoded: Any) -> Example:
+    return Example(np.array(encoded.input_ids), np.array(encoded.is_target))

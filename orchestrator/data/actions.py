@@ -25,6 +25,7 @@ class ActionStatistics:
     q99: tuple[float, ...]
     num_transitions: int
     num_trajectories: int
+    mask: tuple[bool, ...] | None = None  # whether each dimension is scaled; None: all are
 
     @property
     def dimensions(self) -> int:
@@ -34,23 +35,32 @@ class ActionStatistics:
     def normalise(self, actions: np.ndarray) -> np.ndarray:
         """(..., dimensions) in [-1, 1]: q01 becomes -1, q99 becomes 1, what is beyond them is cut off.
 
-        0 in a dimension that never changes. Source: openvla/openvla, prismatic/vla/datasets/rlds/utils/data_utils.py,
-        NormalizationType.BOUNDS_Q99.
+        Dimensions that the mask leaves out stay as they are; 0 in those that never change. Source: openvla/openvla,
+        prismatic/vla/datasets/rlds/utils/data_utils.py, NormalizationType.BOUNDS_Q99.
         """
         low, high = np.array(self.q01), np.array(self.q99)
-        scaled = np.clip(2 * (actions - low) / (high - low + 1e-8) - 1, -1, 1)
+        scaled = np.where(self._is_scaled, np.clip(2 * (actions - low) / (high - low + 1e-8) - 1, -1, 1), actions)
         return np.where(np.array(self.min) == np.array(self.max), 0.0, scaled)
 
     def restore(self, normalised: np.ndarray) -> np.ndarray:
         """Actions in the robot's own units, as OpenVLA's `predict_action` restores them."""
         low, high = np.array(self.q01), np.array(self.q99)
-        return np.asarray(0.5 * (normalised + 1) * (high - low) + low)
+        return np.where(self._is_scaled, 0.5 * (normalised + 1) * (high - low) + low, normalised)
+
+    @property
+    def _is_scaled(self) -> np.ndarray:
+        return np.ones(self.dimensions, np.bool_) if self.mask is None else np.array(self.mask)
+
+    def beyond_bins(self) -> list[int]:
+        """The dimensions that the mask leaves out and bins cannot hold, since they leave [-1, 1]."""
+        low, high = np.array(self.min), np.array(self.max)
+        return np.flatnonzero(~self._is_scaled & ((low < -1) | (high > 1))).tolist()
 
     def as_openvla(self, dataset_name: str) -> dict[str, Any]:
-        """The content of a `dataset_statistics.json`; `mask`: every dimension is normalised."""
-        facts = asdict(self)
+        """The content of a `dataset_statistics.json`."""
+        facts = asdict(self) | {"mask": self._is_scaled.tolist()}
         counts = {key: facts.pop(key) for key in ("num_transitions", "num_trajectories")}
-        return {dataset_name: {"action": {**facts, "mask": [True] * self.dimensions}, **counts}}
+        return {dataset_name: {"action": facts, **counts}}
 
 
 @dataclass(frozen=True)
@@ -64,6 +74,14 @@ class ActionCoding:
     def tokens(self) -> ActionTokens:
         """The ids."""
         return ActionTokens(self.end)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What arrays depend on. Without a mask it is what it was before there were any."""
+        facts = asdict(self)
+        if self.statistics.mask is None:
+            del facts["statistics"]["mask"]
+        return facts
 
 
 def count_statistics(actions: np.ndarray, episodes: int) -> ActionStatistics:

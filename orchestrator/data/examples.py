@@ -2,20 +2,35 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from json.encoder import encode_basestring
+from pathlib import Path
 from typing import Literal
 
 Role = Literal["system", "user", "assistant"]
 
 
 @dataclass(frozen=True)
+class Image:
+    """A picture as a file of it has it. Equal bytes are equal images, wherever they are."""
+
+    sha256: str  # of those bytes, in hex digits
+    source: Path | bytes = field(compare=False, repr=False)  # the file, or its content
+    width: int = field(compare=False)  # pixels, as they are stored
+    height: int = field(compare=False)
+
+
+@dataclass(frozen=True)
 class Turn:
-    """One message of a conversation; `content` is stripped of surrounding white space."""
+    """One message of a conversation; `content` is stripped of surrounding white space.
+
+    `images` are seen before it is read.
+    """
 
     role: Role
     content: str
+    images: tuple[Image, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -30,6 +45,11 @@ class Example:
     turns: tuple[Turn, ...] = ()
     text: str = ""
     action: tuple[float, ...] = ()
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        """Those of all turns, in order."""
+        return tuple([image for turn in self.turns for image in turn.images])
 
     @cached_property
     def content_digest(self) -> bytes:
@@ -54,12 +74,19 @@ class Example:
         return sum(_utf8_bytes(turn.content) for turn in self.turns if turn.role == "assistant")
 
     def _as_json(self) -> str:
-        """What `json.dumps` makes of the text, or of the turns as a list of pairs; planning does it for every row."""
+        """What `json.dumps` makes of the text, or of the turns as a list of pairs; planning does it for every row.
+
+        A turn with images is a list of three, the last of which lists their digests.
+        """
         if not self.turns:
             return encode_basestring(self.text)
-        pairs = [f'["{turn.role}", {encode_basestring(turn.content)}]' for turn in self.turns]
+        pairs = [f'["{turn.role}", {encode_basestring(turn.content)}{_digests(turn)}]' for turn in self.turns]
         turns = f"[{', '.join(pairs)}]"
         return f"[{turns}, {json.dumps(self.action)}]" if self.action else turns
+
+
+def _digests(turn: Turn) -> str:
+    return f", {json.dumps([image.sha256 for image in turn.images])}" if turn.images else ""
 
 
 def _utf8_bytes(text: str) -> int:

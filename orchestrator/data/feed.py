@@ -171,7 +171,8 @@ class Feed:
 
     def _cut(self, index: int) -> Example:
         input_ids, is_target, _ = self.data.example(index)
-        return input_ids[: self.sequence_length], is_target[: self.sequence_length]
+        end = self.sequence_length  # that no example with images passes: parity drops those
+        return Example(input_ids[:end], is_target[:end], self.data.images(index))
 
 
 def _generator(*parts: str | int) -> np.random.Generator:

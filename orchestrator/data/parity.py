@@ -28,6 +28,8 @@ def compare_tokenizers(prepared: Sequence[Prepared], sequence_length: int, rule:
     intersection: an example that any candidate would cut is dropped for all. per_backbone: each candidate keeps what
     it can learn from, cut at the end. Held-out items are never cut (long ones are scored in windows); an item whose
     text any tokenizer cannot give back is dropped for all.
+
+    An example with images is never cut, nor an item with some parted: who cannot read it whole drops it.
     """
     train = {one.backbone_id: load_tokenized(one.train_file) for one in prepared}
     validation = [load_tokenized(one.validation_file) for one in prepared]
@@ -40,9 +42,12 @@ def compare_tokenizers(prepared: Sequence[Prepared], sequence_length: int, rule:
         kept = dict.fromkeys(train, shared)
         too_long, no_target = int(cut_by_any.sum()), int((empty_for_any & ~cut_by_any).sum())
     else:
-        kept = {backbone_id: np.flatnonzero(~nothing) for backbone_id, nothing in empty.items()}
-        too_long, no_target = 0, int(empty_for_any.sum())
+        uncut = {backbone_id: one & train[backbone_id].has_images for backbone_id, one in cut.items()}
+        kept = {backbone_id: np.flatnonzero(~(nothing | uncut[backbone_id])) for backbone_id, nothing in empty.items()}
+        uncut_by_any = np.logical_or.reduce(list(uncut.values()))
+        too_long, no_target = int(uncut_by_any.sum()), int((empty_for_any & ~uncut_by_any).sum())
     readable = np.logical_and.reduce([data.round_trips for data in validation])
+    whole = np.logical_and.reduce([(data.lengths <= sequence_length) | (not data.has_images) for data in validation])
     facts = {
         one.backbone_id: {
             "examples_cut": int(cut[one.backbone_id].sum()),
@@ -56,7 +61,9 @@ def compare_tokenizers(prepared: Sequence[Prepared], sequence_length: int, rule:
         for one in prepared
     }
     dropped = {"too_long": too_long, "no_target": no_target, "does_not_round_trip": int((~readable).sum())}
-    return Parity(kept, np.flatnonzero(readable), dropped, facts)
+    if not whole.all():
+        dropped["held_out_too_long"] = int((readable & ~whole).sum())
+    return Parity(kept, np.flatnonzero(readable & whole), dropped, facts)
 
 
 def find_droppers(prepared: Sequence[Prepared], sequence_length: int, examples: np.ndarray) -> dict[str, int]:
@@ -82,6 +89,9 @@ def check_parity(parity: Parity, file: str, sequence_length: int) -> None:
     if not len(parity.scored):
         message = (
             "no held-out item can be decoded back to its own text by every tokenizer; check recipe.data.validation"
+            if not parity.dropped.get("held_out_too_long")
+            else f"no held-out item with its images fits recipe.sequence_length {sequence_length}, and none is parted; "
+            "raise it"
         )
         raise SpecError((SpecProblem(file, message, "recipe.data.validation"),))
 

@@ -14,10 +14,10 @@ from orchestrator.data.tune_split import TuneSplit
 from orchestrator.errors import SpecError, SpecProblem
 from orchestrator.identity import backbone_identity, backbone_slug, content_hash
 from orchestrator.layout import JobFolder, Storage
+from orchestrator.planning.modalities import check_actions, check_images, masked
 from orchestrator.planning.occurrence import parse_occurrence
 from orchestrator.planning.preflight import (
     check_accelerator,
-    check_actions,
     check_batch,
     check_export_folder,
     check_rollouts,
@@ -216,6 +216,10 @@ def _plan(source: SpecSource, model: type[Comparison] | type[Finetune], occurren
     if sound("recipe.data", "recipe.adaptation"):
         check_actions(source, job, specs, problems)
     splits = load_splits(source, job, problems) if sound("recipe.data") else None
+    if splits is not None:
+        train, validation, removed = splits
+        check_images(source, job, specs, train, validation, problems)
+        splits = masked(source, job, train, validation, problems), validation, removed
     tune = None if splits is None else find_tune_split(source, job, splits, problems)
     if problems or splits is None:
         raise SpecError(tuple(problems))

@@ -121,26 +121,6 @@ def resolve_backbones(source: SpecSource, references: Sequence[str], problems: P
     return specs
 
 
-def check_actions(source: SpecSource, job: Job, specs: Sequence[BackboneSpec], problems: Problems) -> None:
-    """What a recipe must be to learn a robot's actions."""
-    data, adaptation = job.recipe.data, job.recipe.adaptation.kind
-    if data.format != "actions":
-        return
-    if data.parity != "intersection":
-        message = (
-            f"'recipe.data.parity' is '{data.parity}', under which long examples are cut, and part of an action is no "
-            "action; set it to intersection"
-        )
-        problems.append(source.problem("recipe.data.parity", message))
-    for spec in specs:
-        if spec.extra_tokens and adaptation in ("lora", "bias_only"):
-            message = (
-                f"'recipe.adaptation.kind' is '{adaptation}', but the tokens that {spec.backbone_id} adds for actions "
-                "are new, and only full and last_layer train their rows; choose one of these"
-            )
-            problems.append(source.problem("recipe.adaptation.kind", message))
-
-
 def default_tracking_uri(storage: Path) -> str:
     """MLFLOW_TRACKING_URI, else a SQLite file in the storage folder."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Storage(storage).mlflow_database}"

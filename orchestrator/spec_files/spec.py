@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from backbones.adaptation import Lora
+from backbones.adaptation import VISION_KINDS, Lora, VisionMode
 from orchestrator.parallel import ParallelDims
 from orchestrator.tracking.tracker import find_tracker
 
@@ -40,7 +40,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 # fmt: off
 RowKey = Literal[
     "messages", "prompt", "completion", "response", "text", "conversations", "instruction", "input", "output", "group",
-    "action", "episode",
+    "action", "episode", "image", "images",
 ]
 # fmt: on
 
@@ -51,11 +51,22 @@ class Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class Actions(Strict):
+    """How a robot's actions are scaled to [-1, 1] before they become tokens.
+
+    mask: true for each dimension that is scaled by the percentiles of training data, false for one that stays as it is,
+    such as a gripper's; auto: OpenVLA's rule for 7 and 10 dimensions, all but the last.
+    """
+
+    mask: Literal["auto"] | Annotated[tuple[bool, ...], Field(min_length=1)] = "auto"
+
+
 class Data(Strict):
     """Where examples come from: a file (JSONL, Parquet, CSV, a JSON array, text), a folder of some, `builtin:stdlib`,
     or `hf-dataset:ORG/NAME@REVISION#SPLIT`.
 
     columns: the names that rows have where they are not those of the format, such as {prompt: question}.
+    actions: where a robot's are not all scaled alike.
     """
 
     train: str = Field(min_length=1)
@@ -63,6 +74,14 @@ class Data(Strict):
     format: Literal["messages", "prompt_completion", "text", "sharegpt", "alpaca", "actions"] = "messages"
     columns: dict[RowKey, str] | None = Field(None, min_length=1, exclude_if=_is_none)
     parity: Literal["intersection", "per_backbone"] = "intersection"
+    actions: Actions | None = Field(None, exclude_if=_is_none)
+
+    @field_validator("actions")
+    @classmethod
+    def _check_actions_only(cls, actions: Actions | None, info: ValidationInfo) -> Actions | None:
+        if actions is not None and info.data.get("format", "actions") != "actions":
+            raise ValueError("it belongs to format actions only; remove it")
+        return actions
 
 
 class Budget(Strict):
@@ -113,13 +132,28 @@ class Optimizer(Strict):
 
 
 class Adaptation(Strict):
-    """Which parameters learn. What lora leaves open: rank 16, alpha twice the rank, no dropout, every matrix."""
+    """Which parameters learn. What lora leaves open: rank 16, alpha twice the rank, no dropout, every matrix.
 
-    kind: Literal["full", "last_layer", "bias_only", "lora"] = "full"
+    Of a backbone that sees, `full` is the language model and the connector, `connector` the latter alone; with `vision`
+    full its towers learn too. OpenVLA's stages: align is connector; vla-train is full; vla-full-train is full with
+    vision full; last-layer is last_layer; vla-sandwich-train is last_layer with vision full.
+    """
+
+    kind: Literal["full", "last_layer", "bias_only", "lora", "connector"] = "full"
     rank: Annotated[int, Field(ge=1, le=4096)] | None = None
     alpha: Annotated[float, Field(gt=0, le=65536)] | None = None
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     target_modules: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    vision: VisionMode = Field("frozen", exclude_if="frozen".__eq__)
+
+    @field_validator("vision")
+    @classmethod
+    def _check_vision(cls, vision: VisionMode, info: ValidationInfo) -> VisionMode:
+        if vision == "full" and info.data.get("kind", "full") not in VISION_KINDS:
+            raise ValueError(
+                f"towers learn under {' and '.join(VISION_KINDS)} only; set kind to one of them, or remove it"
+            )
+        return vision
 
     @field_validator("rank", "alpha", "dropout", "target_modules")
     @classmethod
@@ -145,7 +179,7 @@ class Adaptation(Strict):
     def summary(self) -> str:
         """In words, for records and reports."""
         if self.lora is None:
-            return self.kind
+            return self.kind if self.vision == "frozen" else f"{self.kind}, vision too"
         modules = ", ".join(self.lora.target_modules or ("every matrix",))
         return f"lora: rank {self.lora.rank}, alpha {self.lora.alpha:g}, dropout {self.lora.dropout:g}, {modules}"
 

@@ -61,7 +61,7 @@ class ShardedModel(AskedModel):
         order = sorted(range(len(requests)), key=lambda place: -lengths[place])
         batches: list[Sequence[int]] = []
         while order:
-            row_bytes = 4 * self.model.config.vocab_size * min(lengths[order[0]], self.max_length)
+            row_bytes = 4 * self.model.config.get_text_config().vocab_size * min(lengths[order[0]], self.max_length)
             rows = max(min(self._rows, LOGITS_BYTES // row_bytes), 1)
             batches.append(order[:rows])
             order = order[rows:]

@@ -34,8 +34,9 @@ class Window:
 def windows(data: TokenizedDataset, items: np.ndarray, sequence_length: int) -> Iterator[Window]:
     """Cuts each item into rolling windows, every scored token in exactly one of them.
 
-    An item that fits is one window. A longer one is cut as lm-evaluation-harness does: each window predicts the next
-    `sequence_length - 1` tokens given the one before them, and the last keeps as much context as fits.
+    An item that fits is one window, as every item with images does. A longer one is cut as lm-evaluation-harness does:
+    each window predicts the next `sequence_length - 1` tokens given the one before them, and the last keeps as much
+    context as fits.
     """
     span = sequence_length - 1
     for position, index in enumerate(items):
@@ -72,8 +73,8 @@ def _shares(
         yield batches[min(number, len(batches) - 1)], number < len(batches)
 
 
-def _rows(group: Sequence[Window]) -> list[list[Example]]:
-    return [[(window.input_ids, window.is_scored)] for window in group]
+def _rows(group: Sequence[Window], data: TokenizedDataset, items: np.ndarray) -> list[list[Example]]:
+    return [[Example(one.input_ids, one.is_scored, data.images(int(items[one.item])))] for one in group]
 
 
 def evaluate(
@@ -96,7 +97,7 @@ def evaluate(
     nats = torch.zeros(len(items), dtype=torch.float64)
     tokens = torch.zeros(len(items), dtype=torch.int64)
     for group, counts in _shares(data, items, sequence_length, rows * sequence_length, mesh):
-        scores = score(collate(_rows(group))).double().sum(dim=1).cpu()
+        scores = score(collate(_rows(group, data, items))).double().sum(dim=1).cpu()
         if counts:
             places = torch.tensor([window.item for window in group])
             nats.index_add_(0, places, scores)
@@ -127,7 +128,7 @@ def evaluate_actions(
     """
     sums = torch.zeros(4, dtype=torch.float64)
     for group, counts in _shares(data, items, sequence_length, most_tokens, mesh):
-        placed = place(collate(_rows(group)))
+        placed = place(collate(_rows(group, data, items)))
         logits_NV = logits(placed)[placed.positions_N].float()
         if not counts:
             continue

@@ -170,7 +170,7 @@ def _finish(backbone: TrainableBackbone, folder: Path, manifest: dict[str, Any],
     staged, llm = folder / EXPORT_UNFINISHED, backbone.llm
     # Training switches the cache off, tells the tokenizer the recipe's length, and gives the class FSDP's name; none
     # of it is a fact about the model.
-    llm.config.use_cache = True
+    llm.config.get_text_config().use_cache = True
     llm.config.architectures = [type(llm).__name__.removeprefix("FSDP")]
     llm.config.dtype = torch.float32
     if context_length:

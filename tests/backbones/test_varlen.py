@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, Gemma2ForCausalLM, GPT2Config, GP
 
 from backbones import AttentionUnavailableError, build, get_spec, resolve_attention
 from backbones.attention import AttentionChoice
-from backbones.inputs import IGNORED, Inputs, make_inputs
+from backbones.inputs import IGNORED, Example, Inputs, make_inputs
 from backbones.varlen import document_bounds, register_varlen
 
 FAMILIES = [family for family in FAMILY_REPRESENTATIVES if family not in ("gemma2", "gpt2")]
@@ -79,9 +79,9 @@ def without_groups(
 KERNELS = {"varlen-2.13": by_document, "varlen-2.11": without_groups}
 
 
-def examples(seed: int = 0) -> list[list[tuple[np.ndarray, np.ndarray]]]:
+def examples(seed: int = 0) -> list[list[Example]]:
     draw = np.random.default_rng(seed)
-    return [[(draw.integers(3, 200, size), draw.random(size) < 0.7) for size in row] for row in LENGTHS]
+    return [[Example(draw.integers(3, 200, size), draw.random(size) < 0.7) for size in row] for row in LENGTHS]
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,9 @@ def test_the_bounds_are_made_once_for_a_forward_pass(folders: Callable[[str], Pa
 
 @given(rows=st.lists(st.lists(st.integers(2, 9), min_size=1, max_size=4), min_size=1, max_size=4))
 def test_documents_begin_with_their_row_and_padding_belongs_to_the_last(rows: list[list[int]]) -> None:
-    made = make_inputs([[(np.arange(size), np.ones(size, bool)) for size in row] for row in rows], pad_token_id=0)
+    made = make_inputs(
+        [[Example(np.arange(size), np.ones(size, bool)) for size in row] for row in rows], pad_token_id=0
+    )
     width = made.input_ids_BT.shape[1]
     expected = [line * width + sum(row[:place]) for line, row in enumerate(rows) for place in range(len(row))]
 
@@ -207,7 +209,7 @@ def test_compiled_layers_serve_any_number_of_documents_without_being_compiled_an
     graphs = []
     for cuts in ((16, 16), (8, 8, 16), (4, 20, 4, 4), (32,)):
         counters.clear()
-        inputs = VARLEN.arrange(make_inputs([[(np.arange(3, 3 + cut), np.ones(cut, bool)) for cut in cuts]], 1))
+        inputs = VARLEN.arrange(make_inputs([[Example(np.arange(3, 3 + cut), np.ones(cut, bool)) for cut in cuts]], 1))
         arguments = inputs.on(torch.device("cpu")).arguments
         with torch.no_grad():
             found = model(**arguments, use_cache=False).logits

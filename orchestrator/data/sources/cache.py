@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -23,7 +23,7 @@ from orchestrator.data.sources.dataset import Block, Dataset
 from orchestrator.data.sources.scan import Reading, Scanned, read_scanned, write_scanned
 from orchestrator.data.sources.scanners import scan_all
 
-FORMAT = 2  # raise it when what a scan finds, or how it is stored, changes
+FORMAT = 3  # raise it when what a scan finds, or how it is stored, changes
 WORTH_KEEPING = 4 << 20  # bytes of a file: less is scanned as fast as it is looked up
 KEPT_S = 60 * 86400  # since its last use
 _CHECKSUM_BYTES = 16
@@ -51,7 +51,7 @@ class ScanCache:
                     yield from self._stored(self._entry(part, reading))
                 continue
             spans = [span for part in listed for span in part.spans()]
-            entries = {part.name: self._entry(part, reading) for part in listed}
+            entries = {part.name: (self._entry(part, reading), part.size >= self.worth_keeping) for part in listed}
             yield from self._kept(scan_all(spans, reading, sum(part.size for part in listed)), entries)
 
     def find_split(self, key: str, reading: Reading) -> tuple[Dataset, int] | None:
@@ -99,29 +99,29 @@ class ScanCache:
             return None
         return _named([[part.identity for part in parts], asdict(reading), *more])
 
-    def _entry(self, part: Part, reading: Reading) -> Path | None:
-        """Where a part's entry is or goes; None for small ones."""
-        return (
-            None if part.size < self.worth_keeping else self.folder / f"{_named([part.identity, asdict(reading)])}.scan"
-        )
+    def _entry(self, part: Part, reading: Reading) -> Path:
+        """Where a part's entry is or goes. Small ones have none, unless they have images."""
+        return self.folder / f"{_named([part.identity, asdict(reading)])}.scan"
 
     def _is_known(self, part: Part, reading: Reading) -> bool:
+        """Whether a part was scanned, and neither it nor the files of its images have changed."""
         entry = self._entry(part, reading)
-        return entry is not None and _is_sound(entry)
+        return _is_sound(entry) and all(scanned.is_current for scanned in self._stored(entry))
 
-    def _stored(self, entry: Path | None) -> Iterator[Scanned]:
-        assert entry is not None
+    def _stored(self, entry: Path) -> Iterator[Scanned]:
         _use(entry)
         with open(entry, "rb") as stream:
             end = os.fstat(stream.fileno()).st_size - _CHECKSUM_BYTES
             while stream.tell() < end and (scanned := read_scanned(stream)):
                 yield scanned
 
-    def _kept(self, scans: Iterator[Scanned], entries: dict[str, Path | None]) -> Iterator[Scanned]:
-        """Passes scanned spans on, and keeps those of each file that has an entry and no fault."""
+    def _kept(self, scans: Iterator[Scanned], entries: dict[str, tuple[Path, bool]]) -> Iterator[Scanned]:
+        """Passes scanned spans on, and keeps those of each file that is worth it and has no fault."""
         for file, some in groupby(scans, key=lambda scanned: scanned.span.file):
-            place = entries[file]
-            if place is None:
+            place, is_worth_it = entries[file]
+            first = next(some)
+            some = chain([first], some)
+            if not is_worth_it and not first.has_images:
                 yield from some
                 continue
             entry, faults = _Entry(place), 0

@@ -21,6 +21,7 @@ from orchestrator.data.sources.rows import RowError
 
 SPAN_BYTES = 2 << 20  # of JSONL and text: what one process reads, or tokenizes, at a time
 HUB_ROWS = 10_000  # of a span
+LEROBOT = "lerobot:"  # begins the name of a folder that is a LeRobotDataset
 LARGEST_ARRAY = 1 << 30  # bytes of a JSON array, which is parsed whole
 _BOM = b"\xef\xbb\xbf"
 
@@ -29,7 +30,10 @@ Rows = Iterator[tuple[int, Any]]  # (number within the span from 0, the row, or 
 
 @dataclass(frozen=True)
 class Span:
-    """A part of a file: bytes of JSONL and text, row groups of Parquet, rows of a hub dataset, all of another."""
+    """A part of a file: bytes of JSONL and text, row groups of Parquet, rows of a hub dataset, all of another.
+
+    Of a robot's recordings, episodes.
+    """
 
     file: str
     start: int
@@ -37,7 +41,8 @@ class Span:
 
     @property
     def suffix(self) -> str:
-        return PREFIX if self.file.startswith(PREFIX) else Path(self.file).suffix
+        named = next((prefix for prefix in (PREFIX, LEROBOT) if self.file.startswith(prefix)), None)
+        return named or Path(self.file).suffix
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """A split as planning knows it: its digest and its counts, and blocks from which its examples can be read again."""
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -81,6 +82,25 @@ class Items:
 
 
 @dataclass(frozen=True)
+class Pictures:
+    """What a plan says of a dataset's images. Sizes are width and height in pixels, by area."""
+
+    count: int
+    most_per_example: int
+    smallest: tuple[int, int]
+    largest: tuple[int, int]
+
+    def followed_by(self, others: "Pictures") -> "Pictures":
+        """These and others."""
+        return Pictures(
+            self.count + others.count,
+            max(self.most_per_example, others.most_per_example),
+            min(self.smallest, others.smallest, key=math.prod),
+            max(self.largest, others.largest, key=math.prod),
+        )
+
+
+@dataclass(frozen=True)
 class Dataset:
     """Examples in file order. `digest` hashes their content and which share a group, not where they were found."""
 
@@ -91,6 +111,7 @@ class Dataset:
     blocks: tuple[Block | HeldBlock, ...] = field(repr=False)
     items: Items | None = field(default=None, repr=False, compare=False)  # of held-out data, and where asked for
     actions: ActionStatistics | None = field(default=None, repr=False)  # of a robot's data
+    pictures: Pictures | None = None  # where every example has an image
 
     def __len__(self) -> int:
         return self.count
@@ -127,6 +148,7 @@ class Summary:
     _groups: dict[str, int] = field(default_factory=dict)
     _items: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)
     _actions: list[np.ndarray] = field(default_factory=list)
+    _pictures: Pictures | None = None
 
     def add(self, scanned: Scanned) -> tuple[int, bytes]:
         """Counts a span's examples; returns how many are left, and a bit for each that tells whether it is removed."""
@@ -143,6 +165,9 @@ class Summary:
         self.removed += len(scanned) - len(left)
         if scanned.dimensions:
             self._actions.append(scanned.actions[left])
+        if scanned.has_images and len(left):
+            pictures = _pictures_of(scanned, ~is_out)
+            self._pictures = self._pictures.followed_by(pictures) if self._pictures else pictures
         if self.keeps_items:
             self._items.append((scanned.digests[left], scanned.learnable_bytes[left], np.array(numbers, np.int64)))
         return len(left), np.packbits(is_out).tobytes() if len(left) < len(scanned) else b""
@@ -150,6 +175,10 @@ class Summary:
     def dimensions(self, scanned: Scanned) -> int:
         """That a span's actions must have: those of the first span."""
         return int(self._actions[0].shape[1]) if self._actions else scanned.dimensions
+
+    def expects_images(self, scanned: Scanned) -> bool:
+        """Whether a span's examples must have images: as those of the first span."""
+        return self._pictures is not None if self._count else scanned.has_images
 
     @property
     def digests(self) -> np.ndarray:
@@ -168,7 +197,7 @@ class Summary:
         if self._actions and self._count:
             actions = count_statistics(np.concatenate(self._actions), len(self._groups))
         digest = self._digest.hexdigest()[:32]
-        return Dataset(reference, digest, self._count, self._bytes, tuple(blocks), items, actions)
+        return Dataset(reference, digest, self._count, self._bytes, tuple(blocks), items, actions, self._pictures)
 
 
 def held(reference: str, examples: Iterable[Example]) -> Dataset:
@@ -183,6 +212,14 @@ def block_of(scanned: Scanned, reading: Reading, count: int, removed: bytes) -> 
     """The block that gives a scanned span's examples again."""
     digest = hashlib.sha256(scanned.digests.tobytes()).hexdigest()[:32]
     return Block(scanned.span, reading, digest, count, removed)
+
+
+def _pictures_of(scanned: Scanned, is_left: np.ndarray) -> Pictures:
+    """Of the examples that are left, at least one."""
+    sizes = scanned.image_sizes[np.repeat(is_left, scanned.images)]
+    areas = sizes[:, 0].astype(np.int64) * sizes[:, 1]
+    smallest, largest = (tuple(sizes[place].tolist()) for place in (areas.argmin(), areas.argmax()))
+    return Pictures(len(sizes), int(scanned.images[is_left].max()), smallest, largest)
 
 
 def occur_in(digests: np.ndarray, others: np.ndarray) -> np.ndarray:

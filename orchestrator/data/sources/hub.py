@@ -53,9 +53,25 @@ def open_rows(reference: str) -> Any:
     datasets.disable_progress_bars()
     try:
         with hub_errors(reference, match["path"]):
-            return datasets.load_dataset(match["path"], revision=revision, split=match["split"])
+            rows = datasets.load_dataset(match["path"], revision=revision, split=match["split"])
     except (ValueError, FileNotFoundError) as error:  # the library's words for what it did not find
         raise HubDatasetError(f"{str(error).partition(chr(10))[0]} Write {_EXAMPLE}") from error
+    for feature in rows.info.features.values():
+        _leave_as_stored(feature)
+    return rows
+
+
+def _leave_as_stored(feature: Any) -> None:
+    """Images stay bytes: what is decoded has no content that could be hashed."""
+    import datasets
+
+    if isinstance(feature, datasets.Image):
+        feature.decode = False
+    elif isinstance(feature, dict):
+        for part in feature.values():
+            _leave_as_stored(part)
+    elif (part := getattr(feature, "feature", None)) is not None:  # of a list
+        _leave_as_stored(part)
 
 
 def rows_between(reference: str, first: int, last: int) -> Iterator[tuple[int, Any]]:

@@ -1,6 +1,7 @@
 """From `recipe.data` to a split: which files, which rows in them, and every row that is wrong. No torch."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,7 @@ from orchestrator.data.sources.cache import ScanCache, default_folder
 from orchestrator.data.sources.containers import Part, part_of, part_of_hub
 from orchestrator.data.sources.dataset import NOTHING, Block, Dataset, HeldBlock, Summary, block_of, occur_in
 from orchestrator.data.sources.hub import PREFIX, HubDatasetError, resolve
+from orchestrator.data.sources.lerobot import INFO, LeRobotError, part_of_lerobot
 from orchestrator.data.sources.scan import Reading, scan_examples
 from orchestrator.data.stdlib import stdlib_examples
 from orchestrator.errors import SpecError, SpecProblem
@@ -92,12 +94,17 @@ def _load_parts(
             if len(scanned) and scanned.dimensions != summary.dimensions(scanned):
                 problems.append(scanned.other_length(summary.dimensions(scanned)))
                 continue
+            if len(scanned) and scanned.has_images != summary.expects_images(scanned):
+                problems.append(scanned.without_images(not scanned.has_images))
+                continue
             left, removed = summary.add(scanned)
             if left:
                 blocks.append(block_of(scanned, reading, left, removed))
     except OSError as error:
         message = f"cannot be read: {error.strerror}; check what it is and its permissions"
         problems.append(SpecProblem(str(error.filename or parts[0].name), message))
+    except LeRobotError as error:
+        problems.append(SpecProblem(parts[0].name, str(error)))
     if len(problems) >= MAX_PROBLEMS:
         more += len(problems) - MAX_PROBLEMS
         others = f" ({more} more in what was read)" if more else ""
@@ -109,7 +116,7 @@ def _load_parts(
     if not len(dataset) + summary.removed:
         message = f"'{path}' is '{reference}', which holds no rows; give a file with data"
         raise SpecError((source.problem(path, message),))
-    if key:
+    if key and dataset.pictures is None:  # whose files may change without the others
         cache.keep_split(key, dataset, summary.removed)
     return Loaded(dataset, summary.removed, summary.digests)
 
@@ -124,6 +131,8 @@ def _find_parts(source: SpecSource, path: str, reference: str, data_format: str)
             return [part_of_hub(resolve(reference, path.rpartition(".")[2], partial(find_path, source)))]
         except HubDatasetError as error:
             raise SpecError((source.problem(path, f"'{path}' is '{reference}': {error}"),)) from error
+    if recorded := _find_recordings(source, path, reference, data_format):
+        return [recorded]
     suffixes = (*SUFFIXES, ".txt") if data_format == "text" else SUFFIXES
     found = find_path(source, reference)
     if found is None:
@@ -138,6 +147,24 @@ def _find_parts(source: SpecSource, path: str, reference: str, data_format: str)
         raise SpecError((source.problem(path, message),))
     try:
         return [part_of(file) for file in files]
+    except OSError as error:
+        message = f"cannot be read: {error.strerror}; check what it is and its permissions"
+        raise SpecError((SpecProblem(str(error.filename), message),)) from None
+
+
+def _find_recordings(source: SpecSource, path: str, reference: str, data_format: str) -> Part | None:
+    """A LeRobotDataset's folder, and which of its episodes where it is written FOLDER#FIRST:LAST; None of others."""
+    match = re.fullmatch(r"(.+?)(?:#(\d+):(\d+))?", reference)
+    folder = None if match is None else find_path(source, match[1])
+    if match is None or folder is None or not (folder / INFO).is_file():
+        return None
+    if data_format != "actions":
+        message = f"'{path}' is '{reference}', a robot's recordings; set recipe.data.format to actions"
+        raise SpecError((source.problem(path, message),))
+    try:
+        return part_of_lerobot(folder, int(match[2] or 0), int(match[3]) if match[3] else None)
+    except LeRobotError as error:
+        raise SpecError((source.problem(path, f"'{path}' is '{reference}': {error}"),)) from None
     except OSError as error:
         message = f"cannot be read: {error.strerror}; check what it is and its permissions"
         raise SpecError((SpecProblem(str(error.filename), message),)) from None

@@ -1,4 +1,7 @@
-"""A row of any container to an example, by `recipe.data.format`. Pure; every fault has a dotted path and a remedy."""
+"""A row of any container to an example, by `recipe.data.format`; every fault has a dotted path and a remedy.
+
+Pure, but for the images that a row names.
+"""
 
 import json
 import sys
@@ -6,7 +9,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, cast
 
 from orchestrator.data.actions import question_about
-from orchestrator.data.examples import Example, Role, Turn
+from orchestrator.data.examples import Example, Image, Role, Turn
+from orchestrator.data.images.files import ImageError, ImageReader
 
 DataFormat = Literal["messages", "prompt_completion", "text", "sharegpt", "alpaca", "actions"]
 Columns = tuple[tuple[str, str], ...]  # (the key that a format reads, the column that holds it)
@@ -39,7 +43,7 @@ class RowError(ValueError):
         self.path = path
 
 
-def read_row(row: Any, data_format: DataFormat, columns: Columns, group: str) -> Example:
+def read_row(row: Any, data_format: DataFormat, columns: Columns, group: str, images: ImageReader) -> Example:
     """The example of a row; `group` is its group where the row names none. Raises RowError."""
     if not isinstance(row, dict):
         message = f"the row is {_shown(row)}; each row must be a JSON object such as {SHAPES[data_format]}"
@@ -49,7 +53,12 @@ def read_row(row: Any, data_format: DataFormat, columns: Columns, group: str) ->
     telling = _TELLING[data_format]
     if telling not in row:
         raise RowError(telling, f"'{telling}' is missing; {_hint(row, data_format)} ({_keys(row)})")
-    return _PARSERS[data_format](row, _text(row, "group", "group") if "group" in row else group)
+    named = _text(row, "group", "group") if "group" in row else group
+    if data_format == "messages":
+        return _parse_messages(row, named, images)
+    if data_format == "actions":
+        return _parse_actions(row, named, images)
+    return _PARSERS[data_format](row, named)
 
 
 def _renamed(row: dict[str, Any], columns: Columns) -> dict[str, Any]:
@@ -121,18 +130,86 @@ def _listed(row: Mapping[str, Any], key: str, data_format: DataFormat) -> list[A
     return messages
 
 
-def _parse_messages(row: Mapping[str, Any], group: str) -> Example:
+def _parse_messages(row: Mapping[str, Any], group: str, images: ImageReader) -> Example:
+    """Images stand at the turns that show them, or in the row, and then parts of turns without a source take them."""
     messages = _listed(row, "messages", "messages")
-    return _conversation(tuple([_turn(one, f"messages.{n}") for n, one in enumerate(messages)]), "messages", group)
+    spare = _images(row, "", images)
+    waiting = list(reversed(spare))
+    turns = tuple([_turn(one, f"messages.{n}", images, waiting) for n, one in enumerate(messages)])
+    if waiting:
+        taken = len(spare) - len(waiting)
+        message = (
+            f"the row has {len(spare)} images and its messages show {taken} of them; "
+            'put them into user turns as "images", or as parts {"type": "image"} of their content'
+        )
+        raise RowError("images", message)
+    return _conversation(turns, "messages", group)
 
 
-def _turn(message: Any, path: str) -> Turn:
+def _turn(message: Any, path: str, images: ImageReader, waiting: list[Image]) -> Turn:
     if not isinstance(message, dict):
         raise RowError(path, f"'{path}' is {_shown(message)}; it must be an object with role and content")
     role = message.get("role")
     if role not in ("system", "user", "assistant"):
         raise RowError(f"{path}.role", f"'{path}.role' is {_shown(role)}; use system, user or assistant")
-    return Turn(cast(Role, role), _text(message, "content", f"{path}.content").strip())
+    shown = _images(message, path, images)
+    if isinstance(message.get("content"), list):
+        content, parts = _parts(message["content"], f"{path}.content", images, waiting)
+        shown += parts
+    else:
+        content = _text(message, "content", f"{path}.content").strip()
+    if shown and role != "user":
+        raise RowError(path, f"'{path}' has the role {role} and an image; only users show them: move it to their turn")
+    return Turn(cast(Role, role), content, tuple(shown))
+
+
+def _parts(parts: list[Any], path: str, images: ImageReader, waiting: list[Image]) -> tuple[str, list[Image]]:
+    """The text of a message whose content is a list of parts, a line each, and its images."""
+    texts, shown = [], []
+    for number, part in enumerate(parts):
+        place = f"{path}.{number}"
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind == "text":
+            texts.append(_text(part, "text", f"{place}.text").strip())
+        elif kind == "image":
+            key = next((key for key in ("image", "path", "url") if part.get(key) is not None), None)
+            if key is not None:
+                shown.append(_image(part[key], f"{place}.{key}", images))
+            elif waiting:
+                shown.append(waiting.pop())
+            else:
+                raise RowError(place, f"'{place}' has no image; add its path, or list it in the row's 'images'")
+        else:
+            what = 'write {"type": "text", "text": ...} or {"type": "image", "path": ...}'
+            raise RowError(place, f"'{place}' is {_shown(part)}; {what}")
+    if not texts:
+        raise RowError(path, f"'{path}' has no text; add a part with some")
+    return "\n".join(texts), shown
+
+
+def _images(holder: Mapping[str, Any], path: str, images: ImageReader) -> list[Image]:
+    """What an object has under `image` or `images`."""
+    one, some = holder.get("image"), holder.get("images")
+    prefix = f"{path}." if path else ""
+    if one is not None and some is not None:
+        raise RowError(f"{prefix}images", f"'{prefix}image' and '{prefix}images' are both there; list all in 'images'")
+    if one is not None:
+        return [_image(one, f"{prefix}image", images)]
+    if some is None:
+        return []
+    if not isinstance(some, list) or not some:
+        message = f"'{prefix}images' is {_shown(some)}; it must list paths or images, at least one: or leave it out"
+        raise RowError(f"{prefix}images", message)
+    return [_image(value, f"{prefix}images.{number}", images) for number, value in enumerate(some)]
+
+
+def _image(value: Any, path: str, images: ImageReader) -> Image:
+    try:
+        return images.read(value)
+    except ImageError as error:
+        name = value.get("path") if isinstance(value, dict) else value
+        shown = f"'{path}' holds bytes and" if isinstance(name, bytes | None) else f"'{path}' is {_shown(name)}, which"
+        raise RowError(path, f"{shown} {error}") from None
 
 
 def _parse_sharegpt(row: Mapping[str, Any], group: str) -> Example:
@@ -165,13 +242,16 @@ def _parse_prompt_completion(row: Mapping[str, Any], group: str) -> Example:
     return Example(group=group, turns=(Turn("user", prompt), Turn("assistant", completion)))
 
 
-def _parse_actions(row: Mapping[str, Any], group: str) -> Example:
-    """OpenVLA's question about an instruction, and the action at this step of an episode, which is its group."""
+def _parse_actions(row: Mapping[str, Any], group: str, images: ImageReader) -> Example:
+    """OpenVLA's question about an instruction, and the action at this step of an episode, which is its group.
+
+    Images are what the robot sees at this step.
+    """
     question = question_about(_text(row, "instruction", "instruction"))
     numbers = _listed(row, "action", "actions")
     action = tuple([_number(number, f"action.{place}") for place, number in enumerate(numbers)])
     episode = group if "group" in row else _episode(row)
-    return Example(group=episode, turns=(Turn("user", question),), action=action)
+    return Example(group=episode, turns=(Turn("user", question, tuple(_images(row, "", images))),), action=action)
 
 
 def _number(value: Any, path: str) -> float:
@@ -195,10 +275,8 @@ def _parse_text(row: Mapping[str, Any], group: str) -> Example:
 
 
 _PARSERS: dict[DataFormat, Callable[[Mapping[str, Any], str], Example]] = {
-    "messages": _parse_messages,
     "prompt_completion": _parse_prompt_completion,
     "text": _parse_text,
     "sharegpt": _parse_sharegpt,
     "alpaca": _parse_alpaca,
-    "actions": _parse_actions,
 }

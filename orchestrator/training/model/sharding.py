@@ -1,5 +1,6 @@
-"""FSDP2 around the decoder layers of a backbone, and what was found on the wrapped model."""
+"""FSDP2 around the decoder and vision layers of a backbone, and what was found on the wrapped model."""
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -14,7 +15,7 @@ from backbones.hf_causal import HFCausalLLMBackbone
 from backbones.labelled import METHODS
 from backbones.recomputation import found_checkpointing
 from backbones.registry import build, fetch
-from backbones.spec import BackboneSpec
+from backbones.spec import BackboneSpec, VisionTower
 from orchestrator.errors import ShardingError
 from orchestrator.parallel import Mesh
 from orchestrator.spec_files.spec import Recipe
@@ -58,7 +59,8 @@ def adapt_and_shard(
     compiling: bool = False,
 ) -> list[nn.Module]:
     """What a recipe makes of a backbone that is laid out, before weights are read: a dry run does just this."""
-    apply_adaptation(backbone, recipe.adaptation.kind, recipe.adaptation.lora)
+    adaptation = recipe.adaptation
+    apply_adaptation(backbone, adaptation.kind, adaptation.lora, adaptation.vision)
     if recipe.activation_checkpointing:
         backbone.enable_gradient_checkpointing(recipe.activation_checkpointing == "selective")
     if compiling:
@@ -69,7 +71,8 @@ def adapt_and_shard(
 def shard(
     backbone: TrainableBackbone, mesh: DeviceMesh, precision: str, keep_gathered: bool = False
 ) -> list[nn.Module]:
-    """Shards `backbone.llm` in place: every `transformer_layer_cls` is one unit, the root holds the rest.
+    """Shards `backbone.llm` in place: every decoder layer and every layer of a vision tower is one unit, the root holds
+    the rest.
 
     Returns the sharded decoder layers. Parameters stay fp32 as master weights; forward and backward run in
     `precision`, gradients are reduced in fp32. `keep_gathered` has the layers gathered once for both, which takes the
@@ -81,14 +84,15 @@ def shard(
         param_dtype=COMPUTE_DTYPE[precision], reduce_dtype=torch.float32, output_dtype=None, cast_forward_inputs=True
     )
     layers = decoder_layers(backbone)
-    for layer in layers:
+    units = [*layers, *(layer for _, tower in vision_layers(backbone) for layer in tower)]
+    for layer in units:
         fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=not keep_gathered)
     fully_shard(backbone.llm, mesh=mesh, mp_policy=policy)
     for method in METHODS:
         register_fsdp_forward_method(backbone.llm, method)
     unsharded = [name for name, parameter in backbone.llm.named_parameters() if not isinstance(parameter, DTensor)]
-    if unsharded or not all(isinstance(layer, FSDPModule) for layer in layers):
-        raise ShardingError(f"{backbone.identifier}: not sharded: {', '.join(unsharded[:5]) or 'a decoder layer'}")
+    if unsharded or not all(isinstance(layer, FSDPModule) for layer in units):
+        raise ShardingError(f"{backbone.identifier}: not sharded: {', '.join(unsharded[:5]) or 'a layer'}")
     return layers
 
 
@@ -99,13 +103,24 @@ def decoder_layers(backbone: TrainableBackbone) -> list[nn.Module]:
     """
     layer_class = backbone.transformer_layer_cls
     layers = [module for module in backbone.llm.modules() if isinstance(module, layer_class)]
-    expected = backbone.llm.config.num_hidden_layers
+    expected = backbone.llm.config.get_text_config().num_hidden_layers
     if len(layers) != expected:
         raise ShardingError(
             f"{backbone.identifier}: {layer_class.__name__} matches {len(layers)} modules, but the model has "
             f"{expected} decoder layers; correct the family's transformer_layer_cls"
         )
     return layers
+
+
+def vision_layers(backbone: TrainableBackbone) -> Sequence[tuple[VisionTower, Sequence[nn.Module]]]:
+    """Each vision tower with its layers; raises ShardingError unless it has as many as its spec says."""
+    for tower, layers in backbone.vision_layers:
+        if len(layers) != tower.num_layers:
+            raise ShardingError(
+                f"{backbone.identifier}: {tower.layer_cls} matches {len(layers)} modules, but the vision tower has "
+                f"{tower.num_layers} layers; correct layer_cls in its spec"
+            )
+    return backbone.vision_layers
 
 
 def found_contract(
@@ -122,6 +137,7 @@ def found_contract(
         "compiled": "layers" if all(is_compiled(layer) for layer in layers) else "none",
         "activation_checkpointing": found_checkpointing(layers),
         "decoder_layer": type(layers[0]).__name__.removeprefix("FSDP"),
+        **_found_towers(backbone),
         "parameter_dtype": _joined(str(parameter.dtype) for parameter in parameters),
         "compute_dtype": _joined([policy.param_dtype]),
         "reduce_dtype": _joined([policy.reduce_dtype]),
@@ -131,6 +147,15 @@ def found_contract(
         "trainable_parameters": sum(parameter.numel() for parameter in parameters),
         "precision": precision,
     }
+
+
+def _found_towers(backbone: TrainableBackbone) -> dict[str, str]:
+    """How many layers of which class are units in each vision tower; nothing where there is none."""
+    towers = [
+        f"{sum(isinstance(layer, FSDPModule) for layer in layers)} {tower.layer_cls}"
+        for tower, layers in backbone.vision_layers
+    ]
+    return {"vision_layers": ", ".join(towers)} if towers else {}
 
 
 def _joined(names: Any) -> str:

@@ -11,6 +11,7 @@ import pyarrow
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pictures import png
 from pyarrow import parquet
 from test_sources import examples, load
 
@@ -75,6 +76,11 @@ def test_the_same_rows_are_the_same_data_in_any_container(
     assert [one.content_hash for one in found.read()] == [one.content_hash for one in expected.read()]
 
 
+SHOWN = [{"type": "image", "text": None}, {"type": "image", "text": None}, {"type": "text", "text": "Which?"}]
+SAID = [{"type": "text", "text": "That."}]
+IMAGE_CHATS = [{"messages": [{"role": "user", "content": SHOWN}, {"role": "assistant", "content": SAID}]}] * 2
+
+
 @pytest.fixture
 def library_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The library's own cache, which is otherwise in the home folder."""
@@ -95,6 +101,24 @@ def test_the_same_rows_are_the_same_data_through_the_datasets_library(tmp_path: 
     assert [one.content_hash for one in found.read()] == [one.content_hash for one in expected.read()]
     assert len(load(tmp_path, "hf-dataset:./hub#test")) == 2
     assert [one.turns[0].content for one in examples(tmp_path, "hf-dataset:./hub#train[1:]")] == ["naïve 你好", "NA"]
+
+
+@pytest.mark.usefixtures("library_cache")
+def test_images_of_the_datasets_library_are_the_bytes_that_it_stored(tmp_path: Path) -> None:
+    import datasets
+
+    rows = [row | {"images": [png(number), png(9)]} for number, row in enumerate(IMAGE_CHATS)]
+    write_parquet(tmp_path / "expected.parquet", rows)
+    expected = load(tmp_path, "expected.parquet")
+    features = {"messages": datasets.Dataset.from_list(IMAGE_CHATS).features["messages"]}
+    features["images"] = datasets.List(datasets.Image())
+    (tmp_path / "hub").mkdir()
+    datasets.Dataset.from_list(rows, features=datasets.Features(features)).to_parquet(
+        tmp_path / "hub" / "train.parquet"
+    )
+    found = load(tmp_path, "hf-dataset:./hub")
+    assert (found.digest, found.pictures) == (expected.digest, expected.pictures)
+    assert found.pictures is not None
 
 
 @pytest.mark.usefixtures("library_cache")

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from backbones.hf_causal import HFCausalLLMBackbone
 from backbones.inputs import IGNORED, Inputs, make_inputs
+from backbones.inputs import Example as Arrays
 from backbones.registry import build, get_spec, load_codec
 from orchestrator.data.examples import Example, Turn
 from orchestrator.data.feed import Feed, StepWork
@@ -183,7 +184,7 @@ def test_what_a_candidate_leaves_out_does_not_reorder_the_rest(dropped: set[int]
 
 @given(rows=ROWS)
 def test_positions_start_again_with_every_example_and_labels_never_cross_one(rows: Any) -> None:
-    arrays = [[(np.array([i for i, _ in one]), np.array([m for _, m in one])) for one in row] for row in rows]
+    arrays = [[Arrays(np.array([i for i, _ in one]), np.array([m for _, m in one])) for one in row] for row in rows]
 
     batch = make_inputs(arrays, PAD)
 
@@ -246,7 +247,7 @@ def test_the_loss_of_packed_examples_is_the_sum_of_their_losses_alone(backbone_i
         "And one that is a good deal longer, so that rows differ.",
     ]
     data = tokenize(backbone.codec, [Example("g", text=text) for text in texts])
-    examples = [(ids, learned) for ids, learned, _ in map(data.example, range(3))]
+    examples = [Arrays(ids, learned) for ids, learned, _ in map(data.example, range(3))]
     a, b, c = examples
 
     def nats(batch: Inputs) -> torch.Tensor:
@@ -274,7 +275,7 @@ def tiny_qwen() -> HFCausalLLMBackbone:
 @settings(max_examples=30, deadline=None)
 @given(rows=ROWS)
 def test_however_examples_are_packed_their_total_loss_is_the_same(rows: Any) -> None:
-    arrays = [[(np.array([i for i, _ in one]), np.array([m for _, m in one])) for one in row] for row in rows]
+    arrays = [[Arrays(np.array([i for i, _ in one]), np.array([m for _, m in one])) for one in row] for row in rows]
     batches = [make_inputs([[example]], 0) for row in arrays for example in row]
     with torch.no_grad():
         packed = float(token_nats(tiny_qwen(), make_inputs(arrays, 0), CPU).double().sum())

@@ -10,7 +10,7 @@ import pytest
 import torch
 from gang import run_ranks
 
-from backbones.inputs import Inputs, make_inputs
+from backbones.inputs import Example, Inputs, make_inputs
 from backbones.registry import get_spec
 from orchestrator.parallel import Mesh
 from orchestrator.spec_files.spec import Recipe
@@ -39,7 +39,7 @@ def batch(step: int, rank: int) -> Inputs:
     draw = np.random.default_rng([step, rank])
     cuts = [int(draw.integers(4, WIDTH - 4)) for _ in range(2)]
     rows = [[draw.integers(3, 200, size) for size in (cut, WIDTH - cut)] for cut in cuts]
-    return make_inputs([[(ids, np.ones(len(ids), bool)) for ids in row] for row in rows], pad_token_id=0)
+    return make_inputs([[Example(ids, np.ones(len(ids), bool)) for ids in row] for row in rows], pad_token_id=0)
 
 
 def train_all(ways: list[str], folder: str) -> dict[str, dict[str, Any]]:

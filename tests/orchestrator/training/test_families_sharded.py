@@ -15,7 +15,7 @@ from small_models import FAMILY_REPRESENTATIVES, make_small_folder, small_spec
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from backbones.inputs import make_inputs
+from backbones.inputs import Example, make_inputs
 from backbones.registry import get_spec, register
 from orchestrator.parallel import Mesh
 from orchestrator.spec_files.spec import Recipe
@@ -88,7 +88,7 @@ def packing_error(backbone_id: str, kernel: str, examples: list[torch.Tensor]) -
     """Relative difference between the nats of examples in one row and of each alone."""
     backbone, _ = build(backbone_id, attention=kernel)
     assert backbone.llm.config._attn_implementation == kernel
-    pairs = [(ids.numpy(), torch.ones(len(ids), dtype=torch.bool).numpy()) for ids in examples]
+    pairs = [Example(ids.numpy(), torch.ones(len(ids), dtype=torch.bool).numpy()) for ids in examples]
 
     def nats(rows: Any) -> float:
         with torch.no_grad():
@@ -100,7 +100,7 @@ def packing_error(backbone_id: str, kernel: str, examples: list[torch.Tensor]) -
 
 def labelled_errors(backbone: Any, examples: list[torch.Tensor]) -> dict[str, float]:
     """Largest difference from the whole logits: of nats, and of this rank's gradients, relative to the largest."""
-    pairs = [(ids.numpy(), (torch.arange(len(ids)) % 3 > 0).numpy()) for ids in examples]
+    pairs = [Example(ids.numpy(), (torch.arange(len(ids)) % 3 > 0).numpy()) for ids in examples]
     inputs = make_inputs([pairs[:2], pairs[2:]], backbone.pad_token_id)
     placed = inputs.on(torch.device("cpu"))
     backbone.llm.reshard()  # the root shows its gathered weights after a forward pass without a backward one

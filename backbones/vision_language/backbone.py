@@ -1,0 +1,161 @@
+"""`VisionLanguageBackbone`: what the families that see have in common."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from backbones.attention import AttentionChoice, AttentionUnavailableError, resolve_attention
+from backbones.causal_lm import CausalLMBackbone
+from backbones.inputs import Example, Inputs, PlacedInputs, images_of, make_inputs
+from backbones.loading import WeightsError
+from backbones.prompting import CodecError, ImageTokens
+from backbones.random_init import RandomInitBackbone
+from backbones.spec import Vision, VisionTower
+from backbones.vision_language.pixels import normalised
+
+
+class VisionLanguageBackbone(CausalLMBackbone):
+    """A class of transformers with a vision tower. A family says which of its modules are which, and places images.
+
+    `tower` and `connector` are the names in `llm` of the modules that see and of those that hand on what was seen; a
+    connector may stand inside of the tower.
+    """
+
+    tower: ClassVar[tuple[str, ...]]
+    connector: ClassVar[tuple[str, ...]]
+    # From the best on. The others know no attention that is not causal, or were not proven with images.
+    kernels: ClassVar[tuple[str, ...]] = ("sdpa", "eager")
+
+    @property
+    def vision(self) -> Vision:
+        """How it sees, as its spec says."""
+        assert self.spec.vision is not None, f"{self.identifier}: a backbone that sees needs the field vision"
+        return self.spec.vision
+
+    @property
+    def image_tokens(self) -> ImageTokens:
+        """What stands for an image in a prompt."""
+        return ImageTokens.of(self.vision, self.tokenizer)
+
+    def fit_embeddings(self) -> None:
+        """As for every backbone; and config and tokenizer must mean the same token by an image's placeholder."""
+        super().fit_embeddings()
+        if not self.inference_mode:  # checkpointed layers need it when the embedding is frozen
+            self.llm.get_input_embeddings().register_forward_hook(_require_grad)
+        self.match_placeholder(self.image_tokens.placeholder)
+
+    def match_placeholder(self, placeholder: int) -> None:
+        """Raises WeightsError where the model's config has another id for a placeholder than the tokenizer."""
+        if self.llm.config.image_token_id != placeholder:
+            raise WeightsError(
+                f"{self.identifier}: config.json replaces token {self.llm.config.image_token_id} by what is seen, but "
+                f"{self.vision.placeholder!r} is token {placeholder}; correct the placeholder in its spec"
+            )
+
+    def let_gradients_in(self) -> None:
+        """Nothing yet: a hook on every embedding would drive gradients through a frozen tower too."""
+
+    def enable_gradient_checkpointing(self, selective: bool = False) -> None:
+        super().enable_gradient_checkpointing(selective)
+        self.llm.disable_input_require_grads()  # transformers sets those hooks here again
+
+    def forward(self, *arguments: Any, **named: Any) -> Any:
+        """The model's forward pass; what `collate` made comes by name."""
+        return self.llm(*arguments, **named)
+
+    def nats(self, inputs: PlacedInputs, chunks: int) -> torch.Tensor:
+        nats_N: torch.Tensor = self.llm.labelled_nats(inputs.positions_N, inputs.targets_N, chunks, **inputs.arguments)
+        return nats_N
+
+    def collate(self, rows: Sequence[Sequence[Example]], width: int | None = None) -> Inputs:
+        """The rows and their images as the forward pass takes them, padded to `width` positions or to the longest.
+
+        Raises CodecError where an example's image tokens are not those of its images: features would slip into the
+        places of another.
+        """
+        for row in rows:
+            if len(row) > 1 and not self.vision.packs:
+                raise CodecError(f"{self.identifier}: its examples cannot share a row; set recipe.packing to false")
+            for example in row:
+                self._check_count(example)
+        inputs = self.arrange(make_inputs(rows, self.pad_token_id, width), rows)
+        images = images_of(rows)
+        if images is None:
+            return inputs
+        return replace(inputs, extras={**inputs.extras, **self.look_at(normalised(images, self.vision))})
+
+    def arrange(self, inputs: Inputs, rows: Sequence[Sequence[Example]]) -> Inputs:
+        """The inputs with whatever the language model needs to know of where images stand."""
+        return inputs
+
+    @abstractmethod
+    def look_at(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """Arguments of the forward pass made of the pixels (images, 3, S, S) of all rows."""
+
+    def is_image_token(self, input_ids: np.ndarray) -> np.ndarray:
+        """Bool in the same shape: where placeholders stand."""
+        return np.asarray(input_ids == self.image_tokens.placeholder)
+
+    @property
+    def vision_layers(self) -> Sequence[tuple[VisionTower, list[nn.Module]]]:
+        """Each tower of the spec with the layers of its class that there are."""
+        modules = list(self.llm.modules())
+        return [
+            (tower, [module for module in modules if type(module).__name__.removeprefix("FSDP") == tower.layer_cls])
+            for tower in self.vision.towers
+        ]
+
+    def part_of(self, name: str) -> Literal["language", "connector", "vision"]:
+        if any(name.startswith(f"{prefix}.") for prefix in self.connector):
+            return "connector"
+        return "vision" if any(name.startswith(f"{prefix}.") for prefix in self.tower) else "language"
+
+    def use_attention(self, request: str, dtype: torch.dtype | None = None) -> None:
+        """Switches to a kernel that serves both towers. Raises AttentionUnavailableError for the others."""
+        self.attention = self._choose_kernel(request, dtype, type(self.llm))
+        self.llm.set_attn_implementation(self.attention.kernel)
+
+    def _choose_attention(self, llm_cls: type[PreTrainedModel], flash: bool) -> AttentionChoice:
+        return self._choose_kernel("auto", self.half_precision_dtype, llm_cls)
+
+    def _choose_kernel(
+        self, request: str, dtype: torch.dtype | None, llm_cls: type[PreTrainedModel]
+    ) -> AttentionChoice:
+        if request == "auto":
+            found = resolve_attention(self.kernels[0], dtype=dtype, llm_cls=llm_cls)
+            return replace(found, requested="auto", reason="the best that both towers take")
+        if request not in self.kernels:
+            raise AttentionUnavailableError(
+                f"attention {request} cannot run here: not both towers of {self.identifier} take it, or not the masks "
+                f"that its images need; choose {' or '.join(self.kernels)}, or auto"
+            )
+        return resolve_attention(request, dtype=dtype, llm_cls=llm_cls)
+
+    def _check_count(self, example: Example) -> None:
+        images = 0 if example.images is None else len(example.images)
+        placeholders = int(self.is_image_token(example.input_ids).sum())
+        if placeholders != images * self.vision.tokens_per_image:
+            raise CodecError(
+                f"{self.identifier}: an example has {images} images and {placeholders} of their tokens, not "
+                f"{images * self.vision.tokens_per_image}"
+            )
+        if images and self.is_image_token(example.input_ids[example.is_learned]).any():
+            raise CodecError(f"{self.identifier}: an example learns the tokens of its images")
+
+
+class RandomVision(RandomInitBackbone):
+    """Stands before a family's class: weights drawn from a seed, and a config that follows the tokenizer."""
+
+    def match_placeholder(self, placeholder: int) -> None:
+        """The config's is set: no checkpoint says another."""
+        self.llm.config.image_token_id = placeholder
+
+
+def _require_grad(_: nn.Module, __: Any, output: torch.Tensor) -> None:
+    output.requires_grad_(True)

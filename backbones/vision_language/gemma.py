@@ -1,0 +1,69 @@
+"""Gemma 3 and PaliGemma: SigLIP before a Gemma whose image tokens attend in both directions.
+
+Shape suffixes: B rows, T positions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from backbones.inputs import Example, Inputs
+from backbones.vision_language.backbone import RandomVision, VisionLanguageBackbone
+
+
+class Gemma3VLBackbone(VisionLanguageBackbone):
+    """Tokens of an image see each other in both directions; `token_type_ids` say which they are, 1 for an image's.
+
+    Examples cannot share a row: transformers 5 looks up in layers with a window which tokens are an image's by their
+    place in the example, not in the row, so that the second image of a row is seen in one direction only.
+    """
+
+    tower = ("model.vision_tower",)
+    connector = ("model.multi_modal_projector",)
+
+    def arrange(self, inputs: Inputs, rows: Sequence[Sequence[Example]]) -> Inputs:
+        types_BT = self.is_image_token(inputs.input_ids_BT).astype(np.int64)
+        return replace(inputs, token_extras={"token_type_ids": types_BT})
+
+    def look_at(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        return {"pixel_values": pixels}
+
+
+class PaliGemmaBackbone(VisionLanguageBackbone):
+    """All of a prompt, images included, sees itself in both directions: type 0; what is answered is type 1.
+
+    The prompt ends in front of the first token that is learned. Positions begin at 1. Examples cannot share a row:
+    the prompts of all of them would see each other (`packs` in the spec).
+    """
+
+    tower = ("model.vision_tower",)
+    connector = ("model.multi_modal_projector",)
+    kernels = ("eager",)  # Gemma 2 caps its attention scores
+
+    def arrange(self, inputs: Inputs, rows: Sequence[Sequence[Example]]) -> Inputs:
+        types_BT = np.ones_like(inputs.input_ids_BT)  # padding is part of no prompt
+        for line, row in enumerate(rows):
+            learned = np.flatnonzero(row[0].is_learned)
+            types_BT[line, : learned[0] if len(learned) else len(row[0].input_ids)] = 0
+        positions = {"position_ids": inputs.position_ids_BT + 1}
+        return replace(inputs, token_extras={**positions, "token_type_ids": types_BT})
+
+    def look_at(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        return {"pixel_values": pixels}
+
+
+class RandomGemma3VLBackbone(RandomVision, Gemma3VLBackbone):
+    """Drawn from a seed; so is the connector's matrix, which transformers leaves at zero: nothing would be seen."""
+
+    def load_llm(self, llm_cls: type[PreTrainedModel], hf_hub_path: str, hf_token: str | None) -> PreTrainedModel:
+        llm = super().load_llm(llm_cls, hf_hub_path, hf_token)
+        weight: torch.Tensor = llm.get_submodule("model.multi_modal_projector").mm_input_projection_weight
+        torch.nn.init.normal_(weight, std=llm.config.get_text_config().initializer_range)
+        return llm
+
+
+class RandomPaliGemmaBackbone(RandomVision, PaliGemmaBackbone):
+    """Drawn from a seed."""

@@ -1,0 +1,20 @@
+"""SmolVLM and Idefics 3: a SigLIP-like tower, a pixel shuffle, a plain Llama."""
+
+import numpy as np
+
+from backbones.vision_language.backbone import RandomVision, VisionLanguageBackbone
+
+
+class IdeficsBackbone(VisionLanguageBackbone):
+    """Every image is one tile, seen whole. Positions are those of text, so rows pack as texts do."""
+
+    tower = ("model.vision_model",)
+    connector = ("model.connector",)
+
+    def look_at(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """As the images of one row: the model lays those of all rows end to end anyway."""
+        return {"pixel_values": pixels[None]}
+
+
+class RandomIdeficsBackbone(RandomVision, IdeficsBackbone):
+    """Drawn from a seed."""
