@@ -42,7 +42,7 @@ DOORS = (
     ("pyarrow", "orchestrator.data.sources*"),
     ("av", "orchestrator.data.sources.lerobot"),
     ("datasets", "orchestrator.data.sources.hub"),
-    ("PIL", "orchestrator.data.images.files"),
+    ("PIL", "orchestrator.data.images*"),
     ("pandas", "jobs.notebook.frames"),
     ("lm_eval", "orchestrator.tasks*"),
     *((simulator, "orchestrator.environments*") for simulator in ("gymnasium", "minigrid", "metaworld", "mujoco")),

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from backbones.actions import BINS, ActionTokens
 from orchestrator.data.actions import count_statistics
+from orchestrator.data.images.written import write_png
 from orchestrator.environments.environment import (
     DEMONSTRATED,
     Environment,
@@ -117,7 +117,7 @@ def _rows(number: int, steps: list[Taken], folder: Path) -> Iterator[dict[str, A
     images.mkdir(parents=True)
     for place, step in enumerate(steps):
         file = images / f"{place:03d}.png"
-        Image.fromarray(step.observation.image).save(file)
+        write_png(file, step.observation.image)
         yield {
             "episode": number,
             "step": place,

@@ -1,12 +1,11 @@
 """A short film of an episode, as an animated WebP that a page can hold: its actions are taken once more."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from orchestrator.data.images.written import animated
 from orchestrator.environments.fleet import Fleet
 from orchestrator.rollouts.play import Episode
 
@@ -35,22 +34,9 @@ def write_film(file: Path, frames: Sequence[np.ndarray]) -> None:
 
 def _encode(frames: Sequence[np.ndarray], side: int, quality: int | None) -> bytes:
     """`quality` 0 to 100; None loses nothing."""
-    images = [Image.fromarray(frame) for frame in frames]
-    shorter = min(images[0].size)
-    if shorter < side:  # a tile stays a tile
-        factor = -(-side // shorter)
-        images = [one.resize((one.width * factor, one.height * factor), Image.Resampling.NEAREST) for one in images]
+    shorter, scale = min(frames[0].shape[:2]), 1.0
+    if shorter < side:
+        scale = float(-(-side // shorter))  # a tile stays a tile
     elif shorter > 2 * side:
-        images = [one.resize((one.width * side // shorter, one.height * side // shorter)) for one in images]
-    stream = io.BytesIO()
-    images[0].save(
-        stream,
-        "WEBP",
-        save_all=True,
-        append_images=images[1:],
-        duration=[FRAME_MS] * (len(images) - 1) + [LAST_FRAME_MS],
-        loop=0,
-        lossless=quality is None,
-        quality=80 if quality is None else quality,
-    )
-    return stream.getvalue()
+        scale = side / shorter
+    return animated(frames, [FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS], scale, quality)

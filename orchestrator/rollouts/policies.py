@@ -7,9 +7,11 @@ import numpy as np
 import torch
 
 from backbones.contract import TrainableBackbone
+from backbones.inputs import Example
 from backbones.spec import BackboneSpec
 from backbones.tokenizer import make_codec
 from orchestrator.data.actions import ActionStatistics, question_about
+from orchestrator.data.images.files import resized
 from orchestrator.environments.fleet import Fleet
 from orchestrator.rollouts.play import Policy, Request
 from orchestrator.training.loss import place
@@ -26,6 +28,7 @@ class BackbonePolicy:
     ) -> None:
         """`spec` is the backbone's, `statistics` are those of the data that it learned from."""
         self._backbone, self._statistics, self._device = backbone, statistics, device
+        self._vision = spec.vision
         self._codec = make_codec(spec, backbone.tokenizer, spec.context_length)
 
     def __call__(self, requests: Sequence[Request]) -> np.ndarray:
@@ -34,7 +37,7 @@ class BackbonePolicy:
         contexts = [self._context(request) for request in requests]
         chosen = np.empty((len(requests), 0), np.int64)
         for _ in range(self._statistics.dimensions):
-            rows = [[_asked(context, ids)] for context, ids in zip(contexts, chosen, strict=True)]
+            rows = [[_asked(*context, ids)] for context, ids in zip(contexts, chosen, strict=True)]
             placed = place(backbone, backbone.collate(rows), self._device)
             with torch.no_grad():
                 logits_NV = backbone.logits(placed)
@@ -43,18 +46,23 @@ class BackbonePolicy:
             chosen = np.concatenate([chosen, tokens.begin + best[:, None]], axis=1)
         return self._statistics.restore(tokens.decode(chosen))
 
-    def _context(self, request: Request) -> np.ndarray:
-        """What stands before an action's ids in training, (T,)."""
-        encoded = self._codec.encode_action(
-            question_about(request.observation.instruction), [self._codec.actions.begin]
-        )
-        return np.array(encoded.input_ids[: encoded.scored.index(1)], np.int32)
+    def _context(self, request: Request) -> tuple[np.ndarray, np.ndarray | None]:
+        """What stands before an action's ids in training, (T,), and the images in it."""
+        question = question_about(request.observation.instruction)
+        images = None if self._vision is None else self._seen(request)[None]
+        encoded = self._codec.encode_action(question, [self._codec.actions.begin], 0 if images is None else 1)
+        return np.array(encoded.input_ids[: encoded.scored.index(1)], np.int32), images
+
+    def _seen(self, request: Request) -> np.ndarray:
+        """The image as training showed it, (S, S, 3) uint8."""
+        assert self._vision is not None
+        return resized(request.observation.image, self._vision.image_size, self._vision.resample)
 
 
-def _asked(context: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _asked(context: np.ndarray, images: np.ndarray | None, ids: np.ndarray) -> Example:
     """An example as in training, whose last id stands for the one that is asked for, and is never seen by it."""
     input_ids = np.concatenate([context, ids, ids[-1:] if len(ids) else context[-1:]]).astype(np.int32)
-    return input_ids, np.arange(len(input_ids)) >= len(context)
+    return Example(input_ids, np.arange(len(input_ids)) >= len(context), images)
 
 
 class RandomPolicy:
