@@ -102,3 +102,9 @@ def statistics_from_json(document: dict[str, Any]) -> ActionStatistics:
     """The inverse of `dataclasses.asdict`."""
     facts: dict[str, Any] = {key: tuple(one) if isinstance(one, list) else one for key, one in document.items()}
     return ActionStatistics(**facts)
+
+
+def statistics_from_openvla(document: dict[str, Any]) -> ActionStatistics:
+    """From what a `dataset_statistics.json` has under the name of a data set."""
+    counts = {key: document[key] for key in ("num_transitions", "num_trajectories")}
+    return statistics_from_json({**document["action"], **counts})

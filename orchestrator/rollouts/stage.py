@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.cell_job import RolloutRequest
 from orchestrator.environments.environment import ROLLED_OUT, episode_seed
 from orchestrator.environments.fleet import Fleet
 from orchestrator.layout import CellFolder
@@ -41,7 +40,8 @@ def roll_out(run: CellRun) -> None:
     backbone.llm.eval()
     policy = BackbonePolicy(backbone, cell.backbone, job.prepared.actions.statistics, run.mesh.device)
     with Fleet(job.rollouts.environment, min(cell.placement.cpus_per_worker, LANES)) as fleet:
-        played = play_all(policy, fleet, job.rollouts, OnMesh(run.mesh, obey))
+        asked, gang = job.rollouts, OnMesh(run.mesh, obey)
+        played = play_all(policy, fleet, asked.episodes, asked.seed, gang)
         if run.mesh.is_main:
             film(fleet, played[TRAINED], *CellFolder(job.folder).films)
     backbone.llm.train()
@@ -52,13 +52,15 @@ def roll_out(run: CellRun) -> None:
         write_results(CellFolder(job.folder).rollouts, results, cell_id=cell.cell_id)
 
 
-def play_all(policy: Policy, fleet: Fleet, asked: RolloutRequest, gang: Gang | None = None) -> dict[str, list[Episode]]:
+def play_all(
+    policy: Policy, fleet: Fleet, episodes: int, seed: int, gang: Gang | None = None
+) -> dict[str, list[Episode]]:
     """The same episodes by the policy, by chance, and by the policy with the instruction of the next episode.
 
     The last of these tells what the instruction is good for; without it, where all episodes have the same. Collective.
     """
     gang = gang or Alone()
-    seeds = [episode_seed(ROLLED_OUT, asked.seed, number) for number in range(asked.episodes)]
+    seeds = [episode_seed(ROLLED_OUT, seed, number) for number in range(episodes)]
     played = {TRAINED: play(policy, fleet, seeds, gang), RANDOM: play(RandomPolicy(fleet), fleet, seeds, gang)}
     told = [episode.instruction for episode in played[TRAINED]]
     if len(set(told)) > 1:
