@@ -108,3 +108,15 @@ def test_names_that_nothing_answers_to_are_refused_with_the_nearest() -> None:
     empty.reset(0)
     with pytest.raises(NoExpertError, match="only BabyAI's"):
         empty.expert()
+
+
+def test_an_arm_repeats_its_episodes_and_its_expert_reaches() -> None:
+    pytest.importorskip(
+        "metaworld", reason="Meta-World is not installed: pip install 'backbone-orchestrator[metaworld]'"
+    )
+    environment = open_environment("metaworld:reach-v3")
+    first, second, again = (environment.reset(seed) for seed in (1, 2, 1))
+    np.testing.assert_array_equal(first.image, again.image)
+    assert not np.array_equal(first.image, second.image)
+    assert (first.instruction, first.image.shape) == ("reach", (128, 128, 3))
+    assert act_as_expert(environment, 0) is not None
