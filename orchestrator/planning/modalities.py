@@ -103,6 +103,12 @@ def check_images(
                 "no example with images is cut; raise it"
             )
             problems.append(source.problem("recipe.sequence_length", message))
+        elif spec.vision is not None and job.recipe.packing and not spec.vision.packs:
+            message = (
+                f"'recipe.packing' is true, but images and prompts that share a row of {spec.backbone_id} would see "
+                "each other; set it to false"
+            )
+            problems.append(source.problem("recipe.packing", message))
 
 
 def tokens_of_an_image(vision: Vision) -> int:
