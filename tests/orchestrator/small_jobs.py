@@ -59,7 +59,7 @@ def make_job(
         "evaluate": {"every": 1.0},
         "checkpoint": {"every": 1.0},
     }
-    spec = {
+    document = {
         "name": "small",
         "backbones": [backbone],
         "seeds": [3],
@@ -68,11 +68,12 @@ def make_job(
         "placement": {"workers": workers, "replicas": replicas},
     }
     file = folder / "compare.yaml"
-    file.write_text(yaml.safe_dump(spec))
+    file.write_text(yaml.safe_dump(document))
     plan = load_comparison(file)
     length = plan.job.recipe.sequence_length
-    codec = load_codec(plan.cells[0].backbone, max_length=length)
-    prepared = prepare(backbone, codec, plan.train, plan.validation, folder / "prepared")
+    spec = plan.cells[0].backbone
+    codec = load_codec(spec, max_length=length)
+    prepared = prepare(backbone, codec, plan.train, plan.validation, folder / "prepared", spec.vision)
     parity = compare_tokenizers([prepared], length, plan.job.recipe.data.parity)
     check_parity(parity, str(file), length)
     save_selection(folder / "selection.npz", parity, backbone)
