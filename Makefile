@@ -10,7 +10,7 @@ HELD_OUT := runs/held-out-sample.jsonl
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,eval,gguf,postgres,robot]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,eval,gguf,minigrid,postgres,robot]'
 	touch $@
 
 demo: .venv/.installed

@@ -55,6 +55,10 @@ class TrainableBackbone(Protocol):
         """Negative log-likelihood of every labelled position, (N,), with the logits of one chunk alive at a time."""
         ...
 
+    def logits(self, inputs: PlacedInputs) -> torch.Tensor:
+        """Logits at every labelled position, (N, V)."""
+        ...
+
     def load_weights(self, device: torch.device) -> None:
         """Fills a sharded model that was laid out without weights; each rank reads its own rows."""
         ...

@@ -20,7 +20,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from backbones.attention import AttentionChoice, resolve_attention
 from backbones.contract import LLMBackbone, Part
 from backbones.inputs import Example, Inputs, PlacedInputs, images_of, make_inputs
-from backbones.labelled import add_method, nats_of
+from backbones.labelled import add_methods, nats_of
 from backbones.llm_class import check_class, concrete_class
 from backbones.loading import StoredNames, WeightsError, fetch_checkpoint, fill, raise_unless_whole
 from backbones.parameters import embedding_parameters
@@ -67,7 +67,7 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
         self._folder: Path | None = None  # of weights that are still to be read
         self._fresh_rows: dict[str, torch.Tensor] = {}
         self.llm = self.load_llm(model_cls, hf_hub_path, hf_token)
-        add_method(self.llm)
+        add_methods(self.llm)
         self.stored_names = StoredNames.of(self.llm)
         self._set_greedy_decoding()
         self.llm.config.get_text_config().use_cache = inference_mode
@@ -209,6 +209,14 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
             return nats_of(logits_BTV.flatten(0, 1)[inputs.positions_N], inputs.targets_N)
         nats_N: torch.Tensor = self.llm.labelled_nats(inputs.positions_N, inputs.targets_N, chunks, **inputs.arguments)
         return nats_N
+
+    def logits(self, inputs: PlacedInputs) -> torch.Tensor:
+        """Logits at the labelled positions alone, (N, V)."""
+        if type(self).forward is not HFCausalLLMBackbone.forward:
+            logits_BTV: torch.Tensor = self(**inputs.arguments, use_cache=False).logits
+            return logits_BTV.flatten(0, 1)[inputs.positions_N]
+        logits_NV: torch.Tensor = self.llm.labelled_logits(inputs.positions_N, **inputs.arguments)
+        return logits_NV
 
     def use_attention(self, request: str, dtype: torch.dtype | None = None) -> None:
         """Switches to a kernel that computes in `dtype` (None: half precision). Raises AttentionUnavailableError."""

@@ -19,12 +19,13 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-METHOD = "labelled_nats"  # FSDP has to know it as a way into the model, beside `forward`
+METHODS = ("labelled_nats", "labelled_logits")  # FSDP has to know them as ways into the model, beside `forward`
 
 
-def add_method(llm: PreTrainedModel) -> None:
-    """Gives a model the method `labelled_nats`: sharded, it is entered by a method of its root, whose hooks gather."""
-    setattr(llm, METHOD, MethodType(labelled_nats, llm))
+def add_methods(llm: PreTrainedModel) -> None:
+    """Gives a model the methods: sharded, it is entered by a method of its root, whose hooks gather."""
+    for name in METHODS:
+        setattr(llm, name, MethodType(globals()[name], llm))
 
 
 def labelled_nats(
@@ -41,6 +42,13 @@ def labelled_nats(
     if chunks > 1:
         compute = partial(checkpoint, compute, use_reentrant=False)
     return torch.cat([compute(*pair) for pair in pairs])
+
+
+def labelled_logits(llm: PreTrainedModel, positions_N: torch.Tensor, **arguments: torch.Tensor) -> torch.Tensor:
+    """Logits at positions of the rows laid end to end, (N, V)."""
+    output = _body(llm)(**arguments, use_cache=False)
+    hidden_NH = output.last_hidden_state.flatten(0, 1)[positions_N]
+    return logits_of(llm, type(output)(last_hidden_state=hidden_NH[None]))[0]
 
 
 def _body(llm: PreTrainedModel) -> nn.Module:

@@ -45,6 +45,16 @@ class TaskRequest:
 
 
 @dataclass(frozen=True)
+class RolloutRequest:
+    """Which episodes a trained cell plays. `digest` of all of it."""
+
+    environment: str
+    episodes: int
+    seed: int
+    digest: str
+
+
+@dataclass(frozen=True)
 class CellJob:
     """One attempt at a cell: everything its workers need, small enough to travel."""
 
@@ -58,6 +68,7 @@ class CellJob:
     export: ExportRequest | None = None
     certificate: CertificateRequest | None = None  # None: nobody asks for one
     tasks: TaskRequest | None = None
+    rollouts: RolloutRequest | None = None
     plugins: tuple[str, ...] = ()  # modules that register backbones
     hang_timeout_s: float | None = None  # without progress in a step; None: by how long steps take
     faults: tuple[Fault, ...] = ()  # that somebody asked for

@@ -12,6 +12,7 @@ RUN_SUFFIX = ".run.json"  # beside the state file of a tracked run: what the run
 SPOOL_FILE = "steps.jsonl"
 MANIFEST = "manifest.json"  # of a checkpoint, written last
 TASK_RESULTS, TASK_SAMPLES = "tasks.json", "tasks.parquet"  # of a cell, or wherever a model was asked
+ROLLOUTS, FILMS = "rollouts.json", ("success.webp", "failure.webp")  # of a cell, or wherever a model acted
 EXPORT_MANIFEST, EXPORT_UNFINISHED = "training_manifest.json", "unfinished"  # in an export folder
 
 
@@ -303,10 +304,21 @@ class CellFolder:
         return self.path / TASK_RESULTS, self.path / TASK_SAMPLES
 
     @property
+    def rollouts(self) -> Path:
+        """The episodes that it played, where it did."""
+        return self.path / ROLLOUTS
+
+    @property
+    def films(self) -> tuple[Path, Path]:
+        """Of one that succeeded and of one that did not, where there are such."""
+        return self.path / FILMS[0], self.path / FILMS[1]
+
+    @property
     def outcome(self) -> tuple[Path, ...]:
         """What attempts leave behind; the result goes first, so that nothing unfinished looks finished."""
         files = (self.result, self.measurement, self.items, self.earlier_items, self.contract, self.certificate)
-        return (*files, self.attempts, *self.tasks, self.spool, self.checkpoints, self.path / "failures")
+        asked = (*self.tasks, self.rollouts, *self.films)
+        return (*files, self.attempts, *asked, self.spool, self.checkpoints, self.path / "failures")
 
 
 @dataclass(frozen=True)

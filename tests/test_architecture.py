@@ -42,16 +42,18 @@ DOORS = (
     ("pyarrow", "orchestrator.data.sources*"),
     ("av", "orchestrator.data.sources.lerobot"),
     ("datasets", "orchestrator.data.sources.hub"),
-    ("PIL", "orchestrator.data.images.files"),
+    ("PIL", "orchestrator.data.images*"),
     ("pandas", "jobs.notebook.frames"),
     ("lm_eval", "orchestrator.tasks*"),
+    *((simulator, "orchestrator.environments*") for simulator in ("gymnasium", "minigrid", "metaworld", "mujoco")),
 )
 
 # The rooms of a package, from the ground up. Files import from their own room and from those before it, lazily or not.
 ROOMS = {
     "orchestrator": (
         *("errors", "faults", "layout", "identity", "results", "hardware", "parallel", "tracking"),
-        *("spec_files", "data", "planning", "cell_job", "training", "tasks", "certificate", "attempt"),
+        *("spec_files", "data", "environments", "planning", "cell_job", "training", "tasks", "rollouts"),
+        *("certificate", "attempt"),
     ),
     "jobs": (
         *("formats", "queue", "cluster", "results", "report", "simulation"),

@@ -74,6 +74,10 @@ class VisionLanguageBackbone(CausalLMBackbone):
         nats_N: torch.Tensor = self.llm.labelled_nats(inputs.positions_N, inputs.targets_N, chunks, **inputs.arguments)
         return nats_N
 
+    def logits(self, inputs: PlacedInputs) -> torch.Tensor:
+        logits_NV: torch.Tensor = self.llm.labelled_logits(inputs.positions_N, **inputs.arguments)
+        return logits_NV
+
     def collate(self, rows: Sequence[Sequence[Example]], width: int | None = None) -> Inputs:
         """The rows and their images as the forward pass takes them, padded to `width` positions or to the longest.
 

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from backbones.reference import HubError
-from jobs.cli import cluster, documents, evaluate, plan_tables, queue, tables
+from jobs.cli import cluster, documents, evaluate, plan_tables, queue, robots, tables
 from jobs.cli.options import Plugins, Storage, load_plugins, storage_folder
 from orchestrator.errors import InputError, OrchestratorError, SpecError
 
@@ -233,6 +233,7 @@ def certify(
 
 
 evaluate.register(app)
+robots.register(app)
 documents.register(app)
 queue.register(app)
 cluster.register(app)
@@ -242,6 +243,7 @@ def require_feasible(planned: "Plan", skip_infeasible: bool) -> None:
     """Raises SpecError for what cannot run here, before torch and Ray are imported."""
     from jobs.cluster.ray_cluster import find_missing_hardware, require_joinable_address
     from orchestrator.cell_job import find_missing_harness
+    from orchestrator.environments.registry import find_missing_simulator
 
     require_joinable_address()
     problems = [] if skip_infeasible else list(planned.infeasible)
@@ -252,6 +254,10 @@ def require_feasible(planned: "Plan", skip_infeasible: bool) -> None:
         problems.append(planned.source.problem("placement.gpus_per_worker", missing))
     if planned.job.recipe.evaluate.tasks and (missing := find_missing_harness()):
         problems.append(planned.source.problem("recipe.evaluate.tasks", f"'recipe.evaluate.tasks': {missing}"))
+    rollouts = planned.job.recipe.evaluate.rollouts
+    if rollouts is not None and (missing := find_missing_simulator(rollouts.environment)):
+        path = "recipe.evaluate.rollouts.environment"
+        problems.append(planned.source.problem(path, f"'{path}': {missing}"))
     if problems:
         raise SpecError(tuple(problems))
 

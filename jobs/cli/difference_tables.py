@@ -17,7 +17,11 @@ EFFECTS: dict[Effect, str] = {
     "none": "",
     "unknown": "its data is not known",
 }
-METRICS = {"bits_per_byte": "bits per byte", "item_bits_per_byte": "bits per byte, mean of items"}
+METRICS = {
+    "bits_per_byte": "bits per byte",
+    "item_bits_per_byte": "bits per byte, mean of items",
+    "rollout_success": "share of failed episodes",
+}
 NAMED = 6  # cells in a line
 SEEDS = 10  # of a backbone in a line
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jobs.driver.attempts import find_final_result, infeasible_result
 from jobs.driver.preparation import Preparation
-from orchestrator.cell_job import CellJob, CertificateRequest, ExportRequest, TaskRequest, find_export
+from orchestrator.cell_job import CellJob, CertificateRequest, ExportRequest, RolloutRequest, TaskRequest, find_export
 from orchestrator.data.sources.load import find_path
 from orchestrator.faults import Fault
 from orchestrator.identity import content_hash
@@ -53,6 +53,7 @@ class CellJobs:
             export=export_request(plan),
             certificate=self._certificate(cell) if self.certify else None,
             tasks=None if cell.is_trial else task_request(plan),
+            rollouts=None if cell.is_trial else rollout_request(plan),
             plugins=plan.plugins,
             hang_timeout_s=plan.job.policy.hang_timeout_s,
             faults=self.faults,
@@ -85,7 +86,7 @@ def find_infeasible(plan: Plan) -> dict[str, CellResult]:
 
 
 def find_finished(plan: Plan, cell: Cell) -> CellResult | None:
-    """The stored result of a cell with nothing left to do: trained and, where asked, exported and given its tasks."""
+    """The stored result of a cell with nothing left to do: trained and, where asked, exported and tried."""
     result = find_final_result(plan.cell_folder(cell))
     request = export_request(plan)
     if result is None:
@@ -93,7 +94,10 @@ def find_finished(plan: Plan, cell: Cell) -> CellResult | None:
     if result.status is CellStatus.SUCCEEDED and request is not None and find_export(request.folder) != cell.cell_id:
         return None
     tasks = None if cell.is_trial else task_request(plan)
-    if result.measurement is not None and tasks is not None and result.measurement.data.get("tasks") != tasks.digest:
+    rollouts = None if cell.is_trial else rollout_request(plan)
+    asked = {"tasks": tasks, "rollouts": rollouts}
+    stored = None if result.measurement is None else result.measurement.data
+    if stored is not None and any(one is not None and stored.get(name) != one.digest for name, one in asked.items()):
         return None
     return replace(result, folder=str(plan.cell_folder(cell)))
 
@@ -117,6 +121,15 @@ def task_request(plan: Plan) -> TaskRequest | None:
     files = [] if folder is None else sorted(file for file in folder.rglob("*") if file.suffix in DEFINING)
     contents = [[str(file.relative_to(folder or "/")), file.read_text("utf-8", "replace")] for file in files]
     return TaskRequest(asked.tasks, folder, content_hash([asked.tasks, contents]))
+
+
+def rollout_request(plan: Plan) -> RolloutRequest | None:
+    """Which episodes a job's cells play."""
+    asked = plan.job.recipe.evaluate.rollouts
+    if asked is None:
+        return None
+    facts = (asked.environment, asked.episodes, asked.seed)
+    return RolloutRequest(*facts, content_hash([*facts]))
 
 
 def find_finished_export(plan: Plan) -> Path | None:

@@ -72,11 +72,14 @@ def throughput(values: Mapping[str, float | None]) -> Quantity:
 
 
 def front_plots(
-    quantities: Sequence[Quantity], ranking: Sequence[RankedBackbone], looks: Mapping[str, Look]
+    quantities: Sequence[Quantity],
+    ranking: Sequence[RankedBackbone],
+    looks: Mapping[str, Look],
+    score: str = "bits per byte",
 ) -> list[Plot]:
-    """A plot for each quantity that was measured of two backbones or more."""
+    """A plot for each quantity that was measured of two backbones or more; `score` is what the ranking has."""
     found = [(quantity, find_points(quantity, ranking)) for quantity in quantities]
-    return [front_plot(quantity, points, looks) for quantity, points in found if len(points) > 1]
+    return [front_plot(quantity, points, looks, score) for quantity, points in found if len(points) > 1]
 
 
 def find_points(quantity: Quantity, ranking: Sequence[RankedBackbone]) -> list[Point]:
@@ -99,7 +102,7 @@ def front(quantity: Quantity, points: Sequence[Point]) -> list[Point]:
     return found
 
 
-def front_plot(quantity: Quantity, points: Sequence[Point], looks: Mapping[str, Look]) -> Plot:
+def front_plot(quantity: Quantity, points: Sequence[Point], looks: Mapping[str, Look], score: str) -> Plot:
     """Mean held-out score against the quantity, the first of the points that a person can read."""
     drawn = points[:DRAWN_BACKBONES]
     best = front(quantity, drawn)
@@ -123,7 +126,7 @@ def front_plot(quantity: Quantity, points: Sequence[Point], looks: Mapping[str, 
         axes.spines["left"].set_visible(False)
         axes.locator_params(axis="y", nbins=6)
         axes.set_xlabel(f"{quantity.label}; {quantity.better} is better")
-        axes.set_ylabel("bits per byte")
+        axes.set_ylabel(score)
         if quantity.price is not None:
             _add_money(axes, *quantity.price)
         svg = inline_svg(figure, f"front-{quantity.name}", _told(quantity, drawn, best))

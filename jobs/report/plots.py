@@ -1,4 +1,7 @@
-"""The plots of the report, each one an inline SVG. matplotlib is imported when the first one is drawn."""
+"""The plots of the report, each one an inline SVG. matplotlib is imported when the first one is drawn.
+
+Over 300 lines: what plots have in common, from axes to the labels at the ends of lines, stands with them.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -140,20 +143,25 @@ def loss_plot(curves: list[Curve], looks: Mapping[str, Look], title: str, captio
     return Plot(title, _line_plot(curves, looks, "loss", title, "optimizer step", "nats per target token"), caption)
 
 
-def ranking_plot(ranking: Sequence[RankedBackbone], looks: Mapping[str, Look]) -> Plot:
+def ranking_plot(ranking: Sequence[RankedBackbone], looks: Mapping[str, Look], score: str = "bits per byte") -> Plot:
     """Every seed of every ranked backbone as a dot, its mean as a tick, one seed deviation as a bar."""
     rows = [_ranked(row) for row in ranking]
-    title = "Held-out bits per byte"
+    title = f"Held-out {score}" if score == "bits per byte" else score.capitalize()
     label = f"{title}: " + "; ".join(f"{row.backbone_id} {row.text}" for row in rows)
     with styled_axes(HEIGHT_OF_AXIS + ROW * len(rows)) as (figure, axes):
         _draw_rows(axes, rows, looks)
-        axes.set_xlabel("bits per byte (lower is better)")
+        axes.set_xlabel(f"{score} (lower is better)")
         svg = inline_svg(figure, "ranking", label)
     return Plot(title, svg, "A dot is a seed, the tick is their mean, the bar one standard deviation of the seeds.")
 
 
 def difference_plot(
-    pairs: Iterable[Pair], best: str, looks: Mapping[str, Look], half_width: float | None, level: str
+    pairs: Iterable[Pair],
+    best: str,
+    looks: Mapping[str, Look],
+    half_width: float | None,
+    level: str,
+    score: str = "bits per byte",
 ) -> Plot | None:
     """Each backbone's difference to the best with its interval; None where no pair has one."""
     rows = [row for row in (_difference(pair, best) for pair in pairs) if row is not None]
@@ -168,7 +176,7 @@ def difference_plot(
                 axes.broken_barh([(-half_width, 2 * half_width)], (index - LANE, 2 * LANE), color=BAND, linewidth=0)
             axes.plot((0, 0), (index - LANE, index + LANE), color=MUTED, linewidth=1)
         _draw_rows(axes, rows, looks)
-        axes.set_xlabel("difference in bits per byte (right is worse)")
+        axes.set_xlabel(f"difference in {score} (right is worse)")
         svg = inline_svg(figure, "difference", label)
     band = " Inside the shaded band a difference is too small to matter." if half_width else ""
     return Plot(title, svg, f"Bars are {level} intervals, not corrected for the number of pairs.{band}")

@@ -22,6 +22,7 @@ from jobs.report.plots import (
     ranking_plot,
     time_plot,
 )
+from jobs.report.rollouts import HEADINGS, films_of, rollout_rows, score_of
 from jobs.report.scope import scope
 from jobs.report.tuning import tuning_view
 from jobs.results.costs.documents import Costs
@@ -130,9 +131,16 @@ def report_view(document: Report) -> dict[str, object]:
         "action_headings": [heading for _, heading, _, _ in ACTIONS],
         "costs": _means(list(backbones.values()), COSTS),
         "actions": _actions(list(backbones.values())),
+        "score": score_of(verdict),
+        "rollouts": document.get("rollouts"),
+        "rollout_headings": HEADINGS,
+        "rollout_rows": rollout_rows(document.get("rollouts")),
+        "films": films_of(document.get("rollouts"), [row["backbone_id"] for row in ranking]),
         "spent": document.get("costs"),
         "spent_columns": _spent_columns(document.get("costs")),
-        "fronts": [] if is_finetune else _front_plots(document.get("costs"), backbones.values(), ranking, looked),
+        "fronts": []
+        if is_finetune
+        else _front_plots(document.get("costs"), backbones.values(), ranking, looked, score_of(verdict).name),
         "dropped": _dropped(document["data"]),
         "tokenizer_facts": _columns(document["data"].get("backbones", {})),
         "contract": contract_facts(cells),
@@ -155,13 +163,14 @@ def _ranking_plots(
     if not ranking:
         return []
     drawn = best_of(ranking)
-    plots: list[Plot | None] = [ranking_plot(drawn, looked)]
+    name = score_of(verdict).name
+    plots: list[Plot | None] = [ranking_plot(drawn, looked, name)]
     if verdict is not None:
         best, among = ranking[0]["backbone_id"], {row["backbone_id"] for row in drawn}
         pairs = [pair for pair in verdict["pairs"] if best in (pair["a"], pair["b"])]
         pairs = [pair for pair in pairs if among >= {pair["a"], pair["b"]}]
         margin, level = verdict["margin"] * ranking[0]["val_bits_per_byte"], percent(1 - verdict["alpha"], 0)
-        plots.append(difference_plot(pairs, best, looked, margin, level))
+        plots.append(difference_plot(pairs, best, looked, margin, level, name))
     return [plot for plot in plots if plot is not None]
 
 
@@ -230,13 +239,14 @@ def _front_plots(
     backbones: Iterable[Backbone],
     ranking: Sequence[RankedBackbone],
     looked: Mapping[str, Look],
+    score: str,
 ) -> list[Plot]:
     peaks, rates = {}, {}
     for backbone in backbones:
         peaks[backbone.id] = backbone.mean("peak_memory_gib")
         rates[backbone.id] = backbone.mean("bytes_per_second_per_device")
     quantities = [*([] if costs is None else [hours(costs)]), memory(peaks), throughput(rates)]
-    return front_plots(quantities, ranking, looked)
+    return front_plots(quantities, ranking, looked, score)
 
 
 def _dropped(data: DataFacts) -> list[tuple[str, int]]:

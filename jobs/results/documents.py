@@ -313,6 +313,35 @@ class HistoryRecord(TypedDict):
     backbones: dict[str, MeasuredBackbone]
 
 
+class Film(TypedDict):
+    """An episode of a policy."""
+
+    success: bool
+    instruction: str
+    length: int  # steps
+    data: str  # a data URI: an animated WebP
+
+
+class RolledOut(TypedDict):
+    """Episodes of all finished runs of a backbone together."""
+
+    success: float | None  # share of the episodes
+    interval: list[float]  # Wilson's of 95 %, as if runs played different episodes
+    random_success: float | None
+    blind_success: float | None  # with the instruction of another episode; None where all have the same
+    total_reward: float | None  # mean of an episode
+    length: float | None  # mean steps of an episode
+    films: list[Film]  # of the first run
+
+
+class RolloutFacts(TypedDict):
+    """What the trained models did in a simulator."""
+
+    environment: str
+    episodes: int  # of each run, the same ones for all
+    backbones: dict[str, RolledOut]
+
+
 class Report(TypedDict):
     """`report.json` of a comparison or a finetune."""
 
@@ -329,6 +358,7 @@ class Report(TypedDict):
     tuning: NotRequired[TuningFacts]
     ladder: NotRequired[LadderFacts]  # the rest of the document is of its largest budget
     held_out: NotRequired[HeldOutFacts]  # absent where no cell finished
+    rollouts: NotRequired[RolloutFacts]
 
 
 def find_verdict(report: Report) -> Verdict | None:

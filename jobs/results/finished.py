@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 
-import numpy as np
 from pydantic_core import to_jsonable_python
 
 from jobs.formats import NOT_AVAILABLE, listed
@@ -32,6 +31,7 @@ from jobs.results.judging.metrics import METRICS
 from jobs.results.judging.noise_floor import add_noise_floor
 from jobs.results.judging.paired_tests import CellScores
 from jobs.results.judging.verdict import judge
+from jobs.results.rollouts import rollout_facts
 from jobs.results.tuning import choice_of, judged_plan, notes_of, sentence_of, tuning_facts
 from orchestrator.certificate.record import find_cell_certificate
 from orchestrator.layout import CellFolder
@@ -39,7 +39,6 @@ from orchestrator.planning.plan import Plan
 from orchestrator.results import Adoption, CellResult, CellStatus, Measurement, find_adoption
 from orchestrator.spec_files.spec import Decision, Placement, SelfComparison, VerdictRule
 from orchestrator.tracking.spool import EntryKind, read_spool
-from orchestrator.training.measurement import ItemScores, load_item_scores
 
 CURVE_POINTS = 200
 
@@ -81,6 +80,8 @@ def build_document(
     }
     if tuning is not None:
         document["tuning"] = tuning
+    if (rollouts := rollout_facts(plan, results)) is not None:
+        document["rollouts"] = rollouts
     return document
 
 
@@ -145,16 +146,12 @@ def _judge(
     plan: Plan, rule: VerdictRule, finished: Sequence[CellResult], alpha: float, choice: Choice | None
 ) -> Verdict:
     metric = METRICS[rule.metric]
-    scores = {result.cell_id: load_item_scores(Path(result.folder)) for result in finished}
-    common = _common_items(list(scores.values()))
-    items = plan.validation.items
-    assert items is not None, "held-out data is planned with its items"
-    at = {cell_id: _at(one, common) for cell_id, one in scores.items()}
-    cells = [CellScores(result.backbone_id, result.seed, metric.totals(at[result.cell_id])) for result in finished]
+    items = metric.load(plan, finished)
+    cells = [CellScores(result.backbone_id, result.seed, items.totals[result.cell_id]) for result in finished]
     verdict = judge(
         cells,
-        metric.weights(items.learnable_bytes[common].astype(np.float64)),
-        items.groups_of(common),
+        items.weights,
+        items.groups,
         alpha=alpha,
         margin=rule.margin,
         unit=metric.unit,
@@ -187,20 +184,6 @@ def _differences(adoption: Adoption, names: list[str]) -> Iterator[str]:
             f"Finished cells of {listed(names)} were also scored on {items} that another tokenizer cannot give back; "
             "the verdict leaves them out, the curves and tables of single runs do not."
         )
-
-
-def _common_items(scores: list[ItemScores]) -> np.ndarray:
-    if not scores:
-        return np.array([], np.int64)
-    common = scores[0].items
-    for other in scores[1:]:
-        common = np.intersect1d(common, other.items)
-    return common
-
-
-def _at(scores: ItemScores, items: np.ndarray) -> ItemScores:
-    places = np.searchsorted(scores.items, items)
-    return ItemScores(items, scores.nats[places], scores.tokens[places], scores.bytes[places])
 
 
 def data_facts(plan: Plan, parity: PreparedFacts) -> DataFacts:

@@ -1,4 +1,4 @@
-"""The stages of a cell, in order: certify, load, train, evaluate, ask tasks, export, measure. A new one joins `STAGES`.
+"""The stages of a cell: certify, load, train, evaluate, tasks, rollouts, export, measure. New ones join `STAGES`.
 
 Collective: every rank of the process group runs the same stages. Knows nothing of Ray or MLflow: it needs a process
 group, a device and a folder that all ranks share.
@@ -15,6 +15,7 @@ from orchestrator.certificate.gang import require_certificate
 from orchestrator.faults import Faults
 from orchestrator.hardware import forget_peak_memory
 from orchestrator.parallel import Mesh
+from orchestrator.rollouts import stage as rollouts
 from orchestrator.tasks import stage as tasks
 from orchestrator.tracking.recorder import open_recorder
 from orchestrator.training import stages
@@ -54,14 +55,20 @@ def _has_actions(job: CellJob) -> bool:
     return job.prepared is not None and job.prepared.actions is not None
 
 
+def _has_rollouts(job: CellJob) -> bool:
+    return job.rollouts is not None
+
+
 STAGES = (
     Stage("certify", lambda job: job.certificate is not None, certify),
     Stage("find tasks", _has_tasks, tasks.find),
+    Stage("find environment", _has_rollouts, rollouts.find),
     Stage("load", _trains, stages.load),
     Stage("train", _trains, stages.train),
     Stage("evaluate", _trains, stages.conclude),
     Stage("ask tasks", _has_tasks, tasks.ask),
     Stage("evaluate actions", _has_actions, stages.measure_actions),
+    Stage("roll out", _has_rollouts, rollouts.roll_out),
     Stage("export", lambda job: job.export is not None, stages.export),
     Stage("measure", _trains, stages.record),
 )

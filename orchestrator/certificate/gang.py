@@ -19,7 +19,8 @@ from backbones.attention import AttentionChoice, AttentionUnavailableError
 from backbones.reference import HubError
 from backbones.registry import backbone_class
 from orchestrator.cell_job import CertificateRequest
-from orchestrator.certificate.proofs import Claim, Finding, NotRunError, claims_of
+from orchestrator.certificate.claims import Claim, claims_of
+from orchestrator.certificate.proofs import Finding, NotRunError
 from orchestrator.certificate.record import (
     Certificate,
     Proof,

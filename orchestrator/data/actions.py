@@ -8,6 +8,11 @@ import numpy as np
 from backbones.actions import ActionTokens
 
 
+def question_about(instruction: str) -> str:
+    """OpenVLA's question about an instruction, whose answer is an action."""
+    return f"What action should the robot take to {instruction.strip().lower()}?"
+
+
 @dataclass(frozen=True)
 class ActionStatistics:
     """What training data says of each dimension of an action, under the names that OpenVLA gives it."""
@@ -97,3 +102,9 @@ def statistics_from_json(document: dict[str, Any]) -> ActionStatistics:
     """The inverse of `dataclasses.asdict`."""
     facts: dict[str, Any] = {key: tuple(one) if isinstance(one, list) else one for key, one in document.items()}
     return ActionStatistics(**facts)
+
+
+def statistics_from_openvla(document: dict[str, Any]) -> ActionStatistics:
+    """From what a `dataset_statistics.json` has under the name of a data set."""
+    counts = {key: document[key] for key in ("num_transitions", "num_trajectories")}
+    return statistics_from_json({**document["action"], **counts})

@@ -15,6 +15,7 @@ from backbones.registry import BackboneSpec, get_spec
 from orchestrator.data.sources.dataset import NOTHING, Dataset
 from orchestrator.data.sources.load import Loaded, Split, find_path, load_split
 from orchestrator.data.tune_split import SHARE, TuneSplit, choose_tune_split
+from orchestrator.environments.registry import find_problem
 from orchestrator.errors import SpecError, SpecProblem
 from orchestrator.layout import EXPORT_MANIFEST, EXPORT_UNFINISHED, Storage
 from orchestrator.planning.sizes.memory import DEVICE_GIB
@@ -94,6 +95,25 @@ def check_tasks(source: SpecSource, job: Job, problems: Problems) -> None:
     if folder is None or not folder.is_dir() or not any(folder.rglob("*.yaml")):
         message = f"'recipe.evaluate.include_path' is '{text}', which is no folder with *.yaml files; correct it"
         problems.append(source.problem("recipe.evaluate.include_path", message))
+
+
+def check_rollouts(source: SpecSource, job: Job, problems: Problems) -> None:
+    """What acts must have learned actions. Which environments there are within a kind only their simulator knows."""
+    asked = job.recipe.evaluate.rollouts
+    if asked is None:
+        if job.rule is not None and job.rule.metric == "rollout_success":
+            message = "'verdict.metric' is rollout_success, but there are no rollouts; add recipe.evaluate.rollouts"
+            problems.append(source.problem("verdict.metric", message))
+        return
+    if problem := find_problem(asked.environment):
+        message = f"'recipe.evaluate.rollouts.environment': {problem}"
+        problems.append(source.problem("recipe.evaluate.rollouts.environment", message))
+    if job.recipe.data.format != "actions":
+        message = (
+            f"'recipe.evaluate.rollouts' is there, but 'recipe.data.format' is {job.recipe.data.format}: only what "
+            "learned actions can act; set it to actions, or remove the rollouts"
+        )
+        problems.append(source.problem("recipe.evaluate.rollouts", message))
 
 
 def resolve_backbones(source: SpecSource, references: Sequence[str], problems: Problems) -> list[BackboneSpec]:

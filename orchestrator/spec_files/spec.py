@@ -223,16 +223,30 @@ class Adaptation(Strict):
         return f"lora: rank {self.lora.rank}, alpha {self.lora.alpha:g}, dropout {self.lora.dropout:g}, {modules}"
 
 
+class Rollouts(Strict):
+    """Episodes that the trained model plays in a simulator, the same ones for every candidate.
+
+    environment: such as minigrid:BabyAI-GoToLocal-v0. seed: decides which episodes; those of demonstrations are others.
+    """
+
+    environment: Annotated[str, Field(min_length=1)]
+    episodes: Annotated[int, Field(ge=1, le=100_000)] = 50
+    seed: Seed = 0
+
+
 class Evaluate(Strict):
     """When held-out bits per byte are measured: before training, then every share of the budget, then at the end.
 
     tasks: of lm-evaluation-harness, which the trained model is asked at the end; include_path: a folder with their YAML
-    where they are your own. Neither is part of a cell's identity: nothing is trained anew for another task.
+    where they are your own. rollouts: episodes in a simulator, where actions are learned. None of these is part of a
+    cell's identity: nothing is trained anew for another task.
     """
 
     every: Fraction = 0.1
     tasks: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     include_path: Annotated[str, Field(min_length=1)] | None = Field(None, exclude_if=lambda path: path is None)
+
+    rollouts: Rollouts | None = Field(None, exclude_if=lambda rollouts: rollouts is None)
 
     @field_validator("tasks")
     @classmethod
@@ -458,13 +472,16 @@ class VerdictRule(Strict):
     """Two-sided `alpha` of every claim, and the relative `margin` inside which two backbones are a tie.
 
     max_seeds: the most seeds that there will be, declared before the first look; the looks up to it share alpha.
-    metric: bits_per_byte of all held-out text, or item_bits_per_byte, in whose mean every held-out item counts alike.
+    metric: bits_per_byte of all held-out text; item_bits_per_byte, in whose mean every held-out item counts alike; or
+    rollout_success, the share of the episodes of evaluate.rollouts that do not fail.
     """
 
     alpha: float = Field(0.05, ge=1e-6, lt=0.5)
     margin: float = Field(0.005, gt=0, lt=1)
     max_seeds: Annotated[int, Field(ge=2, le=MAX_SEEDS)] | None = Field(None, exclude_if=_is_none)
-    metric: Literal["bits_per_byte", "item_bits_per_byte"] = Field("bits_per_byte", exclude_if="bits_per_byte".__eq__)
+    metric: Literal["bits_per_byte", "item_bits_per_byte", "rollout_success"] = Field(
+        "bits_per_byte", exclude_if="bits_per_byte".__eq__
+    )
     constraints: Constraints = Constraints()
 
 

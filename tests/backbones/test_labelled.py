@@ -15,7 +15,7 @@ from torch.nn import functional
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from backbones.inputs import IGNORED, Inputs
-from backbones.labelled import add_method, logits_of
+from backbones.labelled import add_methods, logits_of
 from backbones.registry import get_spec
 from orchestrator.planning.sizes.chunks import MOST_BYTES, count_chunks, positions_per_chunk
 
@@ -39,7 +39,7 @@ def make_llm(name: str) -> Any:
         llm = llm_cls(llm_cls.config_class(**values, pad_token_id=0, bos_token_id=1, eos_token_id=2))
     else:
         llm = make_small_llm(get_spec(FAMILY_REPRESENTATIVES[name][0]), ROWS)
-    add_method(llm)
+    add_methods(llm)
     return llm.double().eval()
 
 

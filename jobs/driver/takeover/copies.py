@@ -102,7 +102,8 @@ def forget_tracked(folder: CellFolder) -> None:
 
 
 def _facts(folder: CellFolder) -> tuple[Path, ...]:
-    return folder.items, folder.earlier_items, folder.contract, folder.certificate, folder.attempts, *folder.tasks
+    asked = (*folder.tasks, folder.rollouts, *folder.films)
+    return folder.items, folder.earlier_items, folder.contract, folder.certificate, folder.attempts, *asked
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 
 from jobs.results.held_out.documents import HeldOutFacts, HeldOutItem, Slice, SliceValue
 from jobs.results.held_out.items import Array, ScoredItems
-from jobs.results.judging.metrics import Metric
+from jobs.results.judging.metrics import HeldOutScore
 from orchestrator.data.examples import Example
 from orchestrator.training.measurement import ItemScores
 
@@ -18,13 +18,13 @@ SHOWN_ITEMS = 5  # of each kind
 SHOWN_TEXT = 400  # characters of an item
 
 
-def held_out_facts(items: ScoredItems, metric: Metric, ranked: Sequence[str]) -> HeldOutFacts:
+def held_out_facts(items: ScoredItems, score: HeldOutScore, ranked: Sequence[str]) -> HeldOutFacts:
     """`ranked`: the backbones that are ranked, best first. Raises DataChangedError and OSError."""
     leading = list(ranked[:2]) if len(ranked) > 1 else []
-    weights = metric.weights(items.bytes.astype(np.float64))
+    weights = score.weights(items.bytes.astype(np.float64))
     none = np.zeros(len(items.places), np.int64)
     totals = {
-        name: metric.totals(ItemScores(items.places, nats, none, np.maximum(items.bytes, 1)))
+        name: score.totals(ItemScores(items.places, nats, none, np.maximum(items.bytes, 1)))
         for name, nats in items.nats.items()
     }
     apart = totals[leading[1]] - totals[leading[0]] if leading else None

@@ -7,7 +7,7 @@ from jobs.results.documents import RankedBackbone
 from jobs.results.held_out.documents import HeldOutFacts
 from jobs.results.held_out.facts import held_out_facts
 from jobs.results.held_out.items import scored_items, write_items
-from jobs.results.judging.metrics import METRICS
+from jobs.results.judging.metrics import held_out_score
 from jobs.results.tuning import judged_plan
 from orchestrator.data.sources.dataset import DataChangedError
 from orchestrator.planning.plan import Plan
@@ -24,7 +24,7 @@ def describe_items(plan: Plan, results: Sequence[CellResult], ranking: Sequence[
     finished = [one for one in results if one.cell_id in chosen and one.status is CellStatus.SUCCEEDED]
     if not finished:
         return None
-    metric = METRICS["bits_per_byte" if plan.job.rule is None else plan.job.rule.metric]
+    score = held_out_score("bits_per_byte" if plan.job.rule is None else plan.job.rule.metric)
     try:
         items = scored_items(
             plan.validation, [(one.backbone_id, load_item_scores(Path(one.folder))) for one in finished]
@@ -32,7 +32,7 @@ def describe_items(plan: Plan, results: Sequence[CellResult], ranking: Sequence[
         if not len(items.places):
             return None
         write_items(plan.files.items, items)
-        return held_out_facts(items, metric, [row["backbone_id"] for row in ranking])
+        return held_out_facts(items, score, [row["backbone_id"] for row in ranking])
     except (DataChangedError, OSError) as error:
         note = f"The held-out data could not be read again: {error}."
         return {"leading": [], "difference": None, "slices": [], "apart": [], "hardest": [], "note": note}

@@ -156,7 +156,7 @@ def _pairs(standings: Standings, items: ItemNoise, choice: ChoiceNoise | None, t
             a=standings.ids[a],
             b=standings.ids[b],
             difference=float(tests.difference[p]),
-            relative=float(tests.difference[p] / standings.means[b]),
+            relative=float(tests.difference[p] / standings.means[b]) if standings.means[b] else 0.0,
             standard_error=float(tests.standard_error[p]),
             item_se=sqrt(items.variance[p]),
             degrees_of_freedom=float(tests.df[p]),

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Literal, cast
 
+from orchestrator.data.actions import question_about
 from orchestrator.data.examples import Example, Image, Role, Turn
 from orchestrator.data.images.files import ImageError, ImageReader
 from orchestrator.data.sources.properties import properties_of
@@ -259,8 +260,7 @@ def _parse_actions(row: Mapping[str, Any], group: str, images: ImageReader) -> E
 
     Images are what the robot sees at this step.
     """
-    instruction = _text(row, "instruction", "instruction").strip().lower()
-    question = f"What action should the robot take to {instruction}?"
+    question = question_about(_text(row, "instruction", "instruction"))
     numbers = _listed(row, "action", "actions")
     action = tuple([_number(number, f"action.{place}") for place, number in enumerate(numbers)])
     episode = group if "group" in row else _episode(row)

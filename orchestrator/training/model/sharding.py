@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from backbones.adaptation import apply_adaptation, init_adapters
 from backbones.contract import TrainableBackbone
 from backbones.hf_causal import HFCausalLLMBackbone
-from backbones.labelled import METHOD
+from backbones.labelled import METHODS
 from backbones.recomputation import found_checkpointing
 from backbones.registry import build, fetch
 from backbones.spec import BackboneSpec, VisionTower
@@ -88,7 +88,8 @@ def shard(
     for layer in units:
         fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=not keep_gathered)
     fully_shard(backbone.llm, mesh=mesh, mp_policy=policy)
-    register_fsdp_forward_method(backbone.llm, METHOD)
+    for method in METHODS:
+        register_fsdp_forward_method(backbone.llm, method)
     unsharded = [name for name, parameter in backbone.llm.named_parameters() if not isinstance(parameter, DTensor)]
     if unsharded or not all(isinstance(layer, FSDPModule) for layer in units):
         raise ShardingError(f"{backbone.identifier}: not sharded: {', '.join(unsharded[:5]) or 'a layer'}")

@@ -15,14 +15,13 @@ from jobs.notebook.results import JobResult
 from jobs.report.html import render_report
 from jobs.results.held_out.facts import SHOWN_ITEMS, SHOWN_TEXT, held_out_facts, shown_text, slicing_columns
 from jobs.results.held_out.items import ScoredItems
-from jobs.results.judging.metrics import METRICS
+from jobs.results.judging.metrics import BITS_PER_BYTE, ITEM_BITS_PER_BYTE
 from orchestrator.data.examples import Example, Turn
 from orchestrator.data.sources.dataset import held
 from orchestrator.data.sources.rows import read_row
 from orchestrator.planning.plan import Plan, load_comparison
 from orchestrator.training.measurement import load_item_scores, save_item_scores
 
-BITS = METRICS["bits_per_byte"]
 FIRST, SECOND = "tiny-llama2", "tiny-mistral"
 TEXTS = [Example(group=f"g{number % 3}", text="x" * (number + 1)) for number in range(24)]
 
@@ -43,15 +42,15 @@ def items_of(first: list[float], second: list[float], **columns: list[str | None
 def test_the_parts_of_a_column_add_up_and_each_score_is_that_of_its_items(rows: list[tuple]) -> None:
     first, second, languages = (list(column) for column in zip(*rows, strict=True))
     items = items_of(first, second, language=languages)
-    for metric in METRICS.values():
-        facts = held_out_facts(items, metric, [FIRST, SECOND])
+    for score in (BITS_PER_BYTE, ITEM_BITS_PER_BYTE):
+        facts = held_out_facts(items, score, [FIRST, SECOND])
         for one in facts["slices"]:
             assert sum(value["contribution"] for value in one["values"]) == pytest.approx(facts["difference"], abs=1e-9)
             assert sum(value["share"] for value in one["values"]) == pytest.approx(1)
             for name in (FIRST, SECOND):
                 whole = sum(value["share"] * value["scores"][name] for value in one["values"])
-                everything = metric.weights(items.bytes.astype(float)).sum()
-                bits = items.nats[name] / np.log(2) / (items.bytes if metric is not BITS else 1)
+                everything = score.weights(items.bytes.astype(float)).sum()
+                bits = items.nats[name] / np.log(2) / (items.bytes if score is not BITS_PER_BYTE else 1)
                 assert whole == pytest.approx(bits.sum() / everything)
         for side, sign in zip(facts["apart"], (1, -1), strict=True):
             assert all(sign * (one["bits_per_byte"][SECOND] - one["bits_per_byte"][FIRST]) > 0 for one in side)
@@ -67,7 +66,7 @@ def test_only_columns_with_a_few_values_slice_the_data() -> None:
 def test_items_that_part_two_backbones_are_those_with_the_most_bits_between_them() -> None:
     first, second = [1.0] * 24, [1.0] * 24
     second[20], second[3], first[10] = 2.0, 2.5, 3.0
-    facts = held_out_facts(items_of(first, second), BITS, [FIRST, SECOND])
+    facts = held_out_facts(items_of(first, second), BITS_PER_BYTE, [FIRST, SECOND])
     assert [[one["item"] for one in side] for side in facts["apart"]] == [[20, 3], [10]]
     assert facts["apart"][0][0]["text"] == "x" * 21 and facts["apart"][0][0]["hash"] == TEXTS[20].content_hash
     assert [one["item"] for one in facts["hardest"][:3]] == [10, 3, 20] and len(facts["hardest"]) == SHOWN_ITEMS

@@ -22,7 +22,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from backbones.contract import TrainableBackbone
-from backbones.labelled import METHOD
+from backbones.labelled import METHODS
 from backbones.registry import build, get_spec
 from orchestrator.data.feed import Feed
 from orchestrator.data.prepare import TokenizedDataset
@@ -175,7 +175,8 @@ def shard_in(precision: str, mesh: Mesh) -> TrainableBackbone:
         policy = MixedPrecisionPolicy(param_dtype=torch.float64, reduce_dtype=torch.float64)
         for module in (*decoder_layers(backbone), backbone.llm):
             fully_shard(module, mesh=mesh.fsdp, mp_policy=policy)
-        register_fsdp_forward_method(backbone.llm, METHOD)
+        for method in METHODS:
+            register_fsdp_forward_method(backbone.llm, method)
     backbone.llm.train()
     return backbone
 

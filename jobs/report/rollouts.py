@@ -1,0 +1,72 @@
+"""Success in closed loop, as the page shows it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from jobs.formats import NOT_AVAILABLE, fixed, percent, significant
+from jobs.results.documents import Film, RolledOut, RolloutFacts, Verdict
+
+MOST_FILMED = 6  # backbones whose films a page holds: each film has up to 90 kB
+
+
+@dataclass(frozen=True)
+class Score:
+    """What the ranking's numbers are."""
+
+    name: str
+    of: str  # on what
+    explained: str
+    is_bits: bool
+
+
+BITS = Score(
+    "bits per byte",
+    "on the held-out text after training",
+    "Bits per byte is what the trained model needs to encode one byte of text it has never seen: lower is better. It "
+    "is counted per byte, not per token, so models with different tokenizers can be compared.",
+    is_bits=True,
+)
+FAILURES = Score(
+    "share of failed episodes",
+    "in rollouts of the trained model",
+    "The ranking\u2019s number is the share of the episodes in which the trained model failed: lower is better. All "
+    "backbones play the same episodes, so differences are paired by episode.",
+    is_bits=False,
+)
+
+
+def score_of(verdict: Verdict | None) -> Score:
+    """By the verdict's metric."""
+    return FAILURES if verdict is not None and verdict.get("metric") == "rollout_success" else BITS
+
+
+HEADINGS = ("success", "95 % interval", "random policy", "other instruction", "return", "steps")
+
+
+def rollout_rows(facts: RolloutFacts | None) -> list[tuple[str, list[str]]]:
+    """(backbone, a text for each of the headings)."""
+    if facts is None:
+        return []
+    return [(backbone_id, _texts(one)) for backbone_id, one in facts["backbones"].items()]
+
+
+def _texts(one: RolledOut) -> list[str]:
+    low, high = one["interval"]
+    blind = one["blind_success"]
+    return [
+        percent(one["success"]),
+        f"{percent(low)} to {percent(high)}",
+        percent(one["random_success"]),
+        NOT_AVAILABLE if blind is None else percent(blind),
+        fixed(one["total_reward"]),
+        significant(one["length"]),
+    ]
+
+
+def films_of(facts: RolloutFacts | None, order: Sequence[str]) -> Mapping[str, list[Film]]:
+    """The films of the first backbones of the ranking, or of the spec where there is none."""
+    if facts is None:
+        return {}
+    backbones = facts["backbones"]
+    named = [backbone_id for backbone_id in order if backbone_id in backbones] or [*backbones]
+    return {backbone_id: backbones[backbone_id]["films"] for backbone_id in named[:MOST_FILMED]}

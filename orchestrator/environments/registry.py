@@ -1,0 +1,59 @@
+"""Environments by name: `pusht`, or a kind and what it is called there, such as `minigrid:BabyAI-GoToLocal-v0`."""
+
+import difflib
+import importlib
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from orchestrator.environments.environment import Environment
+from orchestrator.errors import InputError
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A simulator: the package that it needs, the extra that installs it, and the function that opens one by name."""
+
+    package: str
+    extra: str
+    opener: str  # module:function; of (name within the kind)
+    example: str  # what a name looks like
+
+
+KINDS = {
+    "minigrid": Kind("minigrid", "minigrid", "orchestrator.environments.grid:open_grid", "BabyAI-GoToLocal-v0"),
+    "metaworld": Kind("metaworld", "metaworld", "orchestrator.environments.arm:open_arm", "reach-v3"),
+}
+
+
+def find_problem(name: str) -> str | None:
+    """What is wrong with a name, as far as it shows without its simulator; None where nothing is."""
+    kind, _, within = name.partition(":")
+    examples = ", ".join(f"{known}:{one.example}" for known, one in KINDS.items())
+    if kind not in KINDS:
+        near = difflib.get_close_matches(kind, KINDS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return f"there is no environment {name!r}{hint} Write a kind and a name, such as {examples}"
+    if not within:
+        return f"{name!r} says which kind of environment, but not which one; write one such as {examples}"
+    return None
+
+
+def find_missing_simulator(name: str) -> str | None:
+    """What to do where the simulator of a valid name is not installed; None where it is."""
+    kind = KINDS[name.partition(":")[0]]
+    if find_spec(kind.package) is not None:
+        return None
+    return (
+        f"environment {name!r} is simulated by {kind.package}, which is not installed here; "
+        f"run `pip install 'backbone-orchestrator[{kind.extra}]'`, on every node of a cluster"
+    )
+
+
+def open_environment(name: str) -> Environment:
+    """Raises InputError for a name that nothing answers to, and where its simulator is not installed."""
+    if problem := find_problem(name) or find_missing_simulator(name):
+        raise InputError(problem)
+    kind, _, within = name.partition(":")
+    module, _, function = KINDS[kind].opener.partition(":")
+    opened: Environment = getattr(importlib.import_module(module), function)(within)
+    return opened

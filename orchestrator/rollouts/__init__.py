@@ -1,0 +1,1 @@
+"""Success in closed loop: a policy acts in an environment, episode by episode."""

@@ -1,0 +1,65 @@
+"""The page of a comparison whose models acted: success beside what it is measured against, films without a network."""
+
+from typing import Any, cast
+
+from report_documents import NAMES, comparison_document
+
+from jobs.report.html import render_markdown, render_report
+from jobs.report.rollouts import MOST_FILMED
+from jobs.results.documents import Report
+
+FILM = {"success": True, "instruction": "go to <the> red ball", "length": 4, "data": "data:image/webp;base64,UklGRg=="}
+
+
+def rolled_out(success: float, blind: float | None) -> dict[str, Any]:
+    return {
+        "success": success,
+        "interval": [success - 0.1, success + 0.1],
+        "random_success": 0.25,
+        "blind_success": blind,
+        "total_reward": 0.5,
+        "length": 6.5,
+        "films": [FILM, FILM | {"success": False}],
+    }
+
+
+def acted(names: list[str], metric: str) -> Report:
+    document = comparison_document(names)
+    document["verdict"]["metric"] = metric
+    document["rollouts"] = {
+        "environment": "minigrid:BabyAI-GoToLocal-v0",
+        "episodes": 50,
+        "backbones": {name: rolled_out(0.8 - 0.05 * place, None if place else 0.3) for place, name in enumerate(names)},
+    }
+    return cast(Report, document)
+
+
+def test_success_stands_beside_what_it_is_measured_against() -> None:
+    page = render_report(acted(NAMES, "bits_per_byte")).replace("\N{NO-BREAK SPACE}", " ")
+    assert "50 episodes of minigrid:BabyAI-GoToLocal-v0" in page
+    for text in ("80.0 %", "70.0 % to 90.0 %", "25.0 %", "30.0 %", "n/a"):
+        assert text in page, text
+    assert "go to &lt;the&gt; red ball" in page
+    assert page.count("data:image/webp") == 2 * len(NAMES)
+    assert "http" not in page.split('<div class="films">')[1].split("</div>")[0]
+    assert "Bits per byte on the held-out text" in page
+
+
+def test_a_page_holds_the_films_of_a_few_backbones_alone() -> None:
+    names = [f"backbone-{number}" for number in range(MOST_FILMED + 3)]
+    assert render_report(acted(names, "bits_per_byte")).count("data:image/webp") == 2 * MOST_FILMED
+
+
+def test_a_ranking_by_success_says_so_everywhere() -> None:
+    document = acted(NAMES, "rollout_success")
+    page, text = render_report(document), render_markdown(document)
+    assert "Share of failed episodes in rollouts" in page
+    assert "| share of failed episodes |" in text
+    assert "bits per byte (lower is better)" not in page
+    assert "fewer bits" not in page
+    document["ranking"][1]["val_bits_per_byte"] = 0.0  # nobody failed
+    assert "fewer failures" not in render_report(document)
+
+
+def test_a_page_of_a_job_without_rollouts_has_no_such_section() -> None:
+    assert "Success in closed loop" not in render_report(cast(Report, comparison_document()))
