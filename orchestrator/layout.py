@@ -284,6 +284,11 @@ class CellFolder:
         return self.path / "items.npz"
 
     @property
+    def item_table(self) -> Path:
+        """The first items with their texts, for a tracker to show."""
+        return self.path / "items.json"
+
+    @property
     def measurement(self) -> Path:
         """The last thing that a worker writes."""
         return self.path / "measurement.json"
@@ -305,8 +310,9 @@ class CellFolder:
     @property
     def outcome(self) -> tuple[Path, ...]:
         """What attempts leave behind; the result goes first, so that nothing unfinished looks finished."""
-        files = (self.result, self.measurement, self.items, self.earlier_items, self.contract, self.certificate)
-        return (*files, self.attempts, *self.tasks, self.spool, self.checkpoints, self.path / "failures")
+        files = (self.result, self.measurement, self.items, self.earlier_items, self.item_table, self.contract)
+        folders = (self.spool, self.checkpoints, self.path / "failures")
+        return (*files, self.certificate, self.attempts, *self.tasks, *folders)
 
 
 @dataclass(frozen=True)

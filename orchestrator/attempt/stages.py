@@ -17,6 +17,7 @@ from orchestrator.hardware import forget_peak_memory
 from orchestrator.parallel import Mesh
 from orchestrator.tasks import stage as tasks
 from orchestrator.tracking.recorder import open_recorder
+from orchestrator.tracking.system import sampling
 from orchestrator.training import stages
 from orchestrator.training.pulse import Pulse
 from orchestrator.training.run import CellRun
@@ -77,7 +78,8 @@ def run_cell(job: CellJob, device: torch.device, pulse: Pulse | None = None) -> 
     forget_peak_memory(device)
     mesh = Mesh.build(device, job.cell.placement.parallel)
     mesh = replace(mesh, faults=Faults.of(job.faults, mesh.rank, job.attempt))
-    with closing(open_recorder(job.spool_folder, job.attempt, mesh.is_main)) as recorder:
+    samples = sampling(job.spool_folder, job.trains and mesh.is_first_on_node)
+    with closing(open_recorder(job.spool_folder, job.attempt, mesh.is_main)) as recorder, samples:
         run = CellRun(job, mesh, recorder, pulse or Pulse())
         for stage in STAGES:
             if stage.applies(job):
