@@ -304,8 +304,13 @@ class CellFolder:
 
     @property
     def tasks(self) -> tuple[Path, ...]:
-        """What it answered, where it was asked tasks."""
-        return self.path / TASK_RESULTS, self.path / TASK_SAMPLES
+        """What it answered, where it was asked tasks or held-out instructions."""
+        return self.path / TASK_RESULTS, self.path / TASK_SAMPLES, self.answers
+
+    @property
+    def answers(self) -> Path:
+        """What it wrote to held-out instructions."""
+        return self.path / "answers.parquet"
 
     @property
     def outcome(self) -> tuple[Path, ...]:

@@ -8,7 +8,14 @@ from pathlib import Path
 
 from jobs.driver.attempts import find_final_result, infeasible_result
 from jobs.driver.preparation import Preparation
-from orchestrator.cell_job import CellJob, CertificateRequest, ExportRequest, TaskRequest, find_export
+from orchestrator.cell_job import (
+    CellJob,
+    CertificateRequest,
+    ExportRequest,
+    TaskRequest,
+    find_export,
+    generation_digest,
+)
 from orchestrator.data.sources.load import find_path
 from orchestrator.faults import Fault
 from orchestrator.identity import content_hash
@@ -16,7 +23,8 @@ from orchestrator.layout import Storage
 from orchestrator.planning.plan import Cell, Plan
 from orchestrator.planning.preflight import IN_RAY_JOB
 from orchestrator.planning.sizes.memory import find_device_gib
-from orchestrator.results import CellResult, CellStatus
+from orchestrator.results import CellResult, CellStatus, Measurement
+from orchestrator.spec_files.spec import Generation
 
 DEFINING = (".yaml", ".yml", ".py")  # files that say what a task is
 
@@ -95,7 +103,14 @@ def find_finished(plan: Plan, cell: Cell) -> CellResult | None:
     tasks = None if cell.is_trial else task_request(plan)
     if result.measurement is not None and tasks is not None and result.measurement.data.get("tasks") != tasks.digest:
         return None
+    answers = cell.recipe.evaluate.generation
+    if result.measurement is not None and answers is not None and not _has_answers(result.measurement, answers):
+        return None
     return replace(result, folder=str(plan.cell_folder(cell)))
+
+
+def _has_answers(measurement: Measurement, asked: Generation) -> bool:
+    return measurement.data.get("generation") == generation_digest(asked)
 
 
 def export_request(plan: Plan) -> ExportRequest | None:

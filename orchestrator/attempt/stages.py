@@ -15,6 +15,7 @@ from orchestrator.certificate.gang import require_certificate
 from orchestrator.faults import Faults
 from orchestrator.hardware import forget_peak_memory
 from orchestrator.parallel import Mesh
+from orchestrator.tasks import generation
 from orchestrator.tasks import stage as tasks
 from orchestrator.tracking.recorder import open_recorder
 from orchestrator.tracking.system import sampling
@@ -51,6 +52,10 @@ def _has_tasks(job: CellJob) -> bool:
     return job.tasks is not None
 
 
+def _writes_answers(job: CellJob) -> bool:
+    return job.trains and job.cell.recipe.evaluate.generation is not None
+
+
 def _has_actions(job: CellJob) -> bool:
     return job.prepared is not None and job.prepared.actions is not None
 
@@ -62,6 +67,7 @@ STAGES = (
     Stage("train", _trains, stages.train),
     Stage("evaluate", _trains, stages.conclude),
     Stage("ask tasks", _has_tasks, tasks.ask),
+    Stage("write answers", _writes_answers, generation.write_answers),
     Stage("evaluate actions", _has_actions, stages.measure_actions),
     Stage("export", lambda job: job.export is not None, stages.export),
     Stage("measure", _trains, stages.record),

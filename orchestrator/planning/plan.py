@@ -20,6 +20,7 @@ from orchestrator.planning.preflight import (
     check_actions,
     check_batch,
     check_export_folder,
+    check_generation,
     check_ladder,
     check_tasks,
     default_tracking_uri,
@@ -210,6 +211,7 @@ def _plan(source: SpecSource, model: type[Comparison] | type[Finetune], occurren
         check_ladder(source, job, problems)
     if sound("recipe.evaluate"):
         check_tasks(source, job, problems)
+        check_generation(source, job, problems)
     if job.exported_to is not None:
         check_export_folder(source, job.exported_to.folder, problems)
     storage = resolve_storage(source, job, problems) if sound("storage") else Path()
@@ -397,7 +399,8 @@ def _cell(
     rows = choose_micro_batch_size(spec, recipe, placement)
     recipe_facts = recipe.model_dump(mode="json", exclude={"data": {"train", "validation"}, "checkpoint": True})
     recipe_facts["evaluate"] |= {"tasks": []}  # nothing is trained anew for another task
-    recipe_facts["evaluate"].pop("include_path", None)
+    for key in ("include_path", "generation"):
+        recipe_facts["evaluate"].pop(key, None)
     written = job.placement.model_dump(mode="json")
     first = [backbone_identity(spec), seed, recipe_facts, written, rows, list(digests)]
     last = [occurrence, *([PACKED_ORDER] if recipe.packing else [])]

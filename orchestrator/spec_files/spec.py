@@ -189,16 +189,38 @@ class Adaptation(Strict):
         return f"lora: rank {self.lora.rank}, alpha {self.lora.alpha:g}, dropout {self.lora.dropout:g}, {modules}"
 
 
+class Generation(Strict):
+    """Answers that the trained model writes, greedily, to held-out instructions, beside what it is scored on.
+
+    exact_match: the same text; contains: the reference occurs in it; f1: of their words.
+    """
+
+    items: Annotated[int, Field(ge=1, le=100_000)]  # evenly spaced over the held-out data
+    max_new_tokens: Annotated[int, Field(ge=1, le=8192)] = 128
+    metrics: Annotated[tuple[Literal["exact_match", "contains", "f1"], ...], Field(min_length=1)] = (
+        "exact_match",
+        "f1",
+    )
+
+    @field_validator("metrics")
+    @classmethod
+    def _check_metrics(cls, metrics: tuple[Any, ...]) -> tuple[Any, ...]:
+        return _distinct(metrics)
+
+
 class Evaluate(Strict):
     """When held-out bits per byte are measured: before training, then every share of the budget, then at the end.
 
     tasks: of lm-evaluation-harness, which the trained model is asked at the end; include_path: a folder with their YAML
-    where they are your own. Neither is part of a cell's identity: nothing is trained anew for another task.
+    where they are your own; generation: held-out instructions that it answers then. None of them is part of a cell's
+    identity: nothing is trained anew for another task.
     """
 
     every: Fraction = 0.1
     tasks: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     include_path: Annotated[str, Field(min_length=1)] | None = Field(None, exclude_if=lambda path: path is None)
+
+    generation: Generation | None = Field(None, exclude_if=_is_none)
 
     @field_validator("tasks")
     @classmethod
