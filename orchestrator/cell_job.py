@@ -8,10 +8,11 @@ from typing import Any
 from backbones.spec import BackboneSpec
 from orchestrator.data.prepare import Prepared
 from orchestrator.faults import Fault
+from orchestrator.identity import content_hash
 from orchestrator.layout import EXPORT_MANIFEST, CellFolder
 from orchestrator.planning.plan import Cell
 from orchestrator.results import read_json
-from orchestrator.spec_files.spec import Recipe
+from orchestrator.spec_files.spec import Generation, Recipe
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,11 @@ class TaskRequest:
     names: tuple[str, ...]
     include_path: Path | None  # every node sees it
     digest: str
+
+
+def generation_digest(asked: Generation) -> str:
+    """Tells whether a cell was given the same instructions before."""
+    return content_hash(asked.model_dump(mode="json"))
 
 
 @dataclass(frozen=True)

@@ -285,6 +285,11 @@ class CellFolder:
         return self.path / "items.npz"
 
     @property
+    def item_table(self) -> Path:
+        """The first items with their texts, for a tracker to show."""
+        return self.path / "items.json"
+
+    @property
     def measurement(self) -> Path:
         """The last thing that a worker writes."""
         return self.path / "measurement.json"
@@ -300,8 +305,13 @@ class CellFolder:
 
     @property
     def tasks(self) -> tuple[Path, ...]:
-        """What it answered, where it was asked tasks."""
-        return self.path / TASK_RESULTS, self.path / TASK_SAMPLES
+        """What it answered, where it was asked tasks or held-out instructions."""
+        return self.path / TASK_RESULTS, self.path / TASK_SAMPLES, self.answers
+
+    @property
+    def answers(self) -> Path:
+        """What it wrote to held-out instructions."""
+        return self.path / "answers.parquet"
 
     @property
     def rollouts(self) -> Path:
@@ -316,9 +326,10 @@ class CellFolder:
     @property
     def outcome(self) -> tuple[Path, ...]:
         """What attempts leave behind; the result goes first, so that nothing unfinished looks finished."""
-        files = (self.result, self.measurement, self.items, self.earlier_items, self.contract, self.certificate)
+        files = (self.result, self.measurement, self.items, self.earlier_items, self.item_table, self.contract)
         asked = (*self.tasks, self.rollouts, *self.films)
-        return (*files, self.attempts, *asked, self.spool, self.checkpoints, self.path / "failures")
+        folders = (self.spool, self.checkpoints, self.path / "failures")
+        return (*files, self.certificate, self.attempts, *asked, *folders)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,15 @@ from pathlib import Path
 
 from jobs.driver.attempts import find_final_result, infeasible_result
 from jobs.driver.preparation import Preparation
-from orchestrator.cell_job import CellJob, CertificateRequest, ExportRequest, RolloutRequest, TaskRequest, find_export
+from orchestrator.cell_job import (
+    CellJob,
+    CertificateRequest,
+    ExportRequest,
+    RolloutRequest,
+    TaskRequest,
+    find_export,
+    generation_digest,
+)
 from orchestrator.data.sources.load import find_path
 from orchestrator.faults import Fault
 from orchestrator.identity import content_hash
@@ -93,13 +101,20 @@ def find_finished(plan: Plan, cell: Cell) -> CellResult | None:
         return None
     if result.status is CellStatus.SUCCEEDED and request is not None and find_export(request.folder) != cell.cell_id:
         return None
-    tasks = None if cell.is_trial else task_request(plan)
-    rollouts = None if cell.is_trial else rollout_request(plan)
-    asked = {"tasks": tasks, "rollouts": rollouts}
     stored = None if result.measurement is None else result.measurement.data
-    if stored is not None and any(one is not None and stored.get(name) != one.digest for name, one in asked.items()):
+    if stored is not None and any(stored.get(name) != digest for name, digest in _asked(plan, cell).items()):
         return None
     return replace(result, folder=str(plan.cell_folder(cell)))
+
+
+def _asked(plan: Plan, cell: Cell) -> dict[str, str]:
+    """What a trained cell is asked beside its score, by its name in a measurement: a digest of each."""
+    if cell.is_trial:
+        return {}
+    requests = {"tasks": task_request(plan), "rollouts": rollout_request(plan)}
+    asked = {name: request.digest for name, request in requests.items() if request is not None}
+    generation = cell.recipe.evaluate.generation
+    return asked if generation is None else asked | {"generation": generation_digest(generation)}
 
 
 def export_request(plan: Plan) -> ExportRequest | None:

@@ -47,7 +47,7 @@ COSTS: tuple[Measure, ...] = (
     ("checkpoint_stall_s", "checkpoint stall", duration, False),
     ("parameters", "parameters", count, False),
 )
-TASK = "task/"  # how a metric begins that a task of lm-evaluation-harness gave
+ASKED = ("task/", "generation/")  # how metrics begin of lm-evaluation-harness's tasks, and of answers that were written
 DROPPED = {
     "too_long": "too long: some backbone would have cut it",
     "no_target": "no target token left to learn",
@@ -195,9 +195,9 @@ def _curve_plots(cells: Sequence[TrainedCell], looked: Mapping[str, Look]) -> li
 def _tasks(backbones: Sequence[Backbone]) -> list[tuple[str, list[str]]]:
     """A row for each figure of a task: its name, and the mean of every backbone. The first row is bits per byte."""
     names = dict.fromkeys(
-        metric for one in backbones for cell in one.finished for metric in cell["metrics"] if metric.startswith(TASK)
+        metric for one in backbones for cell in one.finished for metric in cell["metrics"] if metric.startswith(ASKED)
     )
-    shown = {"val_bits_per_byte": "held-out bits per byte", **{name: name.removeprefix(TASK) for name in names}}
+    shown = {"val_bits_per_byte": "held-out bits per byte", **{name: name.removeprefix(ASKED[0]) for name in names}}
     return [(text, [compact(one.mean(name)) for one in backbones]) for name, text in shown.items()] if names else []
 
 

@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from jobs.formats import flatten
+from jobs.tracking.tables import ItemTables, table_tag
 from orchestrator.cell_job import ExportRequest
 from orchestrator.layout import CellFolder, Storage
 from orchestrator.planning.plan import Cell, Plan
@@ -25,6 +26,7 @@ class Tracking:
         self._synced = plan.files.synced
         self._writer = open_writer(plan.tracking_uri, plan.job.tracking.experiment, plan.storage)
         self._parent = _parent_run(plan, command)
+        self._tables = ItemTables(plan)
         self._export = export
         cells = [cell for cell in plan.cells if children is None or cell.cell_id in children]
         self._children = {cell.cell_id: _child_run(plan, cell, self._parent, export) for cell in cells}
@@ -65,6 +67,7 @@ class Tracking:
     def finish_child(self, result: CellResult) -> None:
         """Gives a cell's run its outcome."""
         run = self._children[result.cell_id]
+        self._tables.write(result)
         take_result(run, result)
         self._writer.finish(run, result.status.mlflow_status)
 
@@ -151,7 +154,9 @@ def take_result(run: TrackedRun, result: CellResult) -> None:
         run.summary_time_ms = run.ended_ms
         contract = CellFolder(Path(result.folder)).contract
         write_json(contract, result.measurement.contract)
-        run.artifacts = (contract,)
+        tables = [file for file in [CellFolder(Path(result.folder)).item_table] if file.exists()]
+        run.artifacts = (contract, *tables)
+        run.tags |= table_tag(*tables)
 
 
 def _parent_run(plan: Plan, command: str) -> TrackedRun:

@@ -16,8 +16,10 @@ from orchestrator.faults import Faults
 from orchestrator.hardware import forget_peak_memory
 from orchestrator.parallel import Mesh
 from orchestrator.rollouts import stage as rollouts
+from orchestrator.tasks import generation
 from orchestrator.tasks import stage as tasks
 from orchestrator.tracking.recorder import open_recorder
+from orchestrator.tracking.system import sampling
 from orchestrator.training import stages
 from orchestrator.training.pulse import Pulse
 from orchestrator.training.run import CellRun
@@ -51,6 +53,10 @@ def _has_tasks(job: CellJob) -> bool:
     return job.tasks is not None
 
 
+def _writes_answers(job: CellJob) -> bool:
+    return job.trains and job.cell.recipe.evaluate.generation is not None
+
+
 def _has_actions(job: CellJob) -> bool:
     return job.prepared is not None and job.prepared.actions is not None
 
@@ -67,6 +73,7 @@ STAGES = (
     Stage("train", _trains, stages.train),
     Stage("evaluate", _trains, stages.conclude),
     Stage("ask tasks", _has_tasks, tasks.ask),
+    Stage("write answers", _writes_answers, generation.write_answers),
     Stage("evaluate actions", _has_actions, stages.measure_actions),
     Stage("roll out", _has_rollouts, rollouts.roll_out),
     Stage("export", lambda job: job.export is not None, stages.export),
@@ -84,7 +91,8 @@ def run_cell(job: CellJob, device: torch.device, pulse: Pulse | None = None) -> 
     forget_peak_memory(device)
     mesh = Mesh.build(device, job.cell.placement.parallel)
     mesh = replace(mesh, faults=Faults.of(job.faults, mesh.rank, job.attempt))
-    with closing(open_recorder(job.spool_folder, job.attempt, mesh.is_main)) as recorder:
+    samples = sampling(job.spool_folder, job.trains and mesh.is_first_on_node)
+    with closing(open_recorder(job.spool_folder, job.attempt, mesh.is_main)) as recorder, samples:
         run = CellRun(job, mesh, recorder, pulse or Pulse())
         for stage in STAGES:
             if stage.applies(job):

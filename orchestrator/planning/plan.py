@@ -20,6 +20,7 @@ from orchestrator.planning.preflight import (
     check_accelerator,
     check_batch,
     check_export_folder,
+    check_generation,
     check_ladder,
     check_rollouts,
     check_tasks,
@@ -212,6 +213,7 @@ def _plan(source: SpecSource, model: type[Comparison] | type[Finetune], occurren
     if sound("recipe.evaluate"):
         check_tasks(source, job, problems)
         check_rollouts(source, job, problems)
+        check_generation(source, job, problems)
     if job.exported_to is not None:
         check_export_folder(source, job.exported_to.folder, problems)
     storage = resolve_storage(source, job, problems) if sound("storage") else Path()
@@ -408,7 +410,7 @@ def _cell(
     rows = choose_micro_batch_size(spec, recipe, placement)
     recipe_facts = recipe.model_dump(mode="json", exclude={"data": {"train", "validation"}, "checkpoint": True})
     recipe_facts["evaluate"] |= {"tasks": []}  # nothing is trained anew for another task
-    for name in ("include_path", "rollouts"):
+    for name in ("include_path", "rollouts", "generation"):
         recipe_facts["evaluate"].pop(name, None)
     written = job.placement.model_dump(mode="json")
     first = [backbone_identity(spec), seed, recipe_facts, written, rows, list(digests)]

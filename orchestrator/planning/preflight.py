@@ -86,6 +86,17 @@ def check_ladder(source: SpecSource, job: Job, problems: Problems) -> None:
         problems.append(source.problem("recipe.budget.ladder", message))
 
 
+def check_generation(source: SpecSource, job: Job, problems: Problems) -> None:
+    """Only instructions have answers."""
+    data_format = job.recipe.data.format
+    if job.recipe.evaluate.generation is not None and data_format in ("text", "actions"):
+        message = (
+            f"'recipe.evaluate.generation' is of instructions, and recipe.data.format is {data_format}, which has "
+            "none; remove it"
+        )
+        problems.append(source.problem("recipe.evaluate.generation", message))
+
+
 def check_tasks(source: SpecSource, job: Job, problems: Problems) -> None:
     """The folder of a job's own tasks must be there. Which tasks there are only lm-evaluation-harness knows."""
     text = job.recipe.evaluate.include_path

@@ -234,12 +234,31 @@ class Rollouts(Strict):
     seed: Seed = 0
 
 
+class Generation(Strict):
+    """Answers that the trained model writes, greedily, to held-out instructions, beside what it is scored on.
+
+    exact_match: the same text; contains: the reference occurs in it; f1: of their words.
+    """
+
+    items: Annotated[int, Field(ge=1, le=100_000)]  # evenly spaced over the held-out data
+    max_new_tokens: Annotated[int, Field(ge=1, le=8192)] = 128
+    metrics: Annotated[tuple[Literal["exact_match", "contains", "f1"], ...], Field(min_length=1)] = (
+        "exact_match",
+        "f1",
+    )
+
+    @field_validator("metrics")
+    @classmethod
+    def _check_metrics(cls, metrics: tuple[Any, ...]) -> tuple[Any, ...]:
+        return _distinct(metrics)
+
+
 class Evaluate(Strict):
     """When held-out bits per byte are measured: before training, then every share of the budget, then at the end.
 
     tasks: of lm-evaluation-harness, which the trained model is asked at the end; include_path: a folder with their YAML
-    where they are your own. rollouts: episodes in a simulator, where actions are learned. None of these is part of a
-    cell's identity: nothing is trained anew for another task.
+    where they are your own. generation: held-out instructions that it answers then. rollouts: episodes in a simulator,
+    where actions are learned. None of these is part of a cell's identity: nothing is trained anew for another task.
     """
 
     every: Fraction = 0.1
@@ -247,6 +266,7 @@ class Evaluate(Strict):
     include_path: Annotated[str, Field(min_length=1)] | None = Field(None, exclude_if=lambda path: path is None)
 
     rollouts: Rollouts | None = Field(None, exclude_if=lambda rollouts: rollouts is None)
+    generation: Generation | None = Field(None, exclude_if=_is_none)
 
     @field_validator("tasks")
     @classmethod

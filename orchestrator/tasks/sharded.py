@@ -1,19 +1,15 @@
 """The sharded model of a cell as one that lm-evaluation-harness asks: every rank takes part in every forward pass."""
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from backbones.contract import TrainableBackbone
 from orchestrator.parallel import Mesh
 from orchestrator.tasks.model import AskedModel
+from orchestrator.tasks.turns import Answer, kernel_that_generates, shared_answers
 
 SHORTEST_WINDOW = 2048  # tokens; the library's own where a model does not say
 LOGITS_BYTES = 1 << 30  # of the fp32 logits of a pass, which the library wants whole; a single row may take more
-KERNEL_THAT_GENERATES = "sdpa"
-
-Answer = TypeVar("Answer")
 
 
 class ShardedModel(AskedModel):
@@ -78,7 +74,7 @@ class ShardedModel(AskedModel):
             kinds.setdefault(repr(request.args[1]), []).append(place)
         generate = super().generate_until
         written: dict[int, str] = {}
-        with self._kernel_that_generates():
+        with kernel_that_generates(self.model):
             for places in kinds.values():
                 kind = [requests[place] for place in places]
 
@@ -96,26 +92,4 @@ class ShardedModel(AskedModel):
 
     def _shared(self, batches: Sequence[Sequence[int]], ask: Callable[[Sequence[int]], list[Answer]]) -> list[Answer]:
         """The answers to 0, 1, ..., which are in the batches in any order, over all ranks. Collective."""
-        rank, world = self._mesh.dp_rank, self._mesh.dp_size
-        answers: dict[int, Answer] = {}
-        for turn in range(math.ceil(len(batches) / world)):
-            self._obey()
-            number = turn * world + rank
-            batch = batches[min(number, len(batches) - 1)]
-            found = ask(batch)
-            if number < len(batches):
-                answers |= dict(zip(batch, found, strict=True))
-        everywhere: dict[int, Answer] = {}
-        for share in self._mesh.gathered(answers):
-            everywhere |= share
-        return [everywhere[place] for place in range(len(everywhere))]
-
-    @contextmanager
-    def _kernel_that_generates(self) -> Iterator[None]:
-        """Kernels for training may take neither padding masks nor caches."""
-        before = self.model.config._attn_implementation
-        self.model.set_attn_implementation("eager" if before == "eager" else KERNEL_THAT_GENERATES)
-        try:
-            yield
-        finally:
-            self.model.set_attn_implementation(before)
+        return shared_answers(self._mesh, batches, ask, self._obey)

@@ -7,6 +7,7 @@ are written before the driver relies on them: whoever finds them after its death
 import os
 import re
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from orchestrator.layout import RUN_SUFFIX
 from orchestrator.results import read_json, write_json
 from orchestrator.tracking.spool import read_from
+from orchestrator.tracking.system import Sample, read_samples, sample_files
 
 HIDDEN = "***"
 
@@ -78,7 +80,16 @@ class TrackedRun:
             known
             and not self.lacks_model
             and (self.spool_folder is None or next(read_from(self.spool_folder, sent.offset), None) is None)
+            and next(self.unsent_samples(), None) is None
         )
+
+    def unsent_samples(self) -> Iterator[tuple[str, Sample, int]]:
+        """What machines did that is not acknowledged yet: the machine, the sample, and the offset behind it."""
+        if self.spool_folder is None:
+            return
+        for machine, file in sample_files(self.spool_folder).items():
+            for sample, end in read_samples(file, self.sent.samples.get(machine, 0)):
+                yield machine, sample, end
 
 
 @dataclass
@@ -92,6 +103,7 @@ class Sent:
     params: bool = False
     tags: dict[str, str] = field(default_factory=dict)
     offset: int = 0
+    samples: dict[str, int] = field(default_factory=dict)  # offsets, by machine
     summary: dict[str, float] = field(default_factory=dict)
     model: list[str] = field(default_factory=list)  # name and folder of the registered model
     status: str = ""

@@ -20,9 +20,11 @@ from orchestrator.layout import EXPORT_MANIFEST
 from orchestrator.results import write_json
 from orchestrator.tracking.run import TrackedDataset, TrackedRun
 from orchestrator.tracking.spool import Entry, read_from
+from orchestrator.tracking.system import Sample
 from orchestrator.tracking.tracker import Forgotten, Refused, register
 
-ENTRIES_PER_BATCH = 50  # MLflow takes 1,000 metrics a request
+METRICS_PER_REQUEST = 1000  # MLflow takes no more
+ENTRIES_PER_BATCH = 50  # of a spool, whose lines have a dozen metrics
 CHAMPION = "champion"
 GONE = "RESOURCE_DOES_NOT_EXIST"
 PERMANENT_ERRORS = ("INVALID_PARAMETER_VALUE", "PERMISSION_DENIED", "UNAUTHENTICATED", GONE)
@@ -152,6 +154,12 @@ class MlflowTracker:
             if metrics:
                 self._client.log_batch(run.sent.run_id, metrics=metrics)
             run.sent.offset = group[-1][1]
+        samples = run.unsent_samples()
+        while some := list(itertools.islice(samples, ENTRIES_PER_BATCH)):
+            metrics = [metric for machine, sample, _ in some for metric in _system_metrics(machine, sample)]
+            for part in _groups(metrics, METRICS_PER_REQUEST):
+                self._client.log_batch(run.sent.run_id, metrics=part)
+            run.sent.samples |= {machine: end for machine, _, end in some}
 
     def _send_outcome(self, run: TrackedRun, status: str) -> None:
         from mlflow.entities import Metric
@@ -232,6 +240,14 @@ def _metrics(entry: Entry) -> list[Any]:
     from mlflow.entities import Metric
 
     return [Metric(key, value, entry.time_ms, entry.fields["step"]) for key, value in entry.metrics.items()]
+
+
+def _system_metrics(machine: str, sample: Sample) -> list[Any]:
+    """Under the names that MLflow's page shows as system metrics, by node."""
+    from mlflow.entities import Metric
+
+    values = sample.values.items()
+    return [Metric(f"system/{machine}/{name}", value, sample.time_ms, sample.step) for name, value in values]
 
 
 @contextmanager

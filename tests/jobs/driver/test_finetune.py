@@ -194,6 +194,8 @@ def test_tasks_of_the_spec_are_asked_of_the_cell_without_training_it_anew(
     assert cell["metrics"]["task/own/perplexity"] == document["tasks"]["own"]["metrics"]["perplexity"]
     run = MlflowClient(f"sqlite:///{finished.folder}/runs/mlflow.db").get_run(cell["mlflow_run_id"])
     assert run.data.metrics["task/own/perplexity"] == cell["metrics"]["task/own/perplexity"]
+    assert any(name.startswith("system/") and name.endswith("/cpu_utilization_percentage") for name in run.data.metrics)
+    assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [{"path": "items.json", "type": "table"}]
     (page,) = (finished.folder / "runs").glob("mine-*/report.html")
     assert "own/perplexity" in page.read_text()
 

@@ -17,6 +17,7 @@ from mlflow import MlflowClient
 from orchestrator.results import EvaluationPoint, StepMetrics, read_json, write_json
 from orchestrator.tracking.run import TrackedDataset, TrackedRun, described_runs, without_password
 from orchestrator.tracking.spool import STREAMED_METRICS, SpoolWriter
+from orchestrator.tracking.system import read_samples, sample_files, sampling
 from orchestrator.tracking.writer import RunWriter
 
 STEPS = 130  # more than two batches of the writer
@@ -362,3 +363,31 @@ def test_an_absent_server_is_told_of_without_its_password(tmp_path: Path) -> Non
     writer.close(0.0)
     assert "127.0.0.1" in writer.unreachable
     assert "canary-71" not in writer.unreachable
+
+
+def test_what_machines_did_arrives_once_also_after_a_lost_note(uri: str, spool: Path, tmp_path: Path) -> None:
+    with sampling(spool, is_first_on_node=False):
+        pass
+    assert sample_files(spool) == {}
+    for _ in range(2):  # attempts
+        with sampling(spool, is_first_on_node=True, every_s=0.01):
+            time.sleep(0.05)
+    ((machine, file),) = sample_files(spool).items()
+    file.write_bytes(file.read_bytes() + b'{"time_ms": 1, "st')  # a killed process
+    with sampling(spool, is_first_on_node=True, every_s=60):
+        pass
+    samples = [sample for sample, _ in read_samples(file, 0)]
+    assert [sample.step for sample in samples] == list(range(len(samples))) and len(samples) >= 5
+    other = file.with_name("system-node-b.jsonl")
+    other.write_bytes(file.read_bytes())
+
+    parent, child = tracked(tmp_path, spool)
+    send(uri, parent, child)
+    note = read_json(child.state_file)
+    write_json(child.state_file, {**note, "samples": {}, "status": ""})
+    parent, child = tracked(tmp_path, spool)
+    send(uri, parent, child)
+    for name in (machine, "node-b"):
+        for key in ("cpu_utilization_percentage", "system_memory_usage_megabytes", "network_receive_megabytes"):
+            expected = [(sample.step, sample.values[key]) for sample in samples]
+            assert points(uri, child, f"system/{name}/{key}") == expected
