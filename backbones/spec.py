@@ -137,6 +137,13 @@ class BackboneSpec:
     fusion: Fusion | None = None  # None: it is one model
 
     @property
+    def seeing_parameters(self) -> int:
+        """Of vision towers and connector."""
+        if self.vision is None:
+            return 0
+        return self.vision.connector_parameters + sum(tower.parameters for tower in self.vision.towers)
+
+    @property
     def is_pinned(self) -> bool:
         """Whether the weights cannot change under the id: a commit of the hub, or a folder whose bytes are hashed."""
         towers = self.fusion.towers if self.fusion else ()

@@ -211,7 +211,7 @@ def benchmark(
 def certify(
     backbone: Annotated[str, typer.Argument(metavar="ID", help="A registered id, or an hf: reference.")],
     attention: Annotated[str, typer.Option(help="The attention kernel that training would use.")] = "auto",
-    adaptation: Annotated[str, typer.Option(help="full, last_layer, bias_only or lora.")] = "full",
+    adaptation: Annotated[str, typer.Option(help="full, last_layer, bias_only, lora or connector.")] = "full",
     workers: Annotated[int, typer.Option(min=1, help="Ray Train workers to shard over.")] = 2,
     gpu: Annotated[bool, typer.Option("--gpu", help="Give each worker a GPU.")] = False,
     storage: Storage = None,

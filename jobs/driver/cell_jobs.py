@@ -6,6 +6,8 @@ import uuid
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from jobs.driver.attempts import find_final_result, infeasible_result
 from jobs.driver.preparation import Preparation
 from orchestrator.cell_job import (
@@ -17,12 +19,15 @@ from orchestrator.cell_job import (
     find_export,
     generation_digest,
 )
+from orchestrator.data.parity import load_selection
+from orchestrator.data.prepare import load_tokenized
 from orchestrator.data.sources.load import find_path
 from orchestrator.faults import Fault
 from orchestrator.identity import content_hash
 from orchestrator.layout import Storage
 from orchestrator.planning.plan import Cell, Plan
 from orchestrator.planning.preflight import IN_RAY_JOB
+from orchestrator.planning.sizes.flops import training_flops_per_image
 from orchestrator.planning.sizes.memory import find_device_gib
 from orchestrator.results import CellResult, CellStatus
 
@@ -68,9 +73,22 @@ class CellJobs:
         )
 
     def _flops_per_token(self, cell: Cell) -> float:
-        """As planned; the cell may have another micro-batch by now."""
+        """As planned; the cell may have another micro-batch by now. Of images, as many as its training data has."""
         planned = [one.cell_id for one in self.plan.cells].index(cell.cell_id)
-        return self.plan.forecasts[planned].flops_per_token
+        flops = self.plan.forecasts[planned].flops_per_token
+        if cell.backbone.vision is None:
+            return flops
+        adaptation = cell.recipe.adaptation
+        an_image = training_flops_per_image(cell.backbone, adaptation.kind, adaptation.vision)
+        return flops + an_image * self._images_per_token(cell)
+
+    def _images_per_token(self, cell: Cell) -> float:
+        """Of the examples that the cell trains on."""
+        data = load_tokenized(self.preparation.prepared_for(cell).train_file)
+        kept, _ = load_selection(self.preparation.selection_file(cell))
+        if data.image_offsets is None:
+            return 0.0
+        return float(np.diff(data.image_offsets)[kept].sum() / data.lengths[kept].sum())
 
     def _certificate(self, cell: Cell) -> CertificateRequest:
         return CertificateRequest(

@@ -44,15 +44,33 @@ class Activations:
 
     @property
     def kept(self) -> float:
-        """By all layers, from their forward to their backward pass, and one mask of booleans."""
+        """By all layers, from their forward to their backward pass, by vision towers, and one mask of booleans."""
         layers, learning = self.units.sizes.num_layers, self.units.learning_layers
-        mask = self.tokens * self.length if self.masked else 0
+        beside = (self.tokens * self.length if self.masked else 0) + self.seen
         if self.checkpointing == "selective":
-            return layers * self.tokens * self.compute_bytes * self._results + mask
+            return layers * self.tokens * self.compute_bytes * self._results + beside
         if self.checkpointing:
-            return layers * self.hidden + mask
+            return layers * self.hidden + beside
         frozen = self.tokens * self._values(inputs=False)
-        return learning * self.layer + (layers - learning) * frozen + self.hidden + mask
+        return learning * self.layer + (layers - learning) * frozen + self.hidden + beside
+
+    @property
+    def seen(self) -> float:
+        """By vision towers, of as many images as the tokens could be of: every layer where they learn, else one.
+
+        17 values a patch and hidden unit (Korthikanti et al. 2022), or one where they are recomputed.
+        """
+        vision = self.units.spec.vision
+        if vision is None:
+            return 0
+        images = -(-self.tokens // vision.tokens_per_image)
+        total = 0
+        for tower in vision.towers:
+            patches = images * (vision.image_size // tower.patch_size) ** 2
+            recomputed = self.checkpointing is True or not self.units.towers_learn
+            values = (tower.num_layers if self.units.towers_learn else 0) * (1 if recomputed else 17)
+            total += patches * tower.hidden_size * (values + 17 * recomputed)
+        return self.compute_bytes * total
 
     @property
     def layer(self) -> float:

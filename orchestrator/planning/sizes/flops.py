@@ -23,19 +23,35 @@ def training_flops_per_token(spec: BackboneSpec, sequence_length: int, adaptatio
     N: parameters that multiply (all but the input embedding, which only looks up); L: layers; H: heads x head size;
     S: sequence length. Source: PaLM, appendix B, https://arxiv.org/abs/2204.02311. Of the 6, 2 are the gradients of the
     weights, which frozen ones do not have: 4N where adapters or biases learn (their own are left out), and 4N + 2M for
-    last_layer, M being the head and one layer. Of a backbone that sees, the language model's alone: what its towers
-    compute is counted by the image, and not here.
+    last_layer, M being the head and one layer. What images cost beside the tokens that they take, in vision towers and
+    connector, is `training_flops_per_image`.
     """
     dims = spec.architecture
     lookup = 0 if dims.tied_embeddings else dims.vocab_size * dims.hidden_size
     attention = 12 * dims.num_layers * dims.num_heads * dims.head_dim * sequence_length
-    seeing = 0
-    if spec.vision is not None:
-        seeing = spec.vision.connector_parameters + sum(tower.parameters for tower in spec.vision.towers)
-    multiplying = spec.parameters - lookup - seeing
+    multiplying = spec.parameters - lookup - spec.seeing_parameters
     head = dims.vocab_size * dims.hidden_size
     learning = {"full": multiplying, "last_layer": head + (multiplying - head) / dims.num_layers}.get(adaptation, 0)
     return float(4 * multiplying + 2 * learning + attention)
+
+
+def training_flops_per_image(spec: BackboneSpec, adaptation: str = "full", vision: str = "frozen") -> float:
+    """Of one image in towers and connector, beside the tokens that it takes; 0 where nothing sees.
+
+    A tower: 2NP + 4LHP^2 forward, of P patches, and three times as much where it learns. A connector is asked once a
+    token; its backward pass has the gradients of its weights, where they learn, and of what it was given, where the
+    tower does.
+    """
+    if spec.vision is None:
+        return 0.0
+    learns = vision == "full"
+    seeing = 0.0
+    for tower in spec.vision.towers:
+        patches = (spec.vision.image_size // tower.patch_size) ** 2
+        seeing += 2 * tower.parameters * patches + 4 * tower.num_layers * tower.hidden_size * patches**2
+    passes = 1 + (learns or adaptation in ("full", "connector")) + learns
+    connecting = 2 * spec.vision.connector_parameters * spec.vision.tokens_per_image * passes
+    return float(seeing * (3 if learns else 1) + connecting)
 
 
 def find_peak_flops(device_name: str) -> float | None:

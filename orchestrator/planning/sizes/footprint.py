@@ -77,7 +77,7 @@ def predict_memory(
         compute_bytes=2 if recipe.precision == "bf16" else 4,
         checkpointing=recipe.activation_checkpointing if checkpointing is None else checkpointing,
         compiled=compiled,
-        masked=_has_masks(recipe, placement),
+        masked=_has_masks(recipe, placement) or spec.vision is not None,
     )
     rows = placement.parallel.rows_of_a_rank(recipe.global_batch_size)
     step = _Step(

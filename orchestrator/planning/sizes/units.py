@@ -1,4 +1,7 @@
-"""How many numbers FSDP gathers at once, and how many of them learn under an adaptation. No torch, ray, mlflow."""
+"""How many numbers FSDP gathers at once, and how many of them learn under an adaptation. No torch, ray, mlflow.
+
+Of a vision tower no unit is as large as the root or a decoder layer of any shipped backbone: it counts in sums alone.
+"""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +17,7 @@ _GATE = {"gate_proj": "HI"}
 
 @dataclass(frozen=True)
 class Units:
-    """The root unit (embedding, head) and the decoder layers of a backbone, counted in numbers, of all ranks."""
+    """The root unit (embedding, head, connector) and the decoder layers of a backbone, in numbers, of all ranks."""
 
     spec: BackboneSpec
     adaptation: Adaptation
@@ -34,17 +37,20 @@ class Units:
     @property
     def root(self) -> int:
         """The root unit: embedding, head and connector."""
-        return self.embedding * (1 if self.sizes.tied_embeddings else 2) + self.connector
+        return self._embeddings + self._connector
 
     @property
-    def connector(self) -> int:
-        """What lies between vision towers and language model."""
-        return 0 if self.spec.vision is None else self.spec.vision.connector_parameters
+    def _embeddings(self) -> int:
+        return self.embedding * (1 if self.sizes.tied_embeddings else 2)
+
+    @property
+    def _connector(self) -> int:
+        return self.spec.vision.connector_parameters if self.spec.vision else 0
 
     @property
     def towers(self) -> int:
-        """Vision towers."""
-        return 0 if self.spec.vision is None else sum(tower.parameters for tower in self.spec.vision.towers)
+        """All vision towers."""
+        return self.spec.seeing_parameters - self._connector
 
     @property
     def layer(self) -> float:
@@ -84,8 +90,12 @@ class Units:
     @property
     def learning(self) -> float:
         """Numbers that have gradients and optimizer state."""
-        towers = self.towers if self.adaptation.vision == "full" else 0
+        towers = self.towers if self.towers_learn else 0
         return self.learning_root + self.learning_of_a_layer * self.learning_layers + towers
+
+    @property
+    def towers_learn(self) -> bool:
+        return self.adaptation.vision == "full"
 
     @property
     def matrices_learn(self) -> bool:
@@ -94,15 +104,8 @@ class Units:
 
     @property
     def learning_root(self) -> int:
-        connector = self.connector if self.adaptation.vision == "full" else 0
-        match self.adaptation.kind:
-            case "full":
-                return self.root
-            case "last_layer":
-                return self.root - self.connector + connector
-            case "connector":
-                return self.connector
-        return connector
+        connects = self.towers_learn or self.adaptation.kind in ("full", "connector")
+        return (self._embeddings if self.matrices_learn else 0) + (self._connector if connects else 0)
 
     @property
     def learning_head(self) -> int:
@@ -118,10 +121,12 @@ class Units:
         """Numbers that learn in such a layer."""
         if self.lora is not None:
             return sum(self.lora.rank * (ins + outs) for ins, outs in self.adapted)
+        if self.adaptation.kind == "connector":
+            return 0
         if self.adaptation.kind == "bias_only":  # a bias on every matrix at most
             return self.queries + 2 * self.keys + 2 * self.sizes.hidden_size + 2 * self.sizes.intermediate_size
         return self._plain_layer
 
     @property
     def _plain_layer(self) -> float:
-        return max(self.spec.parameters - self.root - self.towers, 0) / self.sizes.num_layers
+        return max(self.spec.parameters - self._embeddings - self.spec.seeing_parameters, 0) / self.sizes.num_layers
