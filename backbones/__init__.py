@@ -2,9 +2,10 @@
 
 A backbone is a `BackboneSpec` that some module registers when it is imported: a file of `backbones.families`, an
 installed entry point of the group `backbones.families`, or a plug-in (`load_plugin`). docs/add-a-backbone.md adds one.
-For one run no registration is needed: `hf:ORG/NAME@REVISION`, `hf:./FOLDER`. A model that needs behaviour of its own
-names its class in `backbone_cls="module:Class"`: a subclass of `backbones.causal_lm.CausalLMBackbone`, or any
-`LLMBackbone` with the same constructor. What OpenVLA and Prismatic import is in `backbones.prismatic`.
+For one run no registration is needed: `hf:ORG/NAME@REVISION`, `hf:./FOLDER`. `fused:TOWERS+BACKBONE` is any of these
+behind vision towers (`backbones.vision`). A model that needs behaviour of its own names its class in
+`backbone_cls="module:Class"`: a subclass of `backbones.causal_lm.CausalLMBackbone`, or any `LLMBackbone` with the same
+constructor. What OpenVLA and Prismatic import is in `backbones.prismatic`.
 
 Importing this package, listing ids and resolving a spec load neither torch nor transformers.
 """

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from backbones.registry import BackboneSpec, get_spec
+from backbones.vision.reference import is_fused, resolve_fused
 from orchestrator.data.sources.dataset import NOTHING, Dataset
 from orchestrator.data.sources.load import Loaded, Split, find_path, load_split
 from orchestrator.data.tune_split import SHARE, TuneSplit, choose_tune_split
@@ -253,6 +254,8 @@ def _load_split(
 
 def _resolve_backbone(source: SpecSource, reference: str) -> BackboneSpec:
     """Looks a backbone up; a relative `hf:` folder may stand beside the spec file. The user's own words stay its id."""
+    if is_fused(reference):
+        return resolve_fused(reference, lambda language: _resolve_backbone(source, language))
     folder = reference.removeprefix("hf:")
     if reference.startswith("hf:.") and (found := find_path(source, folder)) is not None:
         try:

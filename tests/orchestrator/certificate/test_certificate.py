@@ -85,7 +85,7 @@ def make_request(spec: BackboneSpec, storage: Path, launch: str = "first", **cha
 def obtain(request: CertificateRequest, launches: int = 1) -> tuple[Certificate, list[Proof], bool]:
     """Runs on every rank: the certificate, the proofs made in the last launch, whether torch draws as before."""
     spec = request.backbone
-    if not spec.backbone_id.startswith(("tiny-", "hf:")):
+    if not spec.backbone_id.startswith(("tiny-", "hf:", "fused:")):
         register(spec)
     before = torch.random.get_rng_state()
     for launch in range(launches):

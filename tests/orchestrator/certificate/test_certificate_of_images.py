@@ -16,7 +16,7 @@ from backbones.vision_language.gemma import RandomGemma3VLBackbone
 from backbones.vision_language.idefics import RandomIdeficsBackbone
 from backbones.vision_language.qwen_vl import RandomQwenVLBackbone
 
-TINY = {"tiny-smolvlm": 2, "tiny-qwen3-vl": 1, "tiny-paligemma": 1}  # ranks
+TINY = {"tiny-smolvlm": 2, "tiny-qwen3-vl": 1, "tiny-paligemma": 1, "fused:tiny-siglip+tiny-qwen": 2}  # ranks
 
 
 class LearnsImages(RandomIdeficsBackbone):

@@ -53,7 +53,6 @@ LOOKED_AT = (
 )
 STAGES = {
     "align": {"kind": "connector"},
-    "vla-train": {"kind": "full"},
     "vla-full-train": {"kind": "full", "vision": "full"},
     "vla-sandwich-train": {"kind": "last_layer", "vision": "full"},
 }
