@@ -143,10 +143,10 @@ def loss_plot(curves: list[Curve], looks: Mapping[str, Look], title: str, captio
     return Plot(title, _line_plot(curves, looks, "loss", title, "optimizer step", "nats per target token"), caption)
 
 
-def ranking_plot(ranking: Sequence[RankedBackbone], looks: Mapping[str, Look], score: str = "bits per byte") -> Plot:
+def ranking_plot(ranking: Sequence[RankedBackbone], looks: Mapping[str, Look], score: str) -> Plot:
     """Every seed of every ranked backbone as a dot, its mean as a tick, one seed deviation as a bar."""
     rows = [_ranked(row) for row in ranking]
-    title = f"Held-out {score}" if score == "bits per byte" else score.capitalize()
+    title = score.capitalize()
     label = f"{title}: " + "; ".join(f"{row.backbone_id} {row.text}" for row in rows)
     with styled_axes(HEIGHT_OF_AXIS + ROW * len(rows)) as (figure, axes):
         _draw_rows(axes, rows, looks)
@@ -156,12 +156,7 @@ def ranking_plot(ranking: Sequence[RankedBackbone], looks: Mapping[str, Look], s
 
 
 def difference_plot(
-    pairs: Iterable[Pair],
-    best: str,
-    looks: Mapping[str, Look],
-    half_width: float | None,
-    level: str,
-    score: str = "bits per byte",
+    pairs: Iterable[Pair], best: str, looks: Mapping[str, Look], half_width: float | None, level: str, score: str
 ) -> Plot | None:
     """Each backbone's difference to the best with its interval; None where no pair has one."""
     rows = [row for row in (_difference(pair, best) for pair in pairs) if row is not None]

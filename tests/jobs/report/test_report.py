@@ -371,7 +371,7 @@ def test_the_second_half_of_a_curve_starts_at_half_of_the_budget() -> None:
 def test_a_difference_is_drawn_as_seen_from_the_best(best_is: str, expected: str) -> None:
     names = {"a": "worse-one", "b": "worse-one", best_is: "best-one"}
     pair = names | {"difference": 0.01, "interval": [0.002, 0.018]}
-    plot = difference_plot([pair], "best-one", looks(["best-one", "worse-one"]), 0.004, "95 %")
+    plot = difference_plot([pair], "best-one", looks(["best-one", "worse-one"]), 0.004, "95 %", "bits per byte")
     assert plot is not None
     assert expected in plot.svg
 
