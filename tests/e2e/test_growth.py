@@ -76,7 +76,8 @@ def test_seeds_and_backbones_join_a_comparison_and_only_they_train(grow: Callabl
     assert third["verdict"]["look"]["number"] == 2
     assert "Look 1 was at tiny-llama2 and tiny-mistral." in third["verdict"]["notes"]
     page = (job.storage / third["comparison"]["id"] / "report.html").read_text()
-    assert "Look 2, after looks at 2 seeds" in page and "4 of 6 runs were taken over from earlier comparisons" in page
+    assert "Look 2, a verdict over these runs, after looks at 2 seeds" in page
+    assert "4 of 6 runs were taken over from earlier comparisons" in page
 
     uri = sqlite_uri(job)
     runs = [one for one in tracked_runs(uri) if one.data.tags["comparison_id"] == third["comparison"]["id"]]

@@ -72,7 +72,7 @@ def test_names_with_markup_stay_text_in_the_browser(tmp_path: Path) -> None:
     document = comparison_document(["<img src=x onerror=document.title='owned'>", "tiny-b"])
     dom = browse(tmp_path, render_report(document), "--dump-dom")
     assert "<img" not in dom
-    assert "<title>which-backbone: comparison report</title>" in dom
+    assert "<title>which-backbone: untuned comparison report</title>" in dom
 
 
 @pytest.mark.parametrize("width", [520, 1400])  # chromium opens no window narrower than 500
