@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ class Preparation:
     def prepared_for(self, cell: Cell) -> Prepared:
         """The arrays of a cell's backbone. A trial is scored on some of its training examples."""
         one = self.prepared[cell.backbone.backbone_id]
-        return replace(one, validation_file=one.train_file) if cell.is_trial else one
+        return one.of_trials if cell.is_trial else one
 
     def selection_file(self, cell: Cell) -> str:
         """Which examples of those arrays a cell learns from, and on which it is scored."""
@@ -66,8 +66,8 @@ def find_preparation(plan: Plan) -> Preparation | None:
         return None
     document = read_json(file)
     prepared = {backbone_id: prepared_from_json(one) for backbone_id, one in document["prepared"].items()}
-    folders = [Path(folder) for one in prepared.values() for folder in (one.train_file, one.validation_file)]
-    if not all(map(is_prepared, folders)):
+    arrays = [file for one in prepared.values() for file in (one.train_file, one.validation_file, one.trial_file)]
+    if not all(is_prepared(Path(file)) for file in arrays if file is not None):
         return None  # of an earlier version, or deleted
     files = document["selection_files"], document.get("trial_selection_files", {})
     return Preparation(prepared, files[0], document["facts"], files[1])
@@ -167,11 +167,12 @@ def _raise_designed(error: Any) -> None:
     raise error
 
 
-def _codecs(plan: Plan) -> Iterator[tuple[BackboneSpec, Codec, Split, Split]]:
+def _codecs(plan: Plan) -> Iterator[tuple[BackboneSpec, Codec, tuple[Split, ...]]]:
     """On a node that has the model cache and, for gated ids, HF_TOKEN: each tokenizer, and what it has to make."""
     for spec in plan.backbones:
         codec = _codec(plan, spec)
-        yield spec, codec, *splits_of(codec, plan.train, plan.validation, Storage(plan.storage).prepared, spec.vision)
+        folder = Storage(plan.storage).prepared
+        yield spec, codec, splits_of(codec, plan.train, plan.validation, folder, spec.vision, plan.tune)
 
 
 def _codec(plan: Plan, spec: BackboneSpec) -> Codec:
@@ -199,7 +200,7 @@ def _make_small(plan: Plan) -> tuple[dict[str, list[Work]], list[Prepared]]:
     missing: dict[str, list[Work]] = {}
     codecs: dict[str, Codec] = {}
     seen: set[Path] = set()  # candidates with one tokenizer share their arrays, and those of one size their pixels
-    for spec, codec, *splits in found:
+    for spec, codec, splits in found:
         # Held-out rows take longest: a part of them must not be the last to begin.
         for work in (work for split in reversed(splits) for work in split.works):
             if not work.is_ready and work.folder not in seen:
@@ -211,7 +212,7 @@ def _make_small(plan: Plan) -> tuple[dict[str, list[Work]], list[Prepared]]:
     for backbone_id, works in missing.items():
         for work in works:
             make_here(codecs[backbone_id], work)
-    return {}, [prepared_of(spec.backbone_id, codec, *splits) for spec, codec, *splits in found]
+    return {}, [prepared_of(spec.backbone_id, codec, *splits) for spec, codec, splits in found]
 
 
 def _make_part(plan: Plan, spec: BackboneSpec, work: Work, number: int, folder: Path) -> Path:
@@ -219,4 +220,4 @@ def _make_part(plan: Plan, spec: BackboneSpec, work: Work, number: int, folder: 
 
 
 def _find_prepared(plan: Plan) -> list[Prepared]:
-    return [prepared_of(spec.backbone_id, codec, *splits) for spec, codec, *splits in _codecs(plan)]
+    return [prepared_of(spec.backbone_id, codec, *splits) for spec, codec, splits in _codecs(plan)]

@@ -49,7 +49,10 @@ class Example:
     @property
     def images(self) -> tuple[Image, ...]:
         """Those of all turns, in order."""
-        return tuple([image for turn in self.turns for image in turn.images])
+        images: tuple[Image, ...] = ()
+        for turn in self.turns:
+            images += turn.images
+        return images
 
     @cached_property
     def content_digest(self) -> bytes:

@@ -9,7 +9,7 @@ import json
 import shutil
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from orchestrator.data.sources.containers import SPAN_BYTES
 from orchestrator.data.sources.dataset import Block, Dataset, HeldBlock
 from orchestrator.data.tokens import count
 from orchestrator.data.tokens import tokenize as tokenize
+from orchestrator.data.tune_split import TuneSplit
 from orchestrator.errors import InputError
 from orchestrator.results import read_json
 
@@ -51,6 +52,16 @@ class Prepared:
     missing_eos: int
     tokens_per_byte: float
     actions: ActionCoding | None = None  # of a robot's data
+    # Where learning rates are tuned: the training examples as trials code their actions, without having seen those that
+    # they are scored on.
+    trial_file: str | None = None
+    trial_actions: ActionCoding | None = None
+
+    @property
+    def of_trials(self) -> "Prepared":
+        """What trials learn from, and are scored on some of."""
+        file, actions = self.trial_file or self.train_file, self.trial_actions or self.actions
+        return replace(self, train_file=file, validation_file=file, actions=actions)
 
 
 @dataclass(frozen=True)
@@ -77,17 +88,26 @@ Work = Split | Rendering
 
 
 def splits_of(
-    codec: "Codec", train: Dataset, validation: Dataset, folder: Path, vision: "Vision | None" = None
-) -> tuple[Split, Split]:
-    """What has to be there before a backbone can train. A robot's actions are counted in training data alone.
+    codec: "Codec",
+    train: Dataset,
+    validation: Dataset,
+    folder: Path,
+    vision: "Vision | None" = None,
+    tune: TuneSplit | None = None,
+) -> tuple[Split, ...]:
+    """What has to be there before a backbone can train: training data, held-out data, training data as trials code it.
 
-    `vision` is how the backbone sees images. Raises InputError where the tokenizer has no ids to spare for actions.
+    A robot's actions are counted in training data alone, in trials without those that they are scored on. `vision` is
+    how the backbone sees images. Raises InputError where the tokenizer has no ids to spare for actions.
     """
     actions = _coding(codec, train)
-    return (
+    splits = [
         _split(codec, train, folder, False, actions, vision),
         _split(codec, validation, folder, True, actions, vision),
-    )
+    ]
+    if tune is not None and tune.actions is not None and actions is not None:
+        splits.append(_split(codec, train, folder, False, replace(actions, statistics=tune.actions), vision))
+    return tuple(splits)
 
 
 def prepare(
@@ -144,8 +164,10 @@ def join(work: Work, parts: Sequence[Path]) -> None:
         join_arrays(parts, work.folder, None if work.pixels is None else work.pixels.folder)
 
 
-def prepared_of(backbone_id: str, codec: "Codec", train: Split, validation: Split) -> Prepared:
-    """Where the arrays of two splits are, and what was counted of them."""
+def prepared_of(
+    backbone_id: str, codec: "Codec", train: Split, validation: Split, trials: Split | None = None
+) -> Prepared:
+    """Where the arrays of the splits are, and what was counted of them."""
     counts = read_json(train.folder / COUNTS)
     return Prepared(
         backbone_id,
@@ -157,15 +179,20 @@ def prepared_of(backbone_id: str, codec: "Codec", train: Split, validation: Spli
         missing_eos=counts["missing_eos"],
         tokens_per_byte=counts["scored"] / max(counts["learnable_bytes"], 1),
         actions=train.actions,
+        trial_file=None if trials is None else str(trials.folder),
+        trial_actions=None if trials is None else trials.actions,
     )
 
 
 def prepared_from_json(document: dict[str, Any]) -> Prepared:
     """The inverse of `dataclasses.asdict`; documents of earlier versions know nothing of actions."""
-    coding = document.get("actions")
-    if coding is not None:
-        coding = ActionCoding(coding["end"], statistics_from_json(coding["statistics"]))
-    return Prepared(**{**document, "actions": coding})
+    codings = {key: document.get(key) for key in ("actions", "trial_actions")}
+    read = {
+        key: ActionCoding(coding["end"], statistics_from_json(coding["statistics"]))
+        for key, coding in codings.items()
+        if coding is not None
+    }
+    return Prepared(**{**document, **read})
 
 
 def load_tokenized(file: str) -> TokenizedDataset:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from orchestrator.data.actions import ActionStatistics, count_statistics
 from orchestrator.data.sources.dataset import Items, occur_in
 from orchestrator.identity import content_hash
 
@@ -25,11 +26,13 @@ class TuneSplit:
     excluded: np.ndarray  # (more,) int64 places of these and of their copies elsewhere: no trial learns from them
     learnable_bytes: int
     groups: int  # source groups that are wholly in it; 0 where examples were drawn, since one group is too large
+    actions: ActionStatistics | None = None  # of a robot's steps that trials learn from
 
     @property
     def digest(self) -> str:
-        """Of which examples they are."""
-        return content_hash(["tune", hashlib.sha256(self.examples.astype("<i8").tobytes()).hexdigest()])[:32]
+        """Of which examples they are, and of trials that code actions by statistics of their own."""
+        places = hashlib.sha256(self.examples.astype("<i8").tobytes()).hexdigest()
+        return content_hash(["tune", places, *(["actions"] if self.actions is not None else [])])[:32]
 
 
 def choose_tune_split(items: Items, held_out_bytes: int) -> TuneSplit | None:
@@ -47,7 +50,15 @@ def choose_tune_split(items: Items, held_out_bytes: int) -> TuneSplit | None:
     excluded = np.flatnonzero(occur_in(items.digests, np.sort(items.digests[examples])))
     if not 0 < len(examples) <= len(excluded) < len(items.learnable_bytes):
         return None
-    return TuneSplit(examples, excluded, int(items.learnable_bytes[examples].sum()), len(groups))
+    size = int(items.learnable_bytes[examples].sum())
+    return TuneSplit(examples, excluded, size, len(groups), _actions_without(items, excluded))
+
+
+def _actions_without(items: Items, excluded: np.ndarray) -> ActionStatistics | None:
+    if items.actions is None:
+        return None
+    episodes = np.unique(np.delete(items.group_numbers, excluded))
+    return count_statistics(np.delete(items.actions, excluded, axis=0), len(episodes))
 
 
 def _drawn(draws: list[int], sizes: np.ndarray, target: float) -> np.ndarray:

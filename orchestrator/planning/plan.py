@@ -14,7 +14,7 @@ from orchestrator.data.tune_split import TuneSplit
 from orchestrator.errors import SpecError, SpecProblem
 from orchestrator.identity import backbone_identity, backbone_slug, content_hash
 from orchestrator.layout import JobFolder, Storage
-from orchestrator.planning.modalities import check_actions, check_images, check_packing, masked
+from orchestrator.planning.modalities import check_actions, check_images, masked
 from orchestrator.planning.occurrence import parse_occurrence
 from orchestrator.planning.preflight import (
     check_accelerator,
@@ -213,8 +213,6 @@ def _plan(source: SpecSource, model: type[Comparison] | type[Finetune], occurren
     specs = resolve_backbones(source, job.references, problems)
     if sound("recipe.data", "recipe.adaptation"):
         check_actions(source, job, specs, problems)
-    if sound("recipe.packing"):
-        check_packing(source, job, specs, problems)
     splits = load_splits(source, job, problems) if sound("recipe.data") else None
     if splits is not None:
         train, validation, removed = splits
@@ -224,6 +222,8 @@ def _plan(source: SpecSource, model: type[Comparison] | type[Finetune], occurren
     if problems or splits is None:
         raise SpecError(tuple(problems))
     train, validation, removed = splits
+    if tune is not None and tune.actions is not None and train.actions is not None:
+        tune = replace(tune, actions=replace(tune.actions, mask=train.actions.mask))
     decided = resolve_activation_checkpointing(job.recipe, placed(job), specs)
     recipe = job.recipe.model_copy(update={"activation_checkpointing": decided})
     job = job.model_copy(update={"recipe": recipe})

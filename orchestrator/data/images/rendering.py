@@ -4,6 +4,7 @@ A folder holds `images.npy`, each distinct image once in the order of the data, 
 It is named by the data, the size and the filter alone: every tokenizer and seed shares it.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -50,7 +51,7 @@ def rendering_of(
 
 
 def render_part(rendering: Rendering, number: int, folder: Path) -> Path:
-    """Renders the images of one part, each once. Raises DataChangedError and OSError."""
+    """Renders the images of one part, each once. Raises DataChangedError, and OSError where a file is not here."""
     part = folder / f"{number:06d}"
     with new_folder(part) as partial, open(partial / IMAGES, "wb") as stream:
         digests = bytearray()
@@ -104,6 +105,8 @@ def _rendered(images: Iterable[Image], rendering: Rendering) -> Iterator[tuple[I
                 raise DataChangedError(_name(image))
             return render(data, rendering.image_size, rendering.resample)
         except ImageError as error:
+            if isinstance(image.source, Path) and not image.source.exists():  # as on a node that does not share it
+                raise FileNotFoundError(errno.ENOENT, "no such image", _name(image)) from None
             raise DataChangedError(_name(image)) from error
 
     waiting: deque[tuple[Image, Future[np.ndarray]]] = deque()

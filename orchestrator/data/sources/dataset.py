@@ -75,6 +75,7 @@ class Items:
     group_numbers: np.ndarray  # (items,) int64, places in `groups`
     groups: tuple[str, ...]
     digests: np.ndarray  # (items,) S16
+    actions: np.ndarray | None = None  # (items, dimensions) float64, of a robot's data
 
     def groups_of(self, items: np.ndarray) -> list[str]:
         """The group of each of some items."""
@@ -187,15 +188,14 @@ class Summary:
 
     def dataset(self, reference: str, blocks: Iterable[Block | HeldBlock]) -> Dataset:
         """The whole, over the blocks that were added."""
+        everything = np.concatenate(self._actions) if self._actions and self._count else None
         items = None
         if self.keeps_items:
             sizes = np.concatenate([np.array([], np.int64), *(sizes for _, sizes, _ in self._items)])
             numbers = np.concatenate([np.array([], np.int64), *(numbers for _, _, numbers in self._items)])
             digests = np.concatenate([NOTHING, *(digests for digests, _, _ in self._items)])
-            items = Items(sizes, numbers, tuple(self._groups), digests)
-        actions = None
-        if self._actions and self._count:
-            actions = count_statistics(np.concatenate(self._actions), len(self._groups))
+            items = Items(sizes, numbers, tuple(self._groups), digests, everything)
+        actions = None if everything is None else count_statistics(everything, len(self._groups))
         digest = self._digest.hexdigest()[:32]
         return Dataset(reference, digest, self._count, self._bytes, tuple(blocks), items, actions, self._pictures)
 

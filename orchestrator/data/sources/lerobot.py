@@ -52,7 +52,7 @@ class Recordings:
             convert = "python -m lerobot.datasets.v30.convert_dataset_v21_to_v30"
             raise LeRobotError(f"it is a LeRobotDataset {version}, and v3.0 is read; convert it with {convert}")
         if any(features[name]["dtype"] == "video" for name in cameras) and importlib.util.find_spec("av") is None:
-            raise LeRobotError("its cameras are videos; install PyAV, which reads them: pip install av")
+            raise LeRobotError("its cameras are videos; run pip install 'backbone-orchestrator[robot]'")
         return {**info, "cameras": cameras}
 
     @cached_property

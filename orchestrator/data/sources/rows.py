@@ -132,8 +132,8 @@ def _listed(row: Mapping[str, Any], key: str, data_format: DataFormat) -> list[A
 def _parse_messages(row: Mapping[str, Any], group: str, images: ImageReader) -> Example:
     """Images stand at the turns that show them, or in the row, and then parts of turns without a source take them."""
     messages = _listed(row, "messages", "messages")
-    spare = _images(row, "", images)
-    waiting = list(reversed(spare))
+    spare = _images(row, "", images) if "images" in row or "image" in row else []
+    waiting = spare[::-1]
     turns = tuple([_turn(one, f"messages.{n}", images, waiting) for n, one in enumerate(messages)])
     if waiting:
         taken = len(spare) - len(waiting)
@@ -151,6 +151,8 @@ def _turn(message: Any, path: str, images: ImageReader, waiting: list[Image]) ->
     role = message.get("role")
     if role not in ("system", "user", "assistant"):
         raise RowError(f"{path}.role", f"'{path}.role' is {_shown(role)}; use system, user or assistant")
+    if not isinstance(message.get("content"), list) and "images" not in message and "image" not in message:
+        return Turn(cast(Role, role), _text(message, "content", f"{path}.content").strip())  # as almost all are
     shown = _images(message, path, images)
     if isinstance(message.get("content"), list):
         content, parts = _parts(message["content"], f"{path}.content", images, waiting)

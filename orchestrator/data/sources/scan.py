@@ -144,8 +144,10 @@ def scan(span: Span, reading: Reading) -> Scanned:
             faults.append(Fault(number, "images", _of_two_kinds(bool(seen[0]))))
             continue
         seen.append(len(pictures))
-        image_sizes += [(image.width, image.height) for image in pictures]
-        stamps.update((_stamp(image.source), None) for image in pictures if isinstance(image.source, Path))
+        for image in pictures:
+            image_sizes.append((image.width, image.height))
+            if isinstance(image.source, Path):
+                stamps[_stamp(image.source)] = None
         actions.append(found.action)
         digests.append(found.content_digest)
         sizes.append(found.learnable_bytes)

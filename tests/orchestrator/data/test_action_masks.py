@@ -1,5 +1,7 @@
-"""`recipe.data.actions`: dimensions that stay as they are, such as a gripper's."""
+"""How actions are coded: dimensions that stay as they are, and statistics that trials may know."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_actions_data import Row, plan, step
+from test_actions_data import Row, plan, step, write
 
 from backbones.registry import get_spec, load_codec
 from orchestrator.data.actions import count_statistics
-from orchestrator.data.prepare import load_tokenized, prepare, prepared_from_json
+from orchestrator.data.prepare import load_tokenized, make_here, prepare, prepared_from_json, prepared_of, splits_of
 from orchestrator.errors import SpecError
 
 numbers = st.floats(-1, 1, allow_subnormal=False)
@@ -22,6 +24,7 @@ def gripping(number: int, grip: float, size: int = 7) -> Row:
     return row | {"action": [*row["action"][:-1], grip]}
 
 
+TUNING = {"learning_rate": [1e-3, 1e-2], "rungs": 1}
 ROWS = [gripping(number, number % 2) for number in range(30)]
 HELD_OUT = [gripping(number, number % 2) for number in range(30, 36)]
 
@@ -90,3 +93,28 @@ def test_a_mask_that_does_not_fit_is_refused(tmp_path: Path, rows: list[Row], ma
 def test_masks_belong_to_actions(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="it belongs to format actions only; remove it"):
         plan(tmp_path, ROWS, HELD_OUT, data={"actions": {"mask": "auto"}, "format": "messages"})
+
+
+def test_trials_code_actions_without_those_that_they_are_scored_on(tmp_path: Path) -> None:
+    write(tmp_path / "train.jsonl", ROWS)
+    planned = plan(tmp_path, ROWS, HELD_OUT, data={"actions": {"mask": "auto"}}, tuning=TUNING)
+    assert planned.tune is not None and planned.tune.actions is not None and planned.train.actions is not None
+    actions = np.array([row["action"] for row in ROWS])
+    learned = np.delete(actions, planned.tune.excluded, axis=0)
+    assert 0 < len(learned) < len(actions)
+    assert np.array_equal(planned.tune.actions.q99, np.quantile(learned, 0.99, axis=0))
+    assert np.array_equal(planned.train.actions.q99, np.quantile(actions, 0.99, axis=0))
+    assert planned.tune.actions.num_trajectories == len({row["episode"] for row in ROWS}) - planned.tune.groups
+    assert planned.tune.actions.mask == planned.train.actions.mask
+    codec = load_codec(get_spec("tiny-llama2"), max_length=128)
+    splits = splits_of(codec, planned.train, planned.validation, tmp_path / "prepared", tune=planned.tune)
+    (tmp_path / "prepared").mkdir()
+    for split in splits:
+        make_here(codec, split)
+    prepared = prepared_of("tiny-llama2", codec, *splits)
+    trial = prepared.of_trials
+    assert (trial.train_file, trial.actions) == (trial.validation_file, splits[2].actions)
+    first, _, is_scored = load_tokenized(trial.train_file).example(0)
+    expected = codec.actions.encode(planned.tune.actions.normalise(actions[0]))
+    assert first[is_scored].tolist() == expected.tolist()
+    assert prepared_from_json(json.loads(json.dumps(asdict(prepared)))) == prepared

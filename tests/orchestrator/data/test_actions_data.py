@@ -51,6 +51,7 @@ def plan(folder: Path, train: list[Row], validation: list[Row], **changes: Any) 
         "name": "robot",
         "backbones": changes.pop("backbones", ["tiny-qwen"]),
         "storage": str(folder / "storage"),
+        **({"tuning": changes.pop("tuning")} if "tuning" in changes else {}),
         "recipe": {
             "data": {"train": "train.jsonl", "validation": "validation.jsonl", "format": "actions"},
             "sequence_length": 128,

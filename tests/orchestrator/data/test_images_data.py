@@ -294,3 +294,7 @@ def test_every_backbone_sees_or_no_row_has_an_image(tmp_path: Path) -> None:
         SpecError, match=r"'recipe.sequence_length' is 8, but one image takes 8 tokens of tiny-eyes, and"
     ):
         plan(tmp_path, images, [asked("R", image="frames/0.png")], sequence_length=8)
+    registry._SPECS["tiny-eyes"] = seeing("tiny-qwen", "tiny-eyes", packs=False)
+    with pytest.raises(SpecError, match=r"'recipe.packing' is true, but images and prompts that share a row of tiny"):
+        plan(tmp_path, images, [asked("R", image="frames/0.png")])
+    assert plan(tmp_path, images, [asked("R", image="frames/0.png")], packing=False).cells
