@@ -154,9 +154,14 @@ class BackboneSpec:
         )
 
     @property
+    def is_builtin(self) -> bool:
+        """Whether its tokenizer ships with this package."""
+        return self.hf_hub_path.startswith(_BUILTIN)
+
+    @property
     def folder(self) -> Path | None:
         """The folder this backbone is loaded from without any network, or None for the hub."""
-        if self.hf_hub_path.startswith(_BUILTIN):
+        if self.is_builtin:
             return _BUILTIN_FOLDER / self.hf_hub_path.removeprefix(_BUILTIN)
         path = Path(self.hf_hub_path)
         return path if path.is_absolute() else None

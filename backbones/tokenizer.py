@@ -82,7 +82,7 @@ def load_tokenizer(spec: BackboneSpec, *, max_length: int, hf_token: str | None 
 
 
 def add_tokens(spec: BackboneSpec, tokenizer: "PreTrainedTokenizerBase") -> int:
-    """Gives the tokenizer its PAD and behind it, where they are missing, the tokens of images and the extra tokens.
+    """Gives the tokenizer its PAD and behind it, where ours lacks them, the tokens of images, and the extra tokens.
 
     Returns how many tokens that added.
     """
@@ -101,8 +101,11 @@ def ensure_pad(spec: BackboneSpec, tokenizer: "PreTrainedTokenizerBase") -> int:
 
 
 def _add_image_tokens(spec: BackboneSpec, tokenizer: "PreTrainedTokenizerBase") -> int:
-    """Those of a model that sees are control tokens, so that no text can be taken for an image."""
-    if spec.vision is None:
+    """Of a tokenizer that ships with this package; control tokens, so that no text can be taken for an image.
+
+    A trained model that lacks one is not the model of its spec: `ImageTokens.of` says so.
+    """
+    if spec.vision is None or not spec.is_builtin:
         return 0
     before, behind = spec.vision.frame
     vocabulary = tokenizer.get_vocab()

@@ -126,17 +126,6 @@ def check_images(
             problems.append(source.problem("recipe.packing", message))
 
 
-def check_packing(source: SpecSource, job: Job, specs: Sequence[BackboneSpec], problems: list[SpecProblem]) -> None:
-    """Rows hold one example each where the masks of a backbone would let those that share a row see each other."""
-    apart = [spec.backbone_id for spec in specs if spec.vision is not None and not spec.vision.packs]
-    if job.recipe.packing and apart:
-        message = (
-            f"'recipe.packing' is true, but the attention masks of {', '.join(apart)} cannot keep examples of one row "
-            "apart; set it to false"
-        )
-        problems.append(source.problem("recipe.packing", message))
-
-
 def tokens_of_an_image(vision: Vision) -> int:
     """With the tokens that frame it."""
     return vision.tokens_per_image + sum(map(len, vision.frame))

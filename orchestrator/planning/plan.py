@@ -14,7 +14,7 @@ from orchestrator.data.tune_split import TuneSplit
 from orchestrator.errors import SpecError, SpecProblem
 from orchestrator.identity import backbone_identity, backbone_slug, content_hash
 from orchestrator.layout import JobFolder, Storage
-from orchestrator.planning.modalities import check_actions, check_images, check_packing, check_vision, masked
+from orchestrator.planning.modalities import check_actions, check_images, check_vision, masked
 from orchestrator.planning.occurrence import parse_occurrence
 from orchestrator.planning.preflight import (
     check_accelerator,
@@ -221,8 +221,6 @@ def _plan(source: SpecSource, model: type[Comparison] | type[Finetune], occurren
     if sound("recipe.data", "recipe.adaptation"):
         check_actions(source, job, specs, problems)
         check_vision(source, job, specs, problems)
-    if sound("recipe.packing"):
-        check_packing(source, job, specs, problems)
     splits = load_splits(source, job, problems) if sound("recipe.data") else None
     if splits is not None:
         train, validation, removed = splits

@@ -146,6 +146,7 @@ def _manifest(
         "seed": cell.seed,
         "val_bits_per_byte": scores.bits_per_byte,
         "prompt_format": cell.backbone.prompt_builder,
+        "vision": None if cell.backbone.vision is None else asdict(cell.backbone.vision),
         "prompt_hash": prepared.fingerprint[:16],
         "prompt_example": prepared.prompt_example,
         "adaptation": cell.recipe.adaptation.summary,

@@ -3,6 +3,7 @@
 import random
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -144,3 +145,10 @@ def test_the_fingerprint_is_that_of_the_text_and_of_the_images() -> None:
     ):
         prints.add(load_codec(replace(get_spec("tiny-qwen"), vision=vision), max_length=512).fingerprint)
     assert len(prints) == 5
+
+
+def test_a_trained_model_that_lacks_a_token_of_its_images_is_refused(tmp_path: Path) -> None:
+    load_codec(get_spec("tiny-qwen"), max_length=512).tokenizer.save_pretrained(tmp_path)
+    spec = replace(get_spec("tiny-qwen"), hf_hub_path=str(tmp_path), vision=FRAMED)
+    with pytest.raises(CodecError, match="the tokenizer has no token '<fake>', which stands around or for an image"):
+        load_codec(spec, max_length=512)

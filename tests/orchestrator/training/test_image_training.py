@@ -115,5 +115,5 @@ def assert_resumes(job: CellJob, folder: Path) -> None:
 
 
 def test_a_backbone_whose_rows_hold_one_example_is_refused_with_packing_on(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match=r"'recipe.packing' is true, but the attention masks of tiny-paligemma cannot"):
+    with pytest.raises(SpecError, match=r"but images and prompts that share a row of tiny-paligemma would"):
         seeing_job(tmp_path / "job", "tiny-paligemma", packing=True)
