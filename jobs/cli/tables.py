@@ -40,7 +40,8 @@ def print_backbones(specs: "list[BackboneSpec]") -> None:
 def print_ranking(document: "Report") -> None:
     """The ranking of a report, or a finetune before and after."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    by_success = document.get("verdict", {}).get("metric") == "rollout_success"
+    verdict = find_verdict(document)
+    by_success = verdict is not None and verdict.get("metric") == "rollout_success"
     score = "failed episodes" if by_success else "held-out bits/byte"
     for name in ("rank", "backbone", score, "by seed"):
         table.add_column(name, justify="right" if name == score else "left", no_wrap=True)
