@@ -40,8 +40,11 @@ def print_backbones(specs: "list[BackboneSpec]") -> None:
 def print_ranking(document: "Report") -> None:
     """The ranking of a report, or a finetune before and after."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("rank", "backbone", "held-out bits/byte", "by seed"):
-        table.add_column(name, justify="right" if name == "held-out bits/byte" else "left", no_wrap=True)
+    verdict = find_verdict(document)
+    by_success = verdict is not None and verdict.get("metric") == "rollout_success"
+    score = "failed episodes" if by_success else "held-out bits/byte"
+    for name in ("rank", "backbone", score, "by seed"):
+        table.add_column(name, justify="right" if name == score else "left", no_wrap=True)
     for entry in document["ranking"]:
         seeds = "  ".join(f"{seed}: {value:.4f}" for seed, value in entry["seeds"].items())
         table.add_row(str(entry["rank"]), entry["backbone_id"], f"{entry['val_bits_per_byte']:.4f}", seeds)

@@ -82,6 +82,15 @@ def test_nats_and_gradients_of_labelled_positions_are_those_of_the_whole_logits(
     assert_equal(make_llm(name), some_inputs(), chunks)
 
 
+@pytest.mark.parametrize("name", [*FAMILY_REPRESENTATIVES, *OTHERS])
+def test_logits_of_labelled_positions_are_those_of_the_whole_logits(name: str) -> None:
+    llm, placed = make_llm(name), some_inputs().on(torch.device("cpu"))
+    with torch.no_grad():
+        whole = llm(**placed.arguments, use_cache=False).logits.flatten(0, 1)[placed.positions_N]
+        some = llm.labelled_logits(placed.positions_N, **placed.arguments)
+    torch.testing.assert_close(some, whole, rtol=TOLERANCE, atol=TOLERANCE)
+
+
 def test_an_adapter_on_the_head_learns_as_from_the_whole_logits() -> None:
     from peft import LoraConfig
 
