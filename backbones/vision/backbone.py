@@ -127,6 +127,9 @@ class FusedBackbone(HFCausalLLMBackbone):
     def nats(self, inputs: PlacedInputs, chunks: int) -> torch.Tensor:
         return self.llm.labelled_nats(inputs.positions_N, inputs.targets_N, chunks, **inputs.arguments)
 
+    def logits(self, inputs: PlacedInputs) -> torch.Tensor:
+        return self.llm.labelled_logits(inputs.positions_N, **inputs.arguments)
+
     def forward(  # type: ignore[override]
         self, input_ids: torch.Tensor | None = None, **arguments: Any
     ) -> CausalLMOutputWithPast:

@@ -25,7 +25,7 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.initialization import no_init_weights
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from backbones.labelled import labelled_nats
+from backbones.labelled import labelled_logits, labelled_nats
 from backbones.spec import Tower
 from backbones.vision.projector import Projector
 from backbones.vision.towers import MODEL_TYPE
@@ -136,20 +136,26 @@ class FusedForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return torch.cat([patches_of(*pair) for pair in zip(self.vision_towers, pixels, strict=True)], dim=-1)
 
     def labelled_nats(
+        self, positions_N: torch.Tensor, targets_N: torch.Tensor, chunks: int, **arguments: torch.Tensor
+    ) -> torch.Tensor:
+        """As every backbone's `labelled_nats`: the language model's, of embedded inputs."""
+        return labelled_nats(self.language_model, positions_N, targets_N, chunks, **self._embedded(**arguments))
+
+    def labelled_logits(self, positions_N: torch.Tensor, **arguments: torch.Tensor) -> torch.Tensor:
+        """As every backbone's `labelled_logits`: the language model's, of embedded inputs."""
+        return labelled_logits(self.language_model, positions_N, **self._embedded(**arguments))
+
+    def _embedded(
         self,
-        positions_N: torch.Tensor,
-        targets_N: torch.Tensor,
-        chunks: int,
         input_ids: torch.Tensor,
         pixel_values: torch.Tensor | None = None,
         image_positions: torch.Tensor | None = None,
-        **arguments: torch.Tensor,
-    ) -> torch.Tensor:
-        """As every backbone's `labelled_nats`: the language model's, of embedded inputs."""
+        **others: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        """What the language model is given in place of the arguments that `collate` makes."""
         if pixel_values is None:
-            return labelled_nats(self.language_model, positions_N, targets_N, chunks, input_ids=input_ids, **arguments)
-        embedded = self.embed(input_ids, pixel_values, image_positions)
-        return labelled_nats(self.language_model, positions_N, targets_N, chunks, inputs_embeds=embedded, **arguments)
+            return {"input_ids": input_ids, **others}
+        return {"inputs_embeds": self.embed(input_ids, pixel_values, image_positions), **others}
 
     def frozen_parameters(self) -> list[nn.Parameter]:
         """What never learns: what features do not depend on, and class tokens, whose positions learn in their place.

@@ -1,5 +1,6 @@
 """What a kind of job says of itself: how its drivers start, and what its cells come to in the end."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,5 +49,5 @@ class OneRound:
 
 
 def metric_name(name: str, backbone_id: str) -> str:
-    """A figure of a backbone as MLflow takes it: without the characters that it refuses."""
-    return f"{name}/{backbone_id.replace(':', '_').replace('@', '_')}"
+    """A metric of one of several backbones; MLflow takes some characters of `hf:` and `fused:` ids in no name."""
+    return f"{name}/{re.sub(r'[^A-Za-z0-9._/-]', '_', backbone_id)}"

@@ -50,6 +50,19 @@ def test_the_language_model_is_what_it_is_without_eyes() -> None:
     assert sum(parameter.numel() for parameter in behind.llm.parameters()) == behind.spec.parameters
 
 
+def test_logits_of_labelled_positions_are_those_of_the_whole_logits_and_say_the_nats() -> None:
+    backbone = fused(seed=4)
+    placed = backbone.attention.arrange(backbone.collate([[example(backbone, 1)], [example(backbone, 1, seed=1)]])).on(
+        CPU
+    )
+    with torch.no_grad():
+        some = backbone.logits(placed)
+        whole = backbone(**placed.arguments, use_cache=False).logits.flatten(0, 1)[placed.positions_N]
+        expected = torch.nn.functional.cross_entropy(some, placed.targets_N, reduction="none")
+        torch.testing.assert_close(some, whole, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(backbone.nats(placed, 2), expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("family", FAMILY_REPRESENTATIVES)
 def test_any_language_model_reads_patches_as_if_they_were_concatenated(family: str, kit: Path, tmp_path: Path) -> None:
     backbone_id, _ = FAMILY_REPRESENTATIVES[family]
