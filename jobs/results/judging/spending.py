@@ -21,7 +21,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 BY_HAND = 0.8  # of the alpha that is left
 
-DECLARED = 0.7  # of alpha, over several declared looks
+DECLARED = 0.65  # of alpha, over several declared looks
 
 POINTS = 256  # of the grid over the scores that go on
 
