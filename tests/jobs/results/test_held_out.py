@@ -17,6 +17,7 @@ from jobs.results.held_out.facts import SHOWN_ITEMS, SHOWN_TEXT, held_out_facts,
 from jobs.results.held_out.items import ScoredItems
 from jobs.results.judging.metrics import BITS_PER_BYTE, ITEM_BITS_PER_BYTE
 from orchestrator.data.examples import Example, Turn
+from orchestrator.data.images.files import ImageReader
 from orchestrator.data.sources.dataset import held
 from orchestrator.data.sources.rows import read_row
 from orchestrator.planning.plan import Plan, load_comparison
@@ -24,6 +25,7 @@ from orchestrator.training.measurement import load_item_scores, save_item_scores
 
 FIRST, SECOND = "tiny-llama2", "tiny-mistral"
 TEXTS = [Example(group=f"g{number % 3}", text="x" * (number + 1)) for number in range(24)]
+NO_IMAGES = ImageReader(None, is_checked=False)
 
 
 def items_of(first: list[float], second: list[float], **columns: list[str | None]) -> ScoredItems:
@@ -81,10 +83,12 @@ def test_what_is_shown_of_an_item_is_what_is_scored_and_is_cut() -> None:
 def test_a_row_keeps_its_short_columns_and_its_content_is_the_same_without_them() -> None:
     more = {"language": "de", "id": 7, "checked": True, "weight": 0.5, "tags": ["a"], "story": "x" * 81, "none": " "}
     row = {"prompt": "a", "completion": "b"}
-    example = read_row(row | more, "prompt_completion", (), "file")
+    example = read_row(row | more, "prompt_completion", (), "file", NO_IMAGES)
     assert example.columns == (("language", "de"), ("id", "7"), ("checked", "true"))
-    assert example == read_row(row, "prompt_completion", (), "file")
-    assert read_row(row | {"source": "half \ud800"}, "prompt_completion", (), "file").columns == (("source", "half ?"),)
+    assert example == read_row(row, "prompt_completion", (), "file", NO_IMAGES)
+    assert read_row(row | {"source": "half \ud800"}, "prompt_completion", (), "file", NO_IMAGES).columns == (
+        ("source", "half ?"),
+    )
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from small_jobs import curve, entries, make_job
 from transformers import AutoModelForImageTextToText
 
 from backbones.inputs import Example
-from backbones.labelled import add_method
+from backbones.labelled import add_methods
 from backbones.registry import build
 from orchestrator.attempt.stages import run_cell
 from orchestrator.cell_job import CellJob, ExportRequest
@@ -72,7 +72,7 @@ def nats_alone(job: CellJob) -> list[float]:
     backbone.llm = AutoModelForImageTextToText.from_pretrained(
         job.export.folder, dtype=torch.float32, attn_implementation=backbone.attention.kernel
     ).eval()
-    add_method(backbone.llm)
+    add_methods(backbone.llm)
     data = load_tokenized(job.prepared.validation_file)
     nats = []
     for index in range(len(data)):

@@ -197,12 +197,14 @@ def test_the_spool_says_when_a_checkpoint_counts_how_large_it_is_and_what_it_cos
 
 
 def test_a_cell_leaves_no_thread_and_no_process_group_behind(begun: CellJob, tmp_path: Path) -> None:
-    jobs = [replace(begun, folder=tmp_path / name) for name in "abc"]
+    jobs = [replace(begun, folder=tmp_path / name) for name in "abcd"]
     for job in jobs:
         job.folder.mkdir()
 
-    for first, second, third in run_ranks(2, what_is_left, jobs):
-        assert second == first == third
+    for first, *later in run_ranks(2, what_is_left, jobs):
+        assert all((names, groups) == (first[0], first[2]) for names, _, groups in later)
+        # Libraries start and end a thread of their own now and then; a leak would be one a cell.
+        assert max(threads for _, threads, _ in later) <= first[1] + 1
 
 
 def what_is_left(jobs: list[CellJob]) -> list[tuple[list[str], int, int]]:
