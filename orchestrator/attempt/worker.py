@@ -1,4 +1,4 @@
-"""The Ray Train worker around the stages of a cell: the only door to Ray Train."""
+"""The Ray Train worker around the stages of a cell: with trainer.py the only door to Ray Train."""
 
 import gc
 import logging
@@ -57,15 +57,15 @@ def run_gang(folder: Path, name: str, storage: Path, placement: Placement, nodes
     the truth about checkpoints, and Ray Train's snapshot of them is never read.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
 
     from orchestrator.attempt.network import NetworkedTorchConfig
+    from orchestrator.attempt.trainer import TrainerWithoutDatasets
 
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     resources = {"CPU": float(placement.cpus_per_worker)}
     if placement.gpus_per_worker:
         resources["GPU"] = float(placement.gpus_per_worker)
-    TorchTrainer(
+    TrainerWithoutDatasets(
         _serve,
         train_loop_config={"folder": folder},
         torch_config=NetworkedTorchConfig(
