@@ -38,7 +38,7 @@ test: .venv/.installed
 TWO_NODES := tests/e2e/test_two_nodes.py
 
 e2e: .venv/.installed
-	$(BIN)/pytest $(BESIDE) --no-loadscope-reorder -m e2e --ignore $(TWO_NODES)
+	$(BIN)/pytest $(BESIDE) --no-loadscope-reorder -m "e2e and not chaos" --ignore $(TWO_NODES)
 	$(BIN)/pytest -m e2e $(TWO_NODES)
 
 # By hand: CHAOS_MINUTES=15 and CHAOS_SEED, as root; KILLS=50 and KILLS_SEED of the runs that are killed at random points.
