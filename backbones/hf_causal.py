@@ -199,12 +199,17 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
         own = {"input_ids": inputs.input_ids_BT, "position_ids": inputs.position_ids_BT}
         return {**own, **inputs.extras, **inputs.token_extras}
 
+    @property
+    def reads_labelled(self) -> bool:
+        """Whether `llm` may be asked for labelled positions alone; not where a class changes its forward pass."""
+        return type(self).forward is HFCausalLLMBackbone.forward
+
     def nats(self, inputs: PlacedInputs, chunks: int) -> torch.Tensor:
         """Negative log-likelihood of every labelled position, (N,), with the logits of one chunk alive at a time.
 
         A class with a forward pass of its own is asked for all logits by that one.
         """
-        if type(self).forward is not HFCausalLLMBackbone.forward:
+        if not self.reads_labelled:
             logits_BTV = self(**inputs.arguments, use_cache=False).logits
             return nats_of(logits_BTV.flatten(0, 1)[inputs.positions_N], inputs.targets_N)
         nats_N: torch.Tensor = self.llm.labelled_nats(inputs.positions_N, inputs.targets_N, chunks, **inputs.arguments)
@@ -212,7 +217,7 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
 
     def logits(self, inputs: PlacedInputs) -> torch.Tensor:
         """Logits at the labelled positions alone, (N, V)."""
-        if type(self).forward is not HFCausalLLMBackbone.forward:
+        if not self.reads_labelled:
             logits_BTV: torch.Tensor = self(**inputs.arguments, use_cache=False).logits
             return logits_BTV.flatten(0, 1)[inputs.positions_N]
         logits_NV: torch.Tensor = self.llm.labelled_logits(inputs.positions_N, **inputs.arguments)

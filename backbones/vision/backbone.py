@@ -15,7 +15,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from backbones.causal_lm import CausalLMBackbone
 from backbones.contract import LLMBackbone, Part
 from backbones.hf_causal import HFCausalLLMBackbone
-from backbones.inputs import Example, Inputs, PlacedInputs, images_of, make_inputs
+from backbones.inputs import Example, Inputs, images_of, make_inputs
 from backbones.loading import StoredNames, WeightsError, fetch_checkpoint, fill, raise_unless_whole
 from backbones.prompting import Codec, ImageTokens, PromptBuilder
 from backbones.registry import backbone_class, get_spec
@@ -34,6 +34,7 @@ class FusedBackbone(HFCausalLLMBackbone):
     """
 
     takes_spec = True
+    reads_labelled = True  # `forward` passes on what it is given
     language: HFCausalLLMBackbone
     llm: FusedForConditionalGeneration
 
@@ -123,12 +124,6 @@ class FusedBackbone(HFCausalLLMBackbone):
         )
         extras = {"pixel_values": normalised(images, self.vision), "image_positions": positions}
         return Inputs(inputs.input_ids_BT, inputs.position_ids_BT, inputs.labels_BT, extras)
-
-    def nats(self, inputs: PlacedInputs, chunks: int) -> torch.Tensor:
-        return self.llm.labelled_nats(inputs.positions_N, inputs.targets_N, chunks, **inputs.arguments)
-
-    def logits(self, inputs: PlacedInputs) -> torch.Tensor:
-        return self.llm.labelled_logits(inputs.positions_N, **inputs.arguments)
 
     def forward(  # type: ignore[override]
         self, input_ids: torch.Tensor | None = None, **arguments: Any

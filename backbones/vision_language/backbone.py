@@ -1,6 +1,5 @@
 """`VisionLanguageBackbone`: what the families that see have in common."""
 
-from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -13,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from backbones.attention import AttentionChoice, AttentionUnavailableError, resolve_attention
 from backbones.causal_lm import CausalLMBackbone
 from backbones.contract import Part
-from backbones.inputs import Example, Inputs, PlacedInputs, images_of, make_inputs
+from backbones.inputs import Example, Inputs, images_of, make_inputs
 from backbones.loading import WeightsError
 from backbones.prompting import CodecError, ImageTokens
 from backbones.random_init import RandomInitBackbone
@@ -32,6 +31,7 @@ class VisionLanguageBackbone(CausalLMBackbone):
     connector: ClassVar[tuple[str, ...]]
     # From the best on. The others know no attention that is not causal, or were not proven with images.
     kernels: ClassVar[tuple[str, ...]] = ("sdpa", "eager")
+    reads_labelled = True  # `forward` passes on what it is given
 
     @property
     def vision(self) -> Vision:
@@ -70,14 +70,6 @@ class VisionLanguageBackbone(CausalLMBackbone):
         """The model's forward pass; what `collate` made comes by name."""
         return self.llm(*arguments, **named)
 
-    def nats(self, inputs: PlacedInputs, chunks: int) -> torch.Tensor:
-        nats_N: torch.Tensor = self.llm.labelled_nats(inputs.positions_N, inputs.targets_N, chunks, **inputs.arguments)
-        return nats_N
-
-    def logits(self, inputs: PlacedInputs) -> torch.Tensor:
-        logits_NV: torch.Tensor = self.llm.labelled_logits(inputs.positions_N, **inputs.arguments)
-        return logits_NV
-
     def collate(self, rows: Sequence[Sequence[Example]], width: int | None = None) -> Inputs:
         """The rows and their images as the forward pass takes them, padded to `width` positions or to the longest.
 
@@ -109,9 +101,9 @@ class VisionLanguageBackbone(CausalLMBackbone):
         """The inputs with whatever the language model needs to know of where images stand."""
         return inputs
 
-    @abstractmethod
     def look_at(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        """Arguments of the forward pass made of the pixels (images, 3, S, S) of all rows."""
+        """Arguments of the forward pass made of the pixels (images, 3, S, S) of all rows; a class may want others."""
+        return {"pixel_values": pixels}
 
     def is_image_token(self, input_ids: np.ndarray) -> np.ndarray:
         """Bool in the same shape: where placeholders stand."""

@@ -31,9 +31,6 @@ class Gemma3VLBackbone(VisionLanguageBackbone):
     def token_types(self, example: Example) -> dict[str, np.ndarray]:
         return {"token_type_ids": self.is_image_token(example.input_ids)[None].astype(np.int64)}
 
-    def look_at(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        return {"pixel_values": pixels}
-
 
 class PaliGemmaBackbone(VisionLanguageBackbone):
     """All of a prompt, images included, sees itself in both directions: type 0; what is answered is type 1.
@@ -55,9 +52,6 @@ class PaliGemmaBackbone(VisionLanguageBackbone):
 
     def token_types(self, example: Example) -> dict[str, np.ndarray]:
         return {"token_type_ids": np.cumsum(example.is_learned, dtype=np.int64).clip(max=1)[None]}
-
-    def look_at(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        return {"pixel_values": pixels}
 
 
 class RandomGemma3VLBackbone(RandomVision, Gemma3VLBackbone):

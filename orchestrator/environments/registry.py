@@ -1,4 +1,4 @@
-"""Environments by name: `pusht`, or a kind and what it is called there, such as `minigrid:BabyAI-GoToLocal-v0`."""
+"""Environments by name: a kind and what it is called there, such as `minigrid:BabyAI-GoToLocal-v0`."""
 
 import difflib
 import importlib

@@ -1,6 +1,7 @@
 """The rollouts of a cell, by its sharded model where it was trained. Collective."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from orchestrator.environments.environment import ROLLED_OUT, episode_seed
@@ -11,8 +12,7 @@ from orchestrator.rollouts.play import LANES, Alone, Episode, Gang, OnMesh, Poli
 from orchestrator.rollouts.policies import BackbonePolicy, RandomPolicy, with_other_instructions
 from orchestrator.rollouts.results import BLIND, RANDOM, TRAINED, collect, figures, write_results
 from orchestrator.training.run import CellRun
-from orchestrator.training.stages import stop
-from orchestrator.training.step import CONTINUE
+from orchestrator.training.stages import obey
 
 
 def find(run: CellRun) -> None:
@@ -33,14 +33,10 @@ def roll_out(run: CellRun) -> None:
     run.recorder.phase("rolling out")
     run.pulse.rest("rolling out", run.position.seen.steps)
 
-    def obey() -> None:
-        if (order := run.mesh.from_main(run.order)) != CONTINUE:
-            stop(order, run.position)
-
     backbone.llm.eval()
     policy = BackbonePolicy(backbone, cell.backbone, job.prepared.actions.statistics, run.mesh.device)
     with Fleet(job.rollouts.environment, min(cell.placement.cpus_per_worker, LANES)) as fleet:
-        asked, gang = job.rollouts, OnMesh(run.mesh, obey)
+        asked, gang = job.rollouts, OnMesh(run.mesh, partial(obey, run))
         played = play_all(policy, fleet, asked.episodes, asked.seed, gang)
         if run.mesh.is_main:
             film(fleet, played[TRAINED], *CellFolder(job.folder).films)

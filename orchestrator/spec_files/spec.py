@@ -263,9 +263,8 @@ class Evaluate(Strict):
 
     every: Fraction = 0.1
     tasks: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    include_path: Annotated[str, Field(min_length=1)] | None = Field(None, exclude_if=lambda path: path is None)
-
-    rollouts: Rollouts | None = Field(None, exclude_if=lambda rollouts: rollouts is None)
+    include_path: Annotated[str, Field(min_length=1)] | None = Field(None, exclude_if=_is_none)
+    rollouts: Rollouts | None = Field(None, exclude_if=_is_none)
     generation: Generation | None = Field(None, exclude_if=_is_none)
 
     @field_validator("tasks")

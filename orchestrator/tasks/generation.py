@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean, median
 from typing import Any
 
@@ -24,8 +25,7 @@ from orchestrator.layout import CellFolder
 from orchestrator.parallel import Mesh
 from orchestrator.tasks.turns import kernel_that_generates, shared_answers
 from orchestrator.training.run import CellRun
-from orchestrator.training.stages import stop
-from orchestrator.training.step import CONTINUE
+from orchestrator.training.stages import obey
 
 PREFIX = "generation/"  # of what trackers and reports call a metric
 
@@ -62,11 +62,9 @@ def write_answers(run: CellRun) -> None:
     room = cell.backbone.context_length - asked.max_new_tokens
     asked_of = find_questions(trainee.validation, trainee.scored, asked.items, room)
 
-    def obey() -> None:
-        if (order := run.mesh.from_main(run.order)) != CONTINUE:
-            stop(order, run.position)
-
-    written = generate(trainee.backbone, run.mesh, asked_of, asked.max_new_tokens, cell.micro_batch_size, obey)
+    written = generate(
+        trainee.backbone, run.mesh, asked_of, asked.max_new_tokens, cell.micro_batch_size, partial(obey, run)
+    )
     rows = score_answers(trainee.backbone.tokenizer.decode, asked_of, written, asked.metrics)
     run.metrics |= summarise(rows, asked.metrics)
     run.facts["generation"] = generation_digest(asked)

@@ -1,11 +1,11 @@
 """The tasks of a cell, asked of its sharded model where it was trained. Collective."""
 
 import os
+from functools import partial
 
 from orchestrator.tasks.harness import open_tasks, run_tasks, without_advice
 from orchestrator.training.run import CellRun
-from orchestrator.training.stages import stop
-from orchestrator.training.step import CONTINUE
+from orchestrator.training.stages import obey
 
 BOOTSTRAP_DRAWS = 1000  # the other ranks wait for them; a standard error is off by about 2 %
 
@@ -30,13 +30,9 @@ def ask(run: CellRun) -> None:
     run.pulse.rest("answering tasks", run.position.seen.steps)
     length = max(cell.recipe.sequence_length, min(cell.backbone.context_length, SHORTEST_WINDOW))
 
-    def obey() -> None:
-        if (order := run.mesh.from_main(run.order)) != CONTINUE:
-            stop(order, run.position)
-
     os.environ["DISABLE_MULTIPROC"] = "1"  # the library would fork a process that has threads and a device
     with without_advice():
-        model = ShardedModel(backbone, run.mesh, cell.micro_batch_size, length, obey)
+        model = ShardedModel(backbone, run.mesh, cell.micro_batch_size, length, partial(obey, run))
     results = run_tasks(model, run.tasks, draws=BOOTSTRAP_DRAWS if run.mesh.is_main else 0)
     backbone.llm.train()
     run.metrics |= results.metrics

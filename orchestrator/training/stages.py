@@ -277,6 +277,12 @@ def _find_checkpoint(run: CellRun) -> Checkpoint | None:
     return run.mesh.from_main(found)
 
 
+def obey(run: CellRun) -> None:
+    """Raises CancelledError or TimedOutError on all ranks where the main one was told to stop. Collective."""
+    if (order := run.mesh.from_main(run.order)) != CONTINUE:
+        stop(order, run.position)
+
+
 def stop(order: int, position: Position) -> None:
     """Raises CancelledError or TimedOutError for an order other than CONTINUE; a checkpoint is kept."""
     where = f"a checkpoint was kept at step {position.seen.steps}; the same command continues from there"

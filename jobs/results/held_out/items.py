@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jobs.results.judging.metrics import at_items, common_items
 from orchestrator.data.sources.containers import read_columns, write_columns
 from orchestrator.data.sources.dataset import Dataset
 from orchestrator.training.measurement import ItemScores
@@ -46,13 +47,11 @@ class ScoredItems:
 
 def scored_items(data: Dataset, scores: Sequence[tuple[str, ItemScores]]) -> ScoredItems:
     """From the scores of finished cells by backbone, at least one. Raises DataChangedError and OSError."""
-    common = scores[0][1].items
-    for _, other in scores[1:]:
-        common = np.intersect1d(common, other.items)
+    common = common_items([one for _, one in scores])
     nats: dict[str, list[Array]] = {}
     for backbone_id, one in scores:
-        nats.setdefault(backbone_id, []).append(one.nats[np.searchsorted(one.items, common)])
-    sizes = scores[0][1].bytes[np.searchsorted(scores[0][1].items, common)]
+        nats.setdefault(backbone_id, []).append(at_items(one, common).nats)
+    sizes = at_items(scores[0][1], common).bytes
     means = {backbone_id: np.mean(seeds, axis=0) for backbone_id, seeds in nats.items()}
     return ScoredItems(data, common, sizes, means, _columns(data, set(common.tolist())))
 

@@ -50,17 +50,18 @@ class HeldOutScore:
 def _held_out(score: HeldOutScore, plan: Plan, cells: Sequence[CellResult]) -> Items:
     """The held-out items that all of the cells were scored on."""
     scores = {cell.cell_id: load_item_scores(Path(cell.folder)) for cell in cells}
-    common = _common_items(list(scores.values()))
+    common = common_items(list(scores.values()))
     items = plan.validation.items
     assert items is not None, "held-out data is planned with its items"
     return Items(
-        {cell_id: score.totals(_at(one, common)) for cell_id, one in scores.items()},
+        {cell_id: score.totals(at_items(one, common)) for cell_id, one in scores.items()},
         score.weights(items.learnable_bytes[common].astype(np.float64)),
         items.groups_of(common),
     )
 
 
-def _common_items(scores: list[ItemScores]) -> np.ndarray:
+def common_items(scores: Sequence[ItemScores]) -> Array:
+    """The items that are in all of the scores, rising."""
     if not scores:
         return np.array([], np.int64)
     common = scores[0].items
@@ -69,7 +70,8 @@ def _common_items(scores: list[ItemScores]) -> np.ndarray:
     return common
 
 
-def _at(scores: ItemScores, items: np.ndarray) -> ItemScores:
+def at_items(scores: ItemScores, items: Array) -> ItemScores:
+    """The scores of some of their items."""
     places = np.searchsorted(scores.items, items)
     return ItemScores(items, scores.nats[places], scores.tokens[places], scores.bytes[places])
 
