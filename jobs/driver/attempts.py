@@ -121,11 +121,11 @@ class Tries:
         return True
 
     def end(self, status: CellStatus, reason: str | None) -> CellResult:
-        """The cell's result, stored. Nothing continues from what a trial wrote."""
+        """The cell's result, stored. Nothing continues from what a trial wrote: it goes first, lest a kill leave it."""
         result = self.result(status, reason)
-        save_cell_result(self.history.folder, result)
         if self.cell.is_trial and status in FINAL:
             shutil.rmtree(CellFolder(self.history.folder).checkpoints, ignore_errors=True)
+        save_cell_result(self.history.folder, result)
         return result
 
     def result(self, status: CellStatus, reason: str | None) -> CellResult:

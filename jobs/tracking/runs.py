@@ -26,9 +26,10 @@ class Tracking:
         self._synced = plan.files.synced
         self._writer = open_writer(plan.tracking_uri, plan.job.tracking.experiment, plan.storage)
         self._parent = _parent_run(plan, command)
-        self._tables = ItemTables(plan)
+        self._tables = ItemTables(plan.validation)
         self._export = export
         cells = [cell for cell in plan.cells if children is None or cell.cell_id in children]
+        self._trials = {cell.cell_id for cell in cells if cell.is_trial}
         self._children = {cell.cell_id: _child_run(plan, cell, self._parent, export) for cell in cells}
         self._is_described = self._is_sending = False
 
@@ -52,6 +53,8 @@ class Tracking:
         for cell in cells:
             if cell.cell_id not in self._children:
                 self._children[cell.cell_id] = run = _child_run(plan, cell, self._parent, self._export)
+                if cell.is_trial:
+                    self._trials.add(cell.cell_id)
                 if cell.cell_id in results:
                     self.finish_child(results[cell.cell_id])
                 if self._is_described:
@@ -67,7 +70,8 @@ class Tracking:
     def finish_child(self, result: CellResult) -> None:
         """Gives a cell's run its outcome."""
         run = self._children[result.cell_id]
-        self._tables.write(result)
+        if result.cell_id not in self._trials:  # those are scored on other data
+            self._tables.write(result)
         take_result(run, result)
         self._writer.finish(run, result.status.mlflow_status)
 

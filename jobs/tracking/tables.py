@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from jobs.results.held_out.facts import shown_text
-from orchestrator.data.sources.dataset import DataChangedError
+from orchestrator.data.sources.dataset import DataChangedError, Dataset
 from orchestrator.layout import CellFolder
-from orchestrator.planning.plan import Plan
 from orchestrator.results import CellResult, CellStatus, write_json
 from orchestrator.training.measurement import load_item_scores
 
@@ -21,20 +20,19 @@ LOGGED_TABLES = "mlflow.loggedArtifacts"  # the tag by which MLflow's page finds
 
 
 class ItemTables:
-    """Writes the tables of a plan's cells, each once."""
+    """Writes the tables of cells that are scored on this held-out data, each once."""
 
-    def __init__(self, plan: Plan):
-        self._plan = plan
-        self._trials = plan.trials
+    def __init__(self, held_out: Dataset):
+        self._held_out = held_out
 
     def write(self, result: CellResult) -> None:
-        """The table of a cell that finished, beside its scores. Trials are scored on other data."""
+        """The table of a cell that finished, beside its scores."""
         folder = CellFolder(Path(result.folder)) if result.folder else None
-        if folder is None or result.status is not CellStatus.SUCCEEDED or result.cell_id in self._trials:
+        if folder is None or result.status is not CellStatus.SUCCEEDED:
             return
         if folder.item_table.exists() or not (folder.items.exists() or folder.earlier_items.exists()):
             return
-        items = self._plan.validation.items
+        items = self._held_out.items
         assert items is not None, "held-out data is planned with its items"
         scores = load_item_scores(folder.path)
         rows = np.flatnonzero(scores.items < MOST_ITEMS)
@@ -52,7 +50,7 @@ class ItemTables:
     @cached_property
     def _texts(self) -> Mapping[int, str]:
         """The beginning of what is scored, by place; nothing of data that cannot be read again."""
-        data = self._plan.validation
+        data = self._held_out
         places = range(min(len(data), MOST_ITEMS))
         try:
             return {place: shown_text(example) for place, example in enumerate(data.take(places).read())}

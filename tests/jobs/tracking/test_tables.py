@@ -51,10 +51,10 @@ def test_a_table_has_the_first_items_and_is_written_once(tmp_path: Path) -> None
     plan = load_comparison(grouped_job(tmp_path, backbones=[FIRST], seeds=1).spec)
     (result,) = trained(plan, plan.cells, {FIRST: 2.0})
     (tmp_path / "validation.jsonl").write_text("")  # its texts cannot be read again
-    ItemTables(plan).write(result)
+    ItemTables(plan.validation).write(result)
     file = CellFolder(Path(result.folder)).item_table
     rows = json.loads(file.read_text())["data"]
     assert len(rows) == len(plan.validation) <= MOST_ITEMS and {row[2] for row in rows} == {None}
     file.write_text("{}")
-    ItemTables(plan).write(result)
+    ItemTables(plan.validation).write(result)
     assert file.read_text() == "{}"
