@@ -102,6 +102,7 @@ def test_the_registered_model_points_at_the_export(finetuned: Path) -> None:
     assert versions[0].run_id == the_cell(finetuned)["mlflow_run_id"]
 
 
+@pytest.mark.chaos  # `make e2e` reads English with a larger one
 def test_real_english_is_far_cheaper_for_the_pretrained_model_than_for_a_random_one(tmp_path: Path) -> None:
     random = tmp_path / "random"
     shutil.copytree(MODEL, random)

@@ -103,7 +103,7 @@ def test_an_adapter_on_the_head_learns_as_from_the_whole_logits() -> None:
     assert [name for name in learning if "lm_head" in name]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(share=st.sampled_from([0.0, 0.02, 0.5, 1.0]), chunks=st.integers(1, 60), seed=st.integers(0, 3))
 def test_any_number_of_labels_in_any_number_of_chunks(share: float, chunks: int, seed: int) -> None:
     assert_equal(make_llm("gemma2"), some_inputs(share, seed), chunks)

@@ -61,9 +61,9 @@ class Job:
         self.processes.append(process)
         return Launch(process, output)
 
-    def run(self, command: str = "compare") -> "Launch":
+    def run(self, command: str = "compare", *options: str) -> "Launch":
         """Starts the product and waits for its end."""
-        launch = self.start(command)
+        launch = self.start(command, *options)
         launch.wait()
         return launch
 

@@ -27,7 +27,7 @@ from product import (
 
 pytestmark = pytest.mark.e2e
 
-OUTAGE_S = 30.0
+OUTAGE_S = 16.0
 Expected = Callable[[str], dict[str, list[tuple[int, float]]]]
 
 
@@ -85,7 +85,7 @@ def test_an_outage_in_the_middle_neither_stalls_training_nor_loses_or_doubles_a_
 ) -> None:
     server.start()
     server.wait()
-    steps = 280
+    steps = 160
     job = new_job(
         tracking__uri=server.uri,
         recipe__budget__amount=steps,
@@ -94,7 +94,7 @@ def test_an_outage_in_the_middle_neither_stalls_training_nor_loses_or_doubles_a_
         recipe__evaluate__every=1.0,
         recipe__checkpoint__every=1.0,
     )
-    launch = job.start()
+    launch = job.start("compare", "--no-certificate")
     cell = job.cell("tiny-llama2")
     cell.wait_for_step(20, launch)
     down = time.time()
@@ -125,7 +125,7 @@ def test_a_server_that_comes_back_late_gets_every_point(
     new_job: Callable[..., Job], server: Server, expected: Expected
 ) -> None:
     job = new_job(tracking__uri=server.uri)
-    launch = job.start()
+    launch = job.start("compare", "--no-certificate")
     wait_for(lambda: "tokenizing" in launch.output, "the start of Ray", alive=launch.process)
     server.start()
 
@@ -141,7 +141,7 @@ def test_without_a_server_the_job_ends_well_and_the_next_launch_uploads_everythi
     new_job: Callable[..., Job], server: Server, expected: Expected
 ) -> None:
     job = new_job(tracking__uri=server.uri)
-    launch = job.run()
+    launch = job.run("compare", "--no-certificate")
     assert launch.process.returncode == 0, launch.output
     assert f"MLflow at {server.uri} does not have everything of 2 runs yet" in launch.output
     assert "run the same command again once it answers" in launch.output
@@ -149,7 +149,7 @@ def test_without_a_server_the_job_ends_well_and_the_next_launch_uploads_everythi
 
     server.start()
     server.wait()
-    again = job.run()
+    again = job.run("compare", "--no-certificate")
     assert again.process.returncode == 0, again.output
     assert "starting Ray" not in again.output
     cell = job.cell("tiny-llama2")

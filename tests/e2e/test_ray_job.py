@@ -119,6 +119,7 @@ def test_a_submitted_comparison_reports_exactly_what_an_embedded_one_does(
     assert (job.storage / "mlflow.db").exists()
 
 
+@pytest.mark.chaos  # two nodes lose all of their cluster, and the job goes on on another
 def test_a_job_whose_cluster_went_down_continues_when_it_is_submitted_to_another(
     new_job: Callable[..., Job], submit: Callable[..., Submission]
 ) -> None:

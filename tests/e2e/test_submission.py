@@ -156,6 +156,7 @@ def test_the_same_submission_twice_and_once_with_its_reply_lost_is_one_job(machi
     assert "succeeded" in again.stdout
 
 
+@pytest.mark.chaos  # test_growth.py and test_adoption.py show its parts: by hand
 def test_a_backbone_joins_a_comparison_in_the_queue_and_only_its_cell_trains(machine: OneMachine) -> None:
     first, joins = ["tiny-llama2", "tiny-mistral"], "tiny-qwen"
     shared = {"seeds": [0], "recipe__data__parity": "intersection", "placement__workers": 1}

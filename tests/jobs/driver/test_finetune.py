@@ -225,6 +225,7 @@ def test_tasks_are_asked_of_an_export_and_the_run_of_its_cell_has_the_figures(
     assert "needs the network once" in far.stdout
 
 
+@pytest.mark.chaos  # what diverges, test_gangs.py and test_cells.py end: by hand
 def test_a_finetune_that_diverges_says_so_exports_nothing_and_is_not_tried_again(
     tmp_path: Path, model: Path, run_backbone: Any
 ) -> None:

@@ -43,7 +43,7 @@ from orchestrator.training.step import accumulate, train_step
 from orchestrator.training.trainee import Trainee, build_trainee
 
 TOLERANCE = 1e-5
-STEPS = 20
+STEPS = 10
 KIT_MODELS = Path(__file__).parents[3].parent / "shared" / "kit" / "models"
 
 # (workers, micro-batch, accumulation) of a global batch of 8, packed or not, and the backbone.
