@@ -29,7 +29,8 @@ $(HELD_OUT): | .venv/.installed
 	$(BIN)/python -m tools.sample_held_out $@
 
 # Two files of tests at a time: most of them wait for clusters that start, for clocks, for processes that die.
-BESIDE := -n 2 --dist loadfile
+# They begin in the order of tests/conftest.py.
+BESIDE := -n 2 --dist loadfile --no-loadscope-reorder
 
 test: .venv/.installed
 	$(BIN)/pytest $(BESIDE) -m "not e2e and not chaos"
@@ -38,7 +39,7 @@ test: .venv/.installed
 TWO_NODES := tests/e2e/test_two_nodes.py
 
 e2e: .venv/.installed
-	$(BIN)/pytest $(BESIDE) --no-loadscope-reorder -m "e2e and not chaos" --ignore $(TWO_NODES)
+	$(BIN)/pytest $(BESIDE) -m "e2e and not chaos" --ignore $(TWO_NODES)
 	$(BIN)/pytest -m e2e $(TWO_NODES)
 
 # By hand: CHAOS_MINUTES=15 and CHAOS_SEED, as root; KILLS=50 and KILLS_SEED of the runs that are killed at random points.

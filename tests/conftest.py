@@ -18,6 +18,30 @@ COMMAND_LIMIT_S = 300
 
 Backbone = Callable[..., subprocess.CompletedProcess[str]]
 
+# Files that take minutes begin first, lest one of pytest-xdist's processes be left alone with one at the end.
+LONGEST = (
+    "test_tutorials",
+    "test_submission",
+    "test_interrupted_training",
+    "test_demo_pretrained",
+    "test_growth",
+    "test_tuned_comparison",
+    "test_random_kills",
+    "test_sharded_training",
+    "test_families_sharded",
+    "test_gangs",
+    "test_finetune",
+    "test_hangs",
+    "test_compiled_layers",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first; within a file all stays as it is."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
+
+
 # How long an example takes says how busy the machine is, not whether the code is right.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")

@@ -115,7 +115,7 @@ def test_an_outage_in_the_middle_neither_stalls_training_nor_loses_or_doubles_a_
     gaps = list(pairwise(moments))
     inside = [after - before for before, after in gaps if down < before and after < up]
     outside = [after - before for before, after in gaps if after < down or before > up]
-    assert len(inside) > 20
+    assert len(inside) > 10
     assert median(inside) < 1.5 * median(outside)
     assert max(inside) < 3.0, "a step waited for the server"
 
