@@ -46,7 +46,7 @@ e2e: .venv/.installed
 chaos: .venv/.installed
 	$(BIN)/pytest -m chaos
 
-# On a machine with a GPU, about 15 minutes; GPU_CHECK=--cpu runs the same parts on a tiny shape without one.
+# On a machine with a GPU, about 20 minutes; GPU_CHECK=--cpu runs the same parts on a tiny shape without one.
 gpu-check: .venv/.installed
 	$(BIN)/python -m benchmarks.gpu_check $(GPU_CHECK)
 

@@ -9,6 +9,7 @@ Each part runs in a process of its own with a time limit, the most important fir
 speed-2048, speed-8192   the product with its default recipe and with recomputation left to the plan, between two runs
                          of the reference loop (reference_loop.py), on a model of Qwen3-1.7B's shape
 kernels                  packed documents against each alone, on every attention kernel that runs here
+images                   a vision-language backbone and two behind towers, each beside a bare loop (seeing.py)
 cells                    a cell, another one in the same process, and one in a process that finds the compiled code
 disk                     what the scratch folder takes a second, beside the stalls that the other parts measured
 
@@ -38,6 +39,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTr
 
 from backbones.attention import AttentionUnavailableError, resolve_attention
 from backbones.inputs import Example, make_inputs
+from benchmarks import seeing
 from benchmarks.cli import ROOT, machine
 from benchmarks.product_cells import make_model_folder, plan_cell, run_planned
 from benchmarks.reference_loop import Work, run_loop
@@ -69,6 +71,7 @@ class Scale:
     narrow: Work
     wide: Work
     lora: Work
+    seen: seeing.Seen
     steps: int
     warm_up: int
     disk_bytes: int
@@ -80,6 +83,7 @@ GPU = Scale(
     narrow=Work(16, 2048, 4, 200),
     wide=Work(4, 8192, 1, 1600),
     lora=Work(16, 2048, 2, 200),
+    seen=seeing.REAL,
     steps=6,
     warm_up=3,
     disk_bytes=8 * 10**9,
@@ -90,6 +94,7 @@ CPU = Scale(
     narrow=Work(4, 64, 2, 16),
     wide=Work(2, 128, 1, 32),
     lora=Work(4, 64, 2, 16),
+    seen=seeing.TINY,
     steps=3,
     warm_up=1,
     disk_bytes=64 * 10**6,
@@ -147,6 +152,18 @@ def beside_reference(
     best = max(sides["reference"]["tokens_per_second"], sides["reference again"]["tokens_per_second"])
     ratios = {name: float(np.median(sides[name]["tokens_per_second"])) / best for name in recipes}
     return {"work": asdict(work), "sides": sides, "of_reference": ratios}
+
+
+def images(setting: Setting) -> dict[str, Any]:
+    """Each backbone that sees, and the product's share of a bare loop's speed."""
+    seeing.register_random()
+    scale = setting.scale
+    places = (scale.seen, setting.scratch, setting.device, setting.accelerator)
+    by = {
+        name: seeing.beside_bare(name, *places, steps=scale.steps, warm_up=scale.warm_up)
+        for name in scale.seen.backbones
+    }
+    return {"images": by, "of_reference": {name: one["of_bare"] for name, one in by.items()}}
 
 
 def kernels(setting: Setting) -> dict[str, Any]:
@@ -223,6 +240,7 @@ PARTS: dict[str, tuple[Part, int]] = {
     "disk": (disk, 120),
     "speed-8192": (lambda setting: speed(setting, setting.scale.wide), 300),
     "lora": (lora, 300),
+    "images": (images, 400),
 }
 
 
@@ -301,6 +319,10 @@ def world_of_one(device: torch.device) -> Iterator[None]:
 
 def summary(found: dict[str, Any]) -> str:
     """A line for people; the document has the rest."""
+    if "images" in found:
+        rates = {name: round(one["images_per_second"]["product"], 1) for name, one in found["images"].items()}
+        of = {name: f"{share:.2f}" for name, share in found["of_reference"].items()}
+        return f"images/s {json.dumps(rates)}, of the bare loop {json.dumps(of)}"
     if "of_reference" in found:
         rates = {name: float(np.median(side["tokens_per_second"])) for name, side in found["sides"].items()}
         of = {name: f"{share:.2f}" for name, share in found["of_reference"].items()}

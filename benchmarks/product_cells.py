@@ -76,18 +76,21 @@ def plan_cell(
         if not file.exists():
             write_documents(file, work.document, count, seed=len(split))
     data = {split: str(scratch / f"{split}-{work.document}.jsonl") for split in ("train", "validation")}
+    sizes = {"sequence_length": work.width, "global_batch_size": work.rows}
+    recipe = {"data": data, **sizes, **recipe}
+    return plan_on(name, f"hf:{model}", scratch, accelerator, steps, warm_up, **recipe)
+
+
+def plan_on(
+    name: str, backbone: str, scratch: Path, accelerator: str | None, steps: int, warm_up: int, **recipe: Any
+) -> Plan:
+    """A benchmark of one cell of a backbone by this recipe."""
     spec = {
         "name": f"gpu-check-{name}",
-        "backbones": [f"hf:{model}"],
+        "backbones": [backbone],
         "seeds": 1,
         "storage": str(scratch / "storage"),
-        "recipe": {
-            "data": data,
-            "sequence_length": work.width,
-            "global_batch_size": work.rows,
-            "budget": {"kind": "steps", "amount": steps + warm_up},
-            **recipe,
-        },
+        "recipe": {"budget": {"kind": "steps", "amount": steps + warm_up}, **recipe},
         "placement": {"workers": 1, **({"gpus_per_worker": 1, "accelerator": accelerator} if accelerator else {})},
     }
     file = scratch / f"{name}.yaml"
@@ -104,6 +107,7 @@ def run_planned(plan: Plan, device: torch.device) -> dict[str, Any]:
         plan.train,
         plan.validation,
         Storage(plan.storage).prepared,
+        cell.backbone.vision,
     )
     plan.folder.mkdir(parents=True, exist_ok=True)
     selection = plan.folder / "selection.npz"
@@ -128,6 +132,7 @@ def run_planned(plan: Plan, device: torch.device) -> dict[str, Any]:
         **_facts_of(list(read_spool(job.spool_folder)), began, plan),
         "wall_s": wall_s,
         "micro_batch_size": cell.micro_batch_size,
+        "train_file": prepared.train_file,
         "contract": measurement.contract,
         "metrics": measurement.metrics,
     }

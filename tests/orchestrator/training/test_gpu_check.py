@@ -1,21 +1,24 @@
 """The parts of `make gpu-check` on a tiny shape: what it would measure on a GPU, it measures here."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from gang import run_ranks
 
-from benchmarks.gpu_check import CPU, Setting, disk, kernels, lora, speed, summary
+from benchmarks.gpu_check import CPU, Setting, disk, images, kernels, lora, speed, summary
 
 
 def run_parts(scratch: Path) -> dict[str, Any]:
     setting = Setting(CPU, torch.device("cpu"), None, scratch)
+    one = replace(CPU, seen=replace(CPU.seen, backbones=CPU.seen.backbones[1:2]))
     return {
         "speed": speed(setting, CPU.narrow),
         "lora": lora(setting),
         "kernels": kernels(setting),
         "disk": disk(setting),
+        "images": images(replace(setting, scale=one)),
     }
 
 
@@ -35,3 +38,9 @@ def test_every_part_measures_what_it_says(tmp_path: Path) -> None:
     assert found["kernels"]["holds"] and set(by) >= {"sdpa", "eager"}
     assert found["disk"]["bytes_per_second"] > 0
     assert "of the reference" in summary(found["speed"])
+    (seen,) = found["images"]["images"].values()
+    assert seen["contract"]["vision_layers"] and len(seen["step_s"]["product"]) == CPU.steps
+    assert (
+        seen["tokens_per_second"]["bare"] > 17 * seen["images_per_second"]["bare"]
+    )  # 16 of an image, and more of text
+    assert "of the bare loop" in summary(found["images"])
