@@ -19,10 +19,11 @@ from backbones.inputs import Example, Inputs, images_of, make_inputs
 from backbones.loading import StoredNames, WeightsError, fetch_checkpoint, fill, raise_unless_whole
 from backbones.prompting import Codec, ImageTokens, PromptBuilder
 from backbones.registry import backbone_class, get_spec
-from backbones.spec import BackboneSpec, Tower, VisionTower
+from backbones.spec import FILTERS, BackboneSpec, Tower, VisionTower
 from backbones.tokenizer import TokenizerRows, end_of_ids, make_codec
 from backbones.vision.model import FusedForConditionalGeneration, fused_config, tower_config, tower_layers
 from backbones.vision.pixels import normalised, placeholder_positions
+from backbones.vision.processor import FusedImageProcessor
 from backbones.vision.weights import fill_tower
 
 
@@ -124,6 +125,16 @@ class FusedBackbone(HFCausalLLMBackbone):
         )
         extras = {"pixel_values": normalised(images, self.vision), "image_positions": positions}
         return Inputs(inputs.input_ids_BT, inputs.position_ids_BT, inputs.labels_BT, extras)
+
+    @property
+    def image_processor(self) -> FusedImageProcessor:
+        """Gives an export's readers the pixels of `collate`."""
+        return FusedImageProcessor(
+            size={"height": self.vision.image_size, "width": self.vision.image_size},
+            resample=FILTERS[self.vision.resample],
+            image_mean=list(self.vision.mean),
+            image_std=list(self.vision.std),
+        )
 
     def forward(  # type: ignore[override]
         self, input_ids: torch.Tensor | None = None, **arguments: Any

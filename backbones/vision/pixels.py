@@ -18,9 +18,14 @@ def normalised(images_NSSC: np.ndarray, vision: Vision) -> np.ndarray:
             f"images are {images_NSSC.dtype} {images_NSSC.shape[1:]}, not uint8 "
             f"({vision.image_size}, {vision.image_size}, 3); resize them first"
         )
+    return stacked(images_NSSC, vision.mean, vision.std)
+
+
+def stacked(images_NSSC: np.ndarray, means: Sequence[float], stds: Sequence[float]) -> np.ndarray:
+    """(N, S, S, 3) uint8 -> (N, 3 for each tower, S, S) fp32: the colours again for each tower, normalised for it."""
     unit = images_NSSC.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
-    mean, std = (np.array(values, np.float32)[:, None, None] for values in (vision.mean, vision.std))
-    return (np.tile(unit, (1, len(vision.towers), 1, 1)) - mean) / std
+    mean, std = (np.array(values, np.float32)[:, None, None] for values in (means, stds))
+    return (np.tile(unit, (1, len(means) // 3, 1, 1)) - mean) / std
 
 
 def placeholder_positions(

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 
 from backbones.attention import AttentionChoice, AttentionUnavailableError, resolve_attention
 from backbones.causal_lm import CausalLMBackbone
@@ -16,7 +17,7 @@ from backbones.inputs import Example, Inputs, images_of, make_inputs
 from backbones.loading import WeightsError
 from backbones.prompting import CodecError, ImageTokens
 from backbones.random_init import RandomInitBackbone
-from backbones.spec import Vision, VisionTower
+from backbones.spec import FILTERS, Vision, VisionTower
 from backbones.vision_language.pixels import normalised
 
 
@@ -92,6 +93,22 @@ class VisionLanguageBackbone(CausalLMBackbone):
         ids = {"input_ids": example.input_ids[None]}
         seen = {} if example.images is None else self.look_at(normalised(example.images, self.vision))
         return {**ids, **seen, **self.token_types(example)}
+
+    @property
+    def image_processor(self) -> BaseImageProcessor:
+        """The processor of the class in transformers, by pillow, for the one square that this backbone looks at."""
+        own_class: type[BaseImageProcessor] = IMAGE_PROCESSOR_MAPPING[type(self.llm.config)]["pil"]
+        return own_class(
+            do_convert_rgb=True,
+            resample=FILTERS[self.vision.resample],
+            image_mean=list(self.vision.mean),
+            image_std=list(self.vision.std),
+            **self.processor_settings(),
+        )
+
+    def processor_settings(self) -> dict[str, Any]:
+        """What else the class's image processor is told."""
+        return {"size": {"height": self.vision.image_size, "width": self.vision.image_size}}
 
     def token_types(self, example: Example) -> dict[str, np.ndarray]:
         """The token types of one example, (1, T), where the class's processor gives any."""

@@ -30,11 +30,20 @@ ADAPTER = "adapter"  # subfolder, in peft's format
 # What an earlier export may have left that this one does not write: weights in another number of files would be read
 # instead of ours, and so would a chat template.
 ACTION_STATISTICS = "dataset_statistics.json"  # the name by which OpenVLA's code looks for it
-STALE = ("*.safetensors", "*.safetensors.index.json", "chat_template.jinja", ACTION_STATISTICS, ADAPTER)
+STALE = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "chat_template.jinja",
+    "preprocessor_config.json",
+    "processor_config.json",
+    ACTION_STATISTICS,
+    ADAPTER,
+)
 
 
 def export_model(backbone: TrainableBackbone, job: CellJob, scores: ItemScores, mesh: Mesh) -> None:
-    """Writes the fp32 weights, tokenizer and manifest, tensor by tensor, and how actions are scaled; collective.
+    """Writes the fp32 weights, tokenizer, image processor and manifest, tensor by tensor, and how actions are scaled.
+    Collective.
 
     Adapters are merged into the weights and also saved alone, in the subfolder `adapter`. `config.json` is written
     last: until it is there, no library takes the folder for a model. Raises ExportError on rank 0 when the folder
@@ -180,6 +189,8 @@ def _finish(backbone: TrainableBackbone, folder: Path, manifest: dict[str, Any],
     if llm.generation_config is not None:
         llm.generation_config.save_pretrained(staged)
     backbone.tokenizer.save_pretrained(staged)
+    if backbone.image_processor is not None:
+        backbone.image_processor.save_pretrained(staged)
     (staged / EXPORT_MANIFEST).write_text(json.dumps(manifest, indent=2, default=str), encoding="utf-8")
     _share(staged, (staged / "config.json").stat().st_mode)
     for pattern in STALE:

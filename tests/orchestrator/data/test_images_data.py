@@ -33,7 +33,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _eyes(monkeypatch: pytest.MonkeyPatch) -> None:
     registry.backbone_ids()
-    monkeypatch.setitem(registry._SPECS, "tiny-eyes", seeing("tiny-qwen", "tiny-eyes"))
+    monkeypatch.setitem(registry.SPECS, "tiny-eyes", seeing("tiny-qwen", "tiny-eyes"))
 
 
 # --- Rows -------------------------------------------------------------------------------------------------------------
@@ -289,12 +289,12 @@ def test_every_backbone_sees_or_no_row_has_an_image(tmp_path: Path) -> None:
         plan(tmp_path, [asked("Q")], [asked("R")], backbones=["tiny-qwen", "tiny-eyes"])
     with pytest.raises(SpecError, match=r"has images, and 'validation.jsonl' has none; train on and hold out rows of"):
         plan(tmp_path, images, [asked("R")])
-    registry._SPECS["tiny-eyes"] = seeing("tiny-qwen", "tiny-eyes", tokens_per_image=8)
+    registry.SPECS["tiny-eyes"] = seeing("tiny-qwen", "tiny-eyes", tokens_per_image=8)
     with pytest.raises(
         SpecError, match=r"'recipe.sequence_length' is 8, but one image takes 8 tokens of tiny-eyes, and"
     ):
         plan(tmp_path, images, [asked("R", image="frames/0.png")], sequence_length=8)
-    registry._SPECS["tiny-eyes"] = seeing("tiny-qwen", "tiny-eyes", packs=False)
+    registry.SPECS["tiny-eyes"] = seeing("tiny-qwen", "tiny-eyes", packs=False)
     with pytest.raises(SpecError, match=r"'recipe.packing' is true, but images and prompts that share a row of tiny"):
         plan(tmp_path, images, [asked("R", image="frames/0.png")])
     assert plan(tmp_path, images, [asked("R", image="frames/0.png")], packing=False).cells
