@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from backbones.contract import TrainableBackbone
 from backbones.parameters import base_name, is_adapter
+from backbones.tokenizer import make_codec
 from orchestrator.cell_job import CellJob, ExportRequest
 from orchestrator.data.prepare import Prepared
 from orchestrator.errors import ExportError
@@ -145,7 +146,7 @@ def _manifest(
     backbone: TrainableBackbone, job: CellJob, export: ExportRequest, prepared: Prepared, scores: ItemScores
 ) -> dict[str, Any]:
     """What the folder came from, how good it is, and how to prompt it."""
-    cell = job.cell
+    cell, length = job.cell, job.cell.recipe.sequence_length
     return {
         "cell_id": cell.cell_id,
         "backbone_id": cell.backbone.backbone_id,
@@ -158,6 +159,7 @@ def _manifest(
         "vision": None if cell.backbone.vision is None else asdict(cell.backbone.vision),
         "prompt_hash": prepared.fingerprint[:16],
         "prompt_example": prepared.prompt_example,
+        "prompt_with_image": make_codec(cell.backbone, backbone.tokenizer, length).prompt_with_image,
         "adaptation": cell.recipe.adaptation.summary,
         "tokenizer_rows": asdict(backbone.tokenizer_rows),
         "attention": asdict(backbone.attention),
