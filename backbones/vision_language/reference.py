@@ -64,10 +64,11 @@ def sight_of(
     sizes = config.vision_config
     image_size = getattr(sizes, "image_size", None) or _fixed_side(settings) or kin.vision.image_size
     joined = getattr(config, "scale_factor", getattr(sizes, "spatial_merge_size", 1))
-    if image_size % (sizes.patch_size * joined):
+    patches = image_size // sizes.patch_size  # a side; what is left over is not seen
+    if patches % joined:
         raise InvalidReferenceError(
-            f"{reference}: an image of {image_size} pixels a side does not divide into squares of {joined} x {joined} "
-            f"patches of {sizes.patch_size} pixels; correct the sizes in config.json or {PREPROCESSOR}"
+            f"{reference}: an image of {image_size} pixels a side has {patches} x {patches} patches, which squares of "
+            f"{joined} x {joined} do not divide; correct the sizes in config.json or {PREPROCESSOR}"
         )
     kin_tower = kin.vision.towers[0]
     tower = VisionTower(
@@ -79,12 +80,11 @@ def sight_of(
         parameters=_count(shapes, connecting=False),
         layer_cls=kin_tower.layer_cls,
     )
-    side = image_size // sizes.patch_size // joined
     return replace(
         kin.vision,
         towers=(tower,),
         image_size=image_size,
-        tokens_per_image=getattr(config, "mm_tokens_per_image", side * side),
+        tokens_per_image=getattr(config, "mm_tokens_per_image", (patches // joined) ** 2),
         connector_parameters=_count(shapes, connecting=True),
         mean=_colours(reference, settings, "image_mean") or kin.vision.mean,
         std=_colours(reference, settings, "image_std") or kin.vision.std,

@@ -13,6 +13,7 @@ from transformers import AutoImageProcessor
 
 from backbones.errors import InvalidReferenceError
 from backbones.inputs import Example
+from backbones.laid_out import lay_out
 from backbones.registry import build, get_spec
 from orchestrator.data.images.files import resized
 
@@ -98,7 +99,7 @@ def test_colours_filter_and_identity_are_those_of_the_folders_own_processor(smol
     ("file", "changes", "message"),
     [
         ("config.json", {"architectures": ["LlavaForConditionalGeneration"]}, "LlavaForCond.* those that see: SmolVLM"),
-        ("config.json", {"scale_factor": 3}, "32 pixels a side does not divide into squares of 3 x 3 patches of 8"),
+        ("config.json", {"scale_factor": 3}, "32 pixels a side has 4 x 4 patches, which squares of 3 x 3 do not"),
         ("config.json", {"vision_config": {"hidden_size": "wide"}}, "transformers cannot read .*config.json: "),
         ("preprocessor_config.json", {"resample": 9}, "resample .* 9"),
         ("preprocessor_config.json", {"image_std": [0.5]}, "image_std .*three"),
@@ -110,3 +111,34 @@ def test_a_folder_that_cannot_be_one_is_refused_with_the_reason(
     edit(smolvlm / file, **changes)
     with pytest.raises(InvalidReferenceError, match=message):
         get_spec(f"hf:{smolvlm}")
+
+
+def hollow(folder: Path, backbone_id: str) -> None:
+    """A real model's folder whose weights are a header and a hole: no block of them is on the disk."""
+    backbone = lay_out(get_spec(backbone_id))
+    backbone.llm.config.save_pretrained(folder)
+    header, end = {}, 0
+    for name, parameter in backbone.llm.named_parameters():
+        size = 4 * parameter.numel()
+        header[name] = {"dtype": "F32", "shape": list(parameter.shape), "data_offsets": [end, end + size]}
+        end += size
+    written = json.dumps(header).encode()
+    with open(folder / "model.safetensors", "wb") as stream:
+        stream.write(len(written).to_bytes(8, "little") + written)
+        stream.truncate(8 + len(written) + end)
+    build("tiny-qwen").tokenizer.save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "backbone_id",
+    ["smolvlm2-500m", "smolvlm2-2.2b", "qwen2.5-vl-3b", "qwen3-vl-2b", "gemma-3-4b-it", "paligemma2-3b-pt-224"],
+)
+def test_real_sizes_are_read_from_a_folder_as_they_are_registered(backbone_id: str, tmp_path: Path) -> None:
+    hollow(tmp_path, backbone_id)
+    wanted, spec = get_spec(backbone_id), get_spec(f"hf:{tmp_path}")
+
+    rows = spec.architecture.vocab_size
+    assert spec.architecture == replace(wanted.architecture, vocab_size=rows)
+    assert spec.vision == wanted.vision
+    added = (rows - wanted.architecture.vocab_size) * (2 - spec.architecture.tied_embeddings)
+    assert spec.parameters == wanted.parameters + added * spec.architecture.hidden_size

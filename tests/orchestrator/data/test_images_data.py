@@ -1,4 +1,7 @@
-"""Images as data: rows that show them, what is wrong with them, and what a plan says of them."""
+"""Images as data: rows that show them, what is wrong with them, and what a plan says of them.
+
+Over 300 lines: all that a row with images may be, or may not, is one file.
+"""
 
 import os
 import shutil
@@ -23,6 +26,7 @@ from orchestrator.data.sources.containers import write_parquet
 from orchestrator.data.sources.dataset import DataChangedError
 from orchestrator.errors import SpecError
 from orchestrator.planning.plan import Plan, load_comparison
+from orchestrator.planning.sizes.flops import training_flops_per_image
 
 
 @pytest.fixture(autouse=True)
@@ -271,6 +275,7 @@ def test_a_plan_says_what_images_there_are_and_what_they_cost(tmp_path: Path, ca
         "largest": [30, 12],
         "sides": {"tiny-eyes": 8},
         "tokens": {"tiny-eyes": 4},
+        "flops": {"tiny-eyes": training_flops_per_image(planned.backbones[0])},
     }
     print_plan(planned)
     assert (
