@@ -70,6 +70,7 @@ def sight_of(
             f"{reference}: an image of {image_size} pixels a side has {patches} x {patches} patches, which squares of "
             f"{joined} x {joined} do not divide; correct the sizes in config.json or {PREPROCESSOR}"
         )
+    _check_tokens(reference, config, folder, kin.vision)
     kin_tower = kin.vision.towers[0]
     tower = VisionTower(
         hidden_size=sizes.hidden_size,
@@ -90,6 +91,31 @@ def sight_of(
         std=_colours(reference, settings, "image_std") or kin.vision.std,
         resample=_filter(reference, settings) or kin.vision.resample,
     )
+
+
+def _check_tokens(reference: str, config: Any, folder: Path, vision: Vision) -> None:
+    """The tokenizer has the tokens of an image, and config.json replaces the one that it should."""
+    file = folder / "tokenizer.json"
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+        added = {one["content"]: one["id"] for one in document["added_tokens"]}
+        vocabulary = document["model"]["vocab"]
+        pieces = vocabulary if isinstance(vocabulary, dict) else {one[0]: id for id, one in enumerate(vocabulary)}
+    except (ValueError, LookupError, TypeError) as error:
+        raise InvalidReferenceError(f"{reference}: {file} is no tokenizer: {error!r}; save it again") from error
+    ids = pieces | added
+    assert vision.placeholder is not None
+    missing = [name for name in (vision.placeholder, *vision.frame[0], *vision.frame[1]) if name not in ids]
+    if missing:
+        raise InvalidReferenceError(
+            f"{reference}: the tokenizer has no token {missing[0]!r}, which stands around or for an image; save the "
+            "tokenizer that the model was trained with"
+        )
+    if config.image_token_id != ids[vision.placeholder]:
+        raise InvalidReferenceError(
+            f"{reference}: config.json has what is seen stand for token {config.image_token_id}, but "
+            f"{vision.placeholder!r} is token {ids[vision.placeholder]}; correct image_token_id"
+        )
 
 
 def _processor_settings(reference: str, folder: Path) -> dict[str, Any]:

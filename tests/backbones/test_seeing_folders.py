@@ -101,6 +101,9 @@ def test_colours_filter_and_identity_are_those_of_the_folders_own_processor(smol
         ("config.json", {"architectures": ["LlavaForConditionalGeneration"]}, "LlavaForCond.* those that see: SmolVLM"),
         ("config.json", {"scale_factor": 3}, "32 pixels a side has 4 x 4 patches, which squares of 3 x 3 do not"),
         ("config.json", {"vision_config": {"hidden_size": "wide"}}, "transformers cannot read .*config.json: "),
+        ("config.json", {"image_token_id": 7}, "what is seen stand for token 7, but '<image>' is token"),
+        ("tokenizer.json", {"added_tokens": []}, "the tokenizer has no token '<image>'"),
+        ("tokenizer.json", {"model": []}, "tokenizer.json is no tokenizer"),
         ("preprocessor_config.json", {"resample": 9}, "resample .* 9"),
         ("preprocessor_config.json", {"image_std": [0.5]}, "image_std .*three"),
     ],
@@ -115,7 +118,7 @@ def test_a_folder_that_cannot_be_one_is_refused_with_the_reason(
 
 def hollow(folder: Path, backbone_id: str) -> None:
     """A real model's folder whose weights are a header and a hole: no block of them is on the disk."""
-    backbone = lay_out(get_spec(backbone_id))
+    backbone: Any = lay_out(get_spec(backbone_id))
     backbone.llm.config.save_pretrained(folder)
     header, end = {}, 0
     for name, parameter in backbone.llm.named_parameters():
@@ -126,7 +129,10 @@ def hollow(folder: Path, backbone_id: str) -> None:
     with open(folder / "model.safetensors", "wb") as stream:
         stream.write(len(written).to_bytes(8, "little") + written)
         stream.truncate(8 + len(written) + end)
-    build("tiny-qwen").tokenizer.save_pretrained(folder)
+    before, behind = backbone.spec.vision.frame
+    placeholder = {"content": backbone.spec.vision.placeholder, "id": backbone.llm.config.image_token_id}
+    added = [placeholder, *({"content": name, "id": 0} for name in (*before, *behind))]
+    (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {}}, "added_tokens": added}))
 
 
 @pytest.mark.parametrize(
