@@ -115,14 +115,13 @@ class FusedBackbone(HFCausalLLMBackbone):
 
     def collate(self, rows: Sequence[Sequence[Example]], width: int | None = None) -> Inputs:
         """As of every backbone; images become `pixel_values` (N, 3 for each tower, S, S), fp32, and the positions of
-        their placeholders in the rows laid end to end. Raises ValueError where the two do not come out even."""
+        their placeholders in the rows laid end to end. Raises CodecError where the two do not come out even."""
         inputs = make_inputs(rows, self.pad_token_id, width)
         images = images_of(rows)
         if images is None:
             return inputs
-        positions = placeholder_positions(
-            rows, inputs.input_ids_BT.shape[1], self.llm.config.image_token_id, self.vision.tokens_per_image
-        )
+        width = inputs.input_ids_BT.shape[1]
+        positions = placeholder_positions(rows, width, self.llm.config.image_token_id, self.vision)
         extras = {"pixel_values": normalised(images, self.vision), "image_positions": positions}
         return Inputs(inputs.input_ids_BT, inputs.position_ids_BT, inputs.labels_BT, extras)
 

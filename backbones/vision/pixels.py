@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from backbones.inputs import Example
+from backbones.inputs import Example, check_squares, placeholders_of
 from backbones.spec import Vision
 
 
@@ -13,11 +13,7 @@ def normalised(images_NSSC: np.ndarray, vision: Vision) -> np.ndarray:
 
     Raises ValueError for images of another size.
     """
-    if images_NSSC.shape[1:] != (vision.image_size, vision.image_size, 3) or images_NSSC.dtype != np.uint8:
-        raise ValueError(
-            f"images are {images_NSSC.dtype} {images_NSSC.shape[1:]}, not uint8 "
-            f"({vision.image_size}, {vision.image_size}, 3); resize them first"
-        )
+    check_squares(images_NSSC, vision)
     return stacked(images_NSSC, vision.mean, vision.std)
 
 
@@ -29,23 +25,16 @@ def stacked(images_NSSC: np.ndarray, means: Sequence[float], stds: Sequence[floa
 
 
 def placeholder_positions(
-    rows: Sequence[Sequence[Example]], width: int, placeholder: int, tokens_per_image: int
+    rows: Sequence[Sequence[Example]], width: int, placeholder: int, vision: Vision
 ) -> np.ndarray:
     """Where the placeholders stand in rows of `width` positions laid end to end, int64 (images x tokens an image).
 
-    Raises ValueError for an example whose images and placeholders do not come out even.
+    Raises CodecError for an example whose images and placeholders do not come out even.
     """
     found = []
     for line, row in enumerate(rows):
         start = line * width
         for example in row:
-            places = np.flatnonzero(example.input_ids == placeholder)
-            images = 0 if example.images is None else len(example.images)
-            if len(places) != images * tokens_per_image:
-                raise ValueError(
-                    f"an example has {images} images of {tokens_per_image} tokens, but {len(places)} placeholders "
-                    f"({placeholder}) among its {len(example.input_ids)} ids"
-                )
-            found.append(start + places)
+            found.append(start + placeholders_of(example, placeholder, vision))
             start += len(example.input_ids)
     return np.concatenate(found).astype(np.int64)
