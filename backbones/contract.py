@@ -19,6 +19,8 @@ from backbones.prompting import PromptBuilder
 from backbones.tokenizer import TokenizerRows
 
 if TYPE_CHECKING:
+    from transformers import BaseImageProcessor
+
     from backbones.loading import StoredNames
     from backbones.spec import VisionTower
 
@@ -49,6 +51,11 @@ class TrainableBackbone(Protocol):
 
     def as_processed(self, example: Example) -> Mapping[str, np.ndarray]:
         """What the class of transformers is given for one example elsewhere, by its own processor."""
+        ...
+
+    @property
+    def image_processor(self) -> "BaseImageProcessor | None":
+        """What gives others than `collate` the same pixels, of images of any size; None for a model of text alone."""
         ...
 
     def nats(self, inputs: PlacedInputs, chunks: int) -> torch.Tensor:

@@ -14,7 +14,14 @@ import torch
 from accelerate import init_empty_weights
 from torch import nn
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
-from transformers import AutoConfig, GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    BaseImageProcessor,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from backbones.attention import AttentionChoice, resolve_attention
@@ -198,6 +205,11 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
         inputs = self.collate([[example]])
         own = {"input_ids": inputs.input_ids_BT, "position_ids": inputs.position_ids_BT}
         return {**own, **inputs.extras, **inputs.token_extras}
+
+    @property
+    def image_processor(self) -> BaseImageProcessor | None:
+        """What gives others than `collate` the same pixels; None here: it reads text alone."""
+        return None
 
     @property
     def reads_labelled(self) -> bool:

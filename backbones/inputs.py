@@ -10,8 +10,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from backbones.prompting.image_tokens import CodecError
+
 if TYPE_CHECKING:
     import torch
+
+    from backbones.spec import Vision
 
 IGNORED = -100  # a label where nothing is learned
 
@@ -99,3 +103,30 @@ def images_of(rows: Sequence[Sequence[Example]]) -> np.ndarray | None:
     """(images, S, S, 3) uint8: the images of all rows end to end, as their tokens stand; None where there are none."""
     images = [example.images for row in rows for example in row if example.images is not None]
     return np.concatenate(images) if images else None
+
+
+def placeholders_of(example: Example, placeholder: int, vision: "Vision") -> np.ndarray:
+    """Where an example's placeholders stand, in order: int64, (images x tokens an image).
+
+    Raises CodecError where they are not those of its images, as features would slip into the places of another, or
+    where one is learned.
+    """
+    places = np.flatnonzero(example.input_ids == placeholder)
+    images = 0 if example.images is None else len(example.images)
+    if len(places) != images * vision.tokens_per_image:
+        raise CodecError(
+            f"an example has {images} images and {len(places)} of their tokens, not {images * vision.tokens_per_image}"
+        )
+    if example.is_learned[places].any():
+        raise CodecError("an example learns the tokens of its images")
+    return places
+
+
+def check_squares(images_NSSC: np.ndarray, vision: "Vision") -> None:
+    """Raises ValueError for images that are not of the size that a backbone looks at."""
+    side = vision.image_size
+    if images_NSSC.dtype != np.uint8 or images_NSSC.shape[1:] != (side, side, 3):
+        raise ValueError(
+            f"images are {images_NSSC.dtype} {images_NSSC.shape[1:]}, but this backbone looks at uint8 "
+            f"{(side, side, 3)}; resize them to the spec's image_size"
+        )

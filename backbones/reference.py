@@ -1,4 +1,7 @@
-"""`hf:` references: any causal language model in a folder or on the Hugging Face hub. No torch, no transformers."""
+"""`hf:` references: any causal language model in a folder or on the Hugging Face hub, and models that see.
+
+No torch, no transformers, but for models that see.
+"""
 
 import json
 import math
@@ -6,6 +9,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ from backbones.errors import BackboneError, InvalidReferenceError
 from backbones.spec import CHAT, PURE, Architecture, BackboneSpec
 from backbones.vision.reference import fuse_saved
 from backbones.vision.towers import MODEL_TYPE
+from backbones.vision_language.reference import CLASSES, kin_of, sight_of, whole_config
 
 __all__ = ["HubError", "InvalidReferenceError", "hub_errors", "is_reference", "resolve_reference"]
 
@@ -48,7 +53,7 @@ def is_reference(backbone_id: str) -> bool:
 def resolve_reference(reference: str, *, hf_token: str | None = None) -> BackboneSpec:
     """The spec of `hf:./FOLDER` or `hf:ORG/NAME[@REVISION]`, read from its config.json and safetensors headers.
 
-    An export of a fused backbone is one again.
+    An export of a fused backbone is one again, and a model that sees is of the family whose class it names.
 
     Raises InvalidReferenceError (not a causal language model, remote code, pickled weights, no such folder) or
     HubError.
@@ -135,7 +140,11 @@ def _make_spec(
             reference, path, revision, config["text_config"], folder, inside, licence=licence, gated=gated
         )
         return fuse_saved(reference, config, shapes, language)
-    return BackboneSpec(
+    whole = whole_config(reference, folder) if config["architectures"][0] in CLASSES else None
+    if whole is not None:  # sizes are its language model's
+        names = {name: config[name] for name in ("architectures", "model_type")}
+        config = {**whole.get_text_config().to_dict(), **names, "tie_word_embeddings": whole.tie_word_embeddings}
+    spec = BackboneSpec(
         backbone_id=reference,
         family=config["model_type"],
         hf_hub_path=path,
@@ -147,6 +156,17 @@ def _make_spec(
         llm_cls=config["architectures"][0],
         architecture=_architecture(reference, config, tied="lm_head.weight" not in shapes),
         gated=gated,
+    )
+    if whole is None:
+        return spec
+    kin = kin_of(spec.llm_cls)
+    return replace(
+        spec,
+        prompt_builder=spec.prompt_builder if kin.prompt_builder in (CHAT, PURE) else kin.prompt_builder,
+        requires_bos=kin.requires_bos,
+        decoder_layer_cls=kin.decoder_layer_cls,
+        backbone_cls=CLASSES[spec.llm_cls],
+        vision=sight_of(reference, whole, folder, shapes, kin),
     )
 
 
@@ -168,9 +188,11 @@ def _read_config(reference: str, folder: Path) -> dict[str, Any]:
     architectures = config.get("architectures") or ["none"]
     if config.get("model_type") == MODEL_TYPE:
         return config
-    if "model_type" not in config or not architectures[0].endswith(("ForCausalLM", "LMHeadModel")):
+    known = architectures[0] in CLASSES or architectures[0].endswith(("ForCausalLM", "LMHeadModel"))
+    if "model_type" not in config or not known:
         raise InvalidReferenceError(
-            f"{reference}: config.json names the class {architectures[0]}, not a causal language model (*ForCausalLM)"
+            f"{reference}: config.json names the class {architectures[0]}, not a causal language model (*ForCausalLM) "
+            f"or one of those that see: {', '.join(CLASSES)}"
         )
     return config
 

@@ -5,18 +5,17 @@ Only `build` and `load_codec` import torch or transformers.
 
 import importlib
 import importlib.util
-import pkgutil
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from difflib import get_close_matches
-from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backbones.errors import BackboneError
 from backbones.reference import hub_errors, is_reference, resolve_reference
+from backbones.registered import ENTRY_POINT_GROUP, SPECS, discover
 from backbones.spec import Architecture, BackboneSpec
 from backbones.vision.reference import is_fused, resolve_fused
 
@@ -40,9 +39,6 @@ __all__ = [
     "register",
 ]
 
-ENTRY_POINT_GROUP = "backbones.families"
-
-_SPECS: dict[str, BackboneSpec] = {}
 _PLUGINS: set[str] = set()
 
 
@@ -61,16 +57,16 @@ def register(spec: BackboneSpec) -> BackboneSpec:
         raise ValueError(
             f"backbone id {spec.backbone_id!r}: '{prefix}:' names models outside the registry; choose another id"
         )
-    if spec.backbone_id in _SPECS:
+    if spec.backbone_id in SPECS:
         raise ValueError(f"backbone id {spec.backbone_id!r} is registered twice; choose another id for the second")
-    _SPECS[spec.backbone_id] = spec
+    SPECS[spec.backbone_id] = spec
     return spec
 
 
 def backbone_ids() -> list[str]:
     """Every registered id, in order of registration."""
-    _discover()
-    return list(_SPECS)
+    discover()
+    return list(SPECS)
 
 
 def get_spec(backbone_id_or_reference: str, *, hf_token: str | None = None) -> BackboneSpec:
@@ -82,10 +78,10 @@ def get_spec(backbone_id_or_reference: str, *, hf_token: str | None = None) -> B
         return resolve_fused(backbone_id_or_reference, lambda language: get_spec(language, hf_token=hf_token))
     if is_reference(backbone_id_or_reference):
         return resolve_reference(backbone_id_or_reference, hf_token=hf_token)
-    _discover()
-    if backbone_id_or_reference not in _SPECS:
+    discover()
+    if backbone_id_or_reference not in SPECS:
         raise UnknownBackboneError(_unknown(backbone_id_or_reference))
-    return _SPECS[backbone_id_or_reference]
+    return SPECS[backbone_id_or_reference]
 
 
 def build(
@@ -176,23 +172,23 @@ def load_plugin(module: str) -> str:
     Returns what names it from any working directory, for the workers that must load it too. Raises PluginError, and
     then nothing of it stays registered.
     """
-    _discover()
+    discover()
     is_file = module.endswith(".py")
     reference = str(Path(module).expanduser().resolve()) if is_file else module
     if reference in _PLUGINS | {entry_point.module for entry_point in entry_points(group=ENTRY_POINT_GROUP)}:
         return reference
     name = Path(reference).stem if is_file else reference
-    before, imported = dict(_SPECS), set(sys.modules)
+    before, imported = dict(SPECS), set(sys.modules)
     try:
         _import_file(Path(reference)) if is_file else importlib.import_module(name)
-        if _SPECS.keys() == before.keys():
+        if SPECS.keys() == before.keys():
             raise ValueError(
                 "it registers no backbone; call backbones.register(BackboneSpec(...)) where it is imported, "
                 "as docs/add-a-backbone.md does"
             )
     except Exception as error:
-        _SPECS.clear()
-        _SPECS.update(before)
+        SPECS.clear()
+        SPECS.update(before)
         if name not in imported:
             sys.modules.pop(name, None)
         raise PluginError(f"plug-in {module} cannot be loaded: {type(error).__name__}: {error}") from error
@@ -218,25 +214,15 @@ def _is_free(path: Path) -> bool:
     return found is None or (found.origin is not None and Path(found.origin).resolve() == path)
 
 
-@cache
-def _discover() -> None:
-    """Imports every module of `backbones.families` and every installed entry point; each registers its specs."""
-    families = importlib.import_module("backbones.families")
-    for module in pkgutil.iter_modules(families.__path__):
-        importlib.import_module(f"backbones.families.{module.name}")
-    for entry_point in entry_points(group=ENTRY_POINT_GROUP):
-        entry_point.load()
-
-
 def _locate(path: str) -> tuple[object, str]:
     module, _, name = path.partition(":")
     return importlib.import_module(module), name
 
 
 def _unknown(backbone_id: str) -> str:
-    close = get_close_matches(backbone_id, _SPECS, n=1)
+    close = get_close_matches(backbone_id, SPECS, n=1)
     hint = f" Did you mean `{close[0]}`?" if close else ""
     return (
-        f"LLM Backbone `{backbone_id}` is not supported!{hint} Registered: {', '.join(_SPECS)}. "
+        f"LLM Backbone `{backbone_id}` is not supported!{hint} Registered: {', '.join(SPECS)}. "
         "Any other causal language model: `hf:./FOLDER` or `hf:ORG/NAME@REVISION`."
     )

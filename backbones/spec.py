@@ -33,6 +33,8 @@ _IDENTITY_FILES = (
     "special_tokens_map.json",
     "tokenizer.model",
     "chat_template.jinja",
+    "preprocessor_config.json",
+    "processor_config.json",
 )
 
 
@@ -61,6 +63,10 @@ class VisionTower:
     patch_size: int  # pixels a side
     parameters: int  # of the whole tower, without the connector
     layer_cls: str  # the class of its layers; of modules of this class there are `num_layers`
+
+
+# Pillow's numbers of its filters, by which files of image processors name them.
+FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
 
 
 @dataclass(frozen=True)

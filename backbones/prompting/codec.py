@@ -177,6 +177,21 @@ class Codec:
         return builder.add_turn("human", "What is 2 + 2?") + builder.add_turn("gpt", "4")
 
     @cached_property
+    def prompt_with_image(self) -> str | None:
+        """What a model that sees is asked about one image, with `{question}` for the question; None where it reads
+        text alone.
+
+        The tokenizer makes of it the ids that were learned from. Placeholders that no token has are left out: they
+        stand behind the first id.
+        """
+        if self.image_tokens is None:
+            return None
+        ids = self.encode_prompt([("user", "{question}")], [1])
+        is_named = self.image_tokens.place != "bos"
+        named = [token_id for token_id in ids if is_named or token_id != self.image_tokens.placeholder]
+        return str(self._backend.decode(named, skip_special_tokens=False))
+
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over tokenizer, special ids and prompt format: changes when any id or prompt byte would."""
         parts = {

@@ -19,10 +19,11 @@ from backbones.inputs import Example, Inputs, images_of, make_inputs
 from backbones.loading import StoredNames, WeightsError, fetch_checkpoint, fill, raise_unless_whole
 from backbones.prompting import Codec, ImageTokens, PromptBuilder
 from backbones.registry import backbone_class, get_spec
-from backbones.spec import BackboneSpec, Tower, VisionTower
+from backbones.spec import FILTERS, BackboneSpec, Tower, VisionTower
 from backbones.tokenizer import TokenizerRows, end_of_ids, make_codec
 from backbones.vision.model import FusedForConditionalGeneration, fused_config, tower_config, tower_layers
 from backbones.vision.pixels import normalised, placeholder_positions
+from backbones.vision.processor import FusedImageProcessor
 from backbones.vision.weights import fill_tower
 
 
@@ -114,16 +115,25 @@ class FusedBackbone(HFCausalLLMBackbone):
 
     def collate(self, rows: Sequence[Sequence[Example]], width: int | None = None) -> Inputs:
         """As of every backbone; images become `pixel_values` (N, 3 for each tower, S, S), fp32, and the positions of
-        their placeholders in the rows laid end to end. Raises ValueError where the two do not come out even."""
+        their placeholders in the rows laid end to end. Raises CodecError where the two do not come out even."""
         inputs = make_inputs(rows, self.pad_token_id, width)
         images = images_of(rows)
         if images is None:
             return inputs
-        positions = placeholder_positions(
-            rows, inputs.input_ids_BT.shape[1], self.llm.config.image_token_id, self.vision.tokens_per_image
-        )
+        width = inputs.input_ids_BT.shape[1]
+        positions = placeholder_positions(rows, width, self.llm.config.image_token_id, self.vision)
         extras = {"pixel_values": normalised(images, self.vision), "image_positions": positions}
         return Inputs(inputs.input_ids_BT, inputs.position_ids_BT, inputs.labels_BT, extras)
+
+    @property
+    def image_processor(self) -> FusedImageProcessor:
+        """Gives an export's readers the pixels of `collate`."""
+        return FusedImageProcessor(
+            size={"height": self.vision.image_size, "width": self.vision.image_size},
+            resample=FILTERS[self.vision.resample],
+            image_mean=list(self.vision.mean),
+            image_std=list(self.vision.std),
+        )
 
     def forward(  # type: ignore[override]
         self, input_ids: torch.Tensor | None = None, **arguments: Any

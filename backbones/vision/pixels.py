@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from backbones.inputs import Example
+from backbones.inputs import Example, check_squares, placeholders_of
 from backbones.spec import Vision
 
 
@@ -13,34 +13,28 @@ def normalised(images_NSSC: np.ndarray, vision: Vision) -> np.ndarray:
 
     Raises ValueError for images of another size.
     """
-    if images_NSSC.shape[1:] != (vision.image_size, vision.image_size, 3) or images_NSSC.dtype != np.uint8:
-        raise ValueError(
-            f"images are {images_NSSC.dtype} {images_NSSC.shape[1:]}, not uint8 "
-            f"({vision.image_size}, {vision.image_size}, 3); resize them first"
-        )
+    check_squares(images_NSSC, vision)
+    return stacked(images_NSSC, vision.mean, vision.std)
+
+
+def stacked(images_NSSC: np.ndarray, means: Sequence[float], stds: Sequence[float]) -> np.ndarray:
+    """(N, S, S, 3) uint8 -> (N, 3 for each tower, S, S) fp32: the colours again for each tower, normalised for it."""
     unit = images_NSSC.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
-    mean, std = (np.array(values, np.float32)[:, None, None] for values in (vision.mean, vision.std))
-    return (np.tile(unit, (1, len(vision.towers), 1, 1)) - mean) / std
+    mean, std = (np.array(values, np.float32)[:, None, None] for values in (means, stds))
+    return (np.tile(unit, (1, len(means) // 3, 1, 1)) - mean) / std
 
 
 def placeholder_positions(
-    rows: Sequence[Sequence[Example]], width: int, placeholder: int, tokens_per_image: int
+    rows: Sequence[Sequence[Example]], width: int, placeholder: int, vision: Vision
 ) -> np.ndarray:
     """Where the placeholders stand in rows of `width` positions laid end to end, int64 (images x tokens an image).
 
-    Raises ValueError for an example whose images and placeholders do not come out even.
+    Raises CodecError for an example whose images and placeholders do not come out even.
     """
     found = []
     for line, row in enumerate(rows):
         start = line * width
         for example in row:
-            places = np.flatnonzero(example.input_ids == placeholder)
-            images = 0 if example.images is None else len(example.images)
-            if len(places) != images * tokens_per_image:
-                raise ValueError(
-                    f"an example has {images} images of {tokens_per_image} tokens, but {len(places)} placeholders "
-                    f"({placeholder}) among its {len(example.input_ids)} ids"
-                )
-            found.append(start + places)
+            found.append(start + placeholders_of(example, placeholder, vision))
             start += len(example.input_ids)
     return np.concatenate(found).astype(np.int64)

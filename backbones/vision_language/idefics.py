@@ -1,5 +1,7 @@
 """SmolVLM and Idefics 3: a SigLIP-like tower, a pixel shuffle, a plain Llama."""
 
+from typing import Any
+
 import numpy as np
 
 from backbones.vision_language.backbone import RandomVision, VisionLanguageBackbone
@@ -14,6 +16,11 @@ class IdeficsBackbone(VisionLanguageBackbone):
     def look_at(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         """As the images of one row: the model lays those of all rows end to end anyway."""
         return {"pixel_values": pixels[None]}
+
+    def processor_settings(self) -> dict[str, Any]:
+        """One tile: the square itself."""
+        tile = {"longest_edge": self.vision.image_size}
+        return {**super().processor_settings(), "max_image_size": tile, "do_image_splitting": False}
 
 
 class RandomIdeficsBackbone(RandomVision, IdeficsBackbone):

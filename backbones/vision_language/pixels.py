@@ -5,16 +5,13 @@ Shape suffixes: I images, S pixels a side, C channels, P patches of all images, 
 
 import numpy as np
 
+from backbones.inputs import check_squares
 from backbones.spec import Vision
 
 
 def normalised(images_ISSC: np.ndarray, vision: Vision) -> np.ndarray:
     """(I, C, S, S) float32 of (I, S, S, C) uint8. Raises ValueError for images of another size than the spec's."""
-    if images_ISSC.dtype != np.uint8 or images_ISSC.shape[1:] != (vision.image_size, vision.image_size, 3):
-        raise ValueError(
-            f"images are {images_ISSC.dtype} {images_ISSC.shape[1:]}, but this backbone looks at uint8 "
-            f"{(vision.image_size, vision.image_size, 3)}; resize them to the spec's image_size"
-        )
+    check_squares(images_ISSC, vision)
     pixels = images_ISSC.astype(np.float32) * np.float32(1 / 255)
     scaled: np.ndarray = (pixels - np.array(vision.mean, np.float32)) / np.array(vision.std, np.float32)
     return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))

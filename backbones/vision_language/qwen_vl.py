@@ -5,6 +5,7 @@ Shape suffixes: B rows, T positions.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -50,6 +51,16 @@ class QwenVLBackbone(VisionLanguageBackbone):
         grid = np.tile(np.array([[1, side, side]], np.int64), (len(pixels), 1))
         laid = patches(pixels, config.patch_size, config.spatial_merge_size, config.temporal_patch_size)
         return {"pixel_values": laid, "image_grid_thw": grid}
+
+    def processor_settings(self) -> dict[str, Any]:
+        """The class keeps the ratio of the sides; a square becomes the square of just so many pixels."""
+        config, pixels = self.llm.config.vision_config, self.vision.image_size**2
+        return {
+            "size": {"shortest_edge": pixels, "longest_edge": pixels},
+            "patch_size": config.patch_size,
+            "merge_size": config.spatial_merge_size,
+            "temporal_patch_size": config.temporal_patch_size,
+        }
 
     @property
     def _side(self) -> int:

@@ -195,7 +195,12 @@ def _child_run(plan: Plan, cell: Cell, parent: TrackedRun, export: ExportRequest
             "cell_id": cell.cell_id,
         }
         | {**facts, "attempt": "1"},
-        params={**_recipe(cell.recipe, plan), **facts, "micro_batch_size": str(cell.micro_batch_size)},
+        params={
+            **_recipe(cell.recipe, plan),
+            **facts,
+            **_sight(cell),
+            "micro_batch_size": str(cell.micro_batch_size),
+        },
         datasets=() if cell.is_trial else _datasets(plan),
         spool_folder=CellFolder(plan.cell_folder(cell)).spool,
         parent=parent,
@@ -213,13 +218,25 @@ def _registered_model(plan: Plan, export: ExportRequest | None) -> tuple[str, Pa
 
 def _datasets(plan: Plan) -> tuple[TrackedDataset, ...]:
     return tuple(
-        TrackedDataset(use, data.reference, data.digest, data.count, data.learnable_bytes)
+        TrackedDataset(
+            *(use, data.reference, data.digest, data.count, data.learnable_bytes),
+            images=0 if data.pictures is None else data.pictures.count,
+        )
         for use, data in (("training", plan.train), ("validation", plan.validation))
     )
 
 
 def _common_tags(plan: Plan, command: str) -> dict[str, str]:
     return {"comparison_id": plan.job_id, "mlflow.source.name": command, "mlflow.source.type": "JOB"}
+
+
+def _sight(cell: Cell) -> dict[str, str]:
+    """How a cell's backbone sees, and whether its towers learn; nothing where it reads text alone."""
+    vision = cell.backbone.vision
+    if vision is None:
+        return {}
+    sizes = {"image_size": str(vision.image_size), "tokens_per_image": str(vision.tokens_per_image)}
+    return {f"vision.{name}": value for name, value in sizes.items()} | {"vision.towers": cell.recipe.adaptation.vision}
 
 
 def _recipe(recipe: Recipe, plan: Plan) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """What a plan would do that nobody is likely to want, in sentences; none of it is refused. Pure."""
 
 from orchestrator.planning.plan import Plan
+from orchestrator.spec_files.spec import Adaptation
 
 MOST_EPOCHS = 20.0
 
@@ -33,4 +34,16 @@ def advise(plan: Plan) -> list[str]:
             f"recipe.budget passes about {epochs:,.0f} times over the training data: the model will know it by heart; "
             f"{MOST_EPOCHS:.0f} times are recipe.budget.amount {MOST_EPOCHS / epochs * recipe.budget.amount:.3g}"
         )
+    said += [
+        f"{spec.backbone_id} has a new projector, which adaptation {recipe.adaptation.kind} leaves as it was drawn: "
+        "what its towers see will mean nothing to it; train that first (recipe.adaptation: {kind: connector}), and "
+        "begin with the export (hf:FOLDER)"
+        for spec in plan.backbones
+        if spec.fusion is not None and not spec.fusion.is_whole and not _connects(recipe.adaptation)
+    ]
     return said
+
+
+def _connects(adaptation: Adaptation) -> bool:
+    """Whether connectors learn."""
+    return adaptation.kind in ("full", "connector") or adaptation.vision == "full"

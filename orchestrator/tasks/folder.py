@@ -24,6 +24,11 @@ def open_folder(folder: Path, batch_size: int, max_length: int | None = None) ->
         spec = resolve_reference(f"hf:{folder.expanduser().resolve()}")
     except InvalidReferenceError as error:
         raise InputError(str(error).removeprefix("hf:")) from error
+    if spec.vision is not None:
+        raise InputError(
+            f"{folder} is a model that sees, and the tasks of lm-evaluation-harness that are asked here are of text "
+            "alone; finetune from it (backbone: hf:FOLDER) to have it scored on held-out rows with images"
+        )
     model, info = transformers.AutoModelForCausalLM.from_pretrained(
         spec.source,
         dtype="auto",

@@ -37,6 +37,7 @@ class TrackedDataset:
     digest: str
     examples: int
     learnable_bytes: int
+    images: int = 0
 
 
 @dataclass

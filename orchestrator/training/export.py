@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from backbones.contract import TrainableBackbone
 from backbones.parameters import base_name, is_adapter
+from backbones.tokenizer import make_codec
 from orchestrator.cell_job import CellJob, ExportRequest
 from orchestrator.data.prepare import Prepared
 from orchestrator.errors import ExportError
@@ -30,11 +31,20 @@ ADAPTER = "adapter"  # subfolder, in peft's format
 # What an earlier export may have left that this one does not write: weights in another number of files would be read
 # instead of ours, and so would a chat template.
 ACTION_STATISTICS = "dataset_statistics.json"  # the name by which OpenVLA's code looks for it
-STALE = ("*.safetensors", "*.safetensors.index.json", "chat_template.jinja", ACTION_STATISTICS, ADAPTER)
+STALE = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "chat_template.jinja",
+    "preprocessor_config.json",
+    "processor_config.json",
+    ACTION_STATISTICS,
+    ADAPTER,
+)
 
 
 def export_model(backbone: TrainableBackbone, job: CellJob, scores: ItemScores, mesh: Mesh) -> None:
-    """Writes the fp32 weights, tokenizer and manifest, tensor by tensor, and how actions are scaled; collective.
+    """Writes the fp32 weights, tokenizer, image processor and manifest, tensor by tensor, and how actions are scaled.
+    Collective.
 
     Adapters are merged into the weights and also saved alone, in the subfolder `adapter`. `config.json` is written
     last: until it is there, no library takes the folder for a model. Raises ExportError on rank 0 when the folder
@@ -136,7 +146,7 @@ def _manifest(
     backbone: TrainableBackbone, job: CellJob, export: ExportRequest, prepared: Prepared, scores: ItemScores
 ) -> dict[str, Any]:
     """What the folder came from, how good it is, and how to prompt it."""
-    cell = job.cell
+    cell, length = job.cell, job.cell.recipe.sequence_length
     return {
         "cell_id": cell.cell_id,
         "backbone_id": cell.backbone.backbone_id,
@@ -149,6 +159,7 @@ def _manifest(
         "vision": None if cell.backbone.vision is None else asdict(cell.backbone.vision),
         "prompt_hash": prepared.fingerprint[:16],
         "prompt_example": prepared.prompt_example,
+        "prompt_with_image": make_codec(cell.backbone, backbone.tokenizer, length).prompt_with_image,
         "adaptation": cell.recipe.adaptation.summary,
         "tokenizer_rows": asdict(backbone.tokenizer_rows),
         "attention": asdict(backbone.attention),
@@ -180,6 +191,8 @@ def _finish(backbone: TrainableBackbone, folder: Path, manifest: dict[str, Any],
     if llm.generation_config is not None:
         llm.generation_config.save_pretrained(staged)
     backbone.tokenizer.save_pretrained(staged)
+    if backbone.image_processor is not None:
+        backbone.image_processor.save_pretrained(staged)
     (staged / EXPORT_MANIFEST).write_text(json.dumps(manifest, indent=2, default=str), encoding="utf-8")
     _share(staged, (staged / "config.json").stat().st_mode)
     for pattern in STALE:

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from small_models import make_small_folder
 
 from backbones import BackboneSpec, PluginError, backbone_ids, build, get_spec, load_plugin, registry
 from backbones.causal_lm import make_config
+from backbones.registered import SPECS
 
 GUIDE = Path(__file__).parents[2] / "docs" / "add-a-backbone.md"
 LOADED_ELSEWHERE = """
@@ -23,11 +25,14 @@ print(backbone.transformer_layer_cls.__name__, backbone.llm.config.architectures
 
 
 @pytest.fixture(autouse=True)
-def registry_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def registry_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a test registers is gone after it."""
     backbone_ids()  # the families, before the copies are made
-    monkeypatch.setattr(registry, "_SPECS", dict(registry._SPECS))
+    before = dict(SPECS)
     monkeypatch.setattr(registry, "_PLUGINS", set(registry._PLUGINS))
+    yield
+    SPECS.clear()
+    SPECS.update(before)
 
 
 def _family_of_the_guide() -> str:

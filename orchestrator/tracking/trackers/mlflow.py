@@ -229,7 +229,8 @@ class MlflowTracker:
 def _dataset(one: TrackedDataset) -> Any:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    profile = json.dumps({"examples": one.examples, "learnable_bytes": one.learnable_bytes})
+    counts = {"examples": one.examples, "learnable_bytes": one.learnable_bytes}
+    profile = json.dumps(counts | ({"images": one.images} if one.images else {}))
     kind, key = ("hugging_face", "path") if one.reference.startswith("hf-dataset:") else ("local", "uri")
     name, source = one.reference.rsplit("/", 1)[-1], json.dumps({key: one.reference})
     dataset = Dataset(name[:500], one.digest[:36], kind, source, profile=profile)  # MLflow takes no longer ones

@@ -128,11 +128,13 @@ def test_images_and_placeholders_that_do_not_come_out_even_are_refused() -> None
     backbone = fused()
     seen = example(backbone, 1)
     assert seen.images is not None
-    with pytest.raises(ValueError, match="an example has 2 images of 16 tokens, but 16 placeholders"):
+    with pytest.raises(ValueError, match="an example has 2 images and 16 of their tokens, not 32"):
         backbone.collate([[seen._replace(images=np.concatenate([seen.images] * 2))]])
-    with pytest.raises(ValueError, match="an example has 0 images of 16 tokens, but 16 placeholders"):
+    with pytest.raises(ValueError, match="an example has 0 images and 16 of their tokens, not 0"):
         backbone.collate([[seen._replace(images=None), seen]])
-    with pytest.raises(ValueError, match=r"images are uint8 \(16, 16, 3\), not uint8 \(32, 32, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"images are uint8 \(16, 16, 3\), but this backbone looks at uint8 \(32, 32, 3\)"
+    ):
         backbone.collate([[seen._replace(images=seen.images[:, ::2, ::2])]])
     arguments = backbone.collate([[seen]]).on(CPU).arguments
     with pytest.raises(ValueError, match="2 images have 32 patches, but the ids have 16 placeholders"):

@@ -92,17 +92,14 @@ def test_image_tokens_that_are_miscounted_fail_the_proofs_of_what_is_seen(tmp_pa
     assert "Image features and image tokens do not match, tokens: 15, features: 12" in outcome(certificate)["images"]
 
 
-def test_missing_weights_of_the_tower_fail_the_proof_of_the_weights(tmp_path: Path) -> None:
+def test_a_folder_that_sees_is_certified_and_missing_weights_of_its_tower_fail_the_proof_of_the_weights(
+    tmp_path: Path,
+) -> None:
     backbone = build("tiny-smolvlm", seed=5)
     folder = tmp_path / "model"
     backbone.llm.save_pretrained(folder)
     backbone.tokenizer.save_pretrained(folder)
-    spec = replace(
-        get_spec("tiny-smolvlm"),
-        backbone_id="seeing-folder",
-        hf_hub_path=str(folder),
-        backbone_cls="backbones.vision_language.idefics:IdeficsBackbone",
-    )
+    spec = get_spec(f"hf:{folder}")
     whole = certify(spec, tmp_path / "whole")
     assert whole.passed, outcome(whole)
     assert outcome(whole)["weights"].endswith("each equal to the checkpoint's")

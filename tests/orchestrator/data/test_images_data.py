@@ -1,4 +1,7 @@
-"""Images as data: rows that show them, what is wrong with them, and what a plan says of them."""
+"""Images as data: rows that show them, what is wrong with them, and what a plan says of them.
+
+Over 300 lines: all that a row with images may be, or may not, is one file.
+"""
 
 import os
 import shutil
@@ -23,6 +26,7 @@ from orchestrator.data.sources.containers import write_parquet
 from orchestrator.data.sources.dataset import DataChangedError
 from orchestrator.errors import SpecError
 from orchestrator.planning.plan import Plan, load_comparison
+from orchestrator.planning.sizes.flops import training_flops_per_image
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +37,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _eyes(monkeypatch: pytest.MonkeyPatch) -> None:
     registry.backbone_ids()
-    monkeypatch.setitem(registry._SPECS, "tiny-eyes", seeing("tiny-qwen", "tiny-eyes"))
+    monkeypatch.setitem(registry.SPECS, "tiny-eyes", seeing("tiny-qwen", "tiny-eyes"))
 
 
 # --- Rows -------------------------------------------------------------------------------------------------------------
@@ -271,6 +275,7 @@ def test_a_plan_says_what_images_there_are_and_what_they_cost(tmp_path: Path, ca
         "largest": [30, 12],
         "sides": {"tiny-eyes": 8},
         "tokens": {"tiny-eyes": 4},
+        "flops": {"tiny-eyes": training_flops_per_image(planned.backbones[0])},
     }
     print_plan(planned)
     assert (
@@ -289,12 +294,12 @@ def test_every_backbone_sees_or_no_row_has_an_image(tmp_path: Path) -> None:
         plan(tmp_path, [asked("Q")], [asked("R")], backbones=["tiny-qwen", "tiny-eyes"])
     with pytest.raises(SpecError, match=r"has images, and 'validation.jsonl' has none; train on and hold out rows of"):
         plan(tmp_path, images, [asked("R")])
-    registry._SPECS["tiny-eyes"] = seeing("tiny-qwen", "tiny-eyes", tokens_per_image=8)
+    registry.SPECS["tiny-eyes"] = seeing("tiny-qwen", "tiny-eyes", tokens_per_image=8)
     with pytest.raises(
         SpecError, match=r"'recipe.sequence_length' is 8, but one image takes 8 tokens of tiny-eyes, and"
     ):
         plan(tmp_path, images, [asked("R", image="frames/0.png")], sequence_length=8)
-    registry._SPECS["tiny-eyes"] = seeing("tiny-qwen", "tiny-eyes", packs=False)
+    registry.SPECS["tiny-eyes"] = seeing("tiny-qwen", "tiny-eyes", packs=False)
     with pytest.raises(SpecError, match=r"'recipe.packing' is true, but images and prompts that share a row of tiny"):
         plan(tmp_path, images, [asked("R", image="frames/0.png")])
     assert plan(tmp_path, images, [asked("R", image="frames/0.png")], packing=False).cells

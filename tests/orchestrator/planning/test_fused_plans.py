@@ -10,6 +10,7 @@ from pictures import shown
 
 from backbones.registry import build, get_spec
 from orchestrator.errors import SpecError
+from orchestrator.planning.advice import advise
 from orchestrator.planning.plan import Plan, load_comparison
 from orchestrator.planning.sizes.flops import training_flops_per_token
 from orchestrator.planning.sizes.units import Units
@@ -77,3 +78,19 @@ def test_towers_are_no_part_of_decoder_layers_in_what_is_predicted() -> None:
     assert Units(fused, Adaptation(kind="connector")).learning == connector
     assert Units(fused, Adaptation(kind="full", vision="full")).learning == fused.parameters
     assert Units(fused, Adaptation(kind="lora")).learning == Units(language, Adaptation(kind="lora")).learning
+
+
+@pytest.mark.parametrize(
+    ("adaptation", "is_warned"),
+    [
+        ({"kind": "lora"}, True),
+        ({"kind": "last_layer"}, True),
+        ({"kind": "last_layer", "vision": "full"}, False),
+        ({"kind": "connector"}, False),
+    ],
+)
+def test_a_plan_warns_of_a_new_projector_that_would_stay_as_it_was_drawn(
+    adaptation: dict[str, str], is_warned: bool, tmp_path: Path
+) -> None:
+    said = advise(plan_of(tmp_path, "fused:tiny-siglip+tiny-llama2", images=True, adaptation=adaptation))
+    assert any("has a new projector" in sentence for sentence in said) == is_warned
