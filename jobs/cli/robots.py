@@ -51,7 +51,8 @@ def demonstrations(
     counts, steps = made["episodes"], made["steps"]
     tables.out.print(
         f"{counts['train']} episodes ({steps['train']} steps) to learn from, {counts['held_out']} "
-        f"({steps['held_out']}) held out, {counts['thrown_away']} thrown away because the expert failed; "
+        f"({steps['held_out']}, without {steps['repeated']} that training has too) held out, "
+        f"{counts['thrown_away']} thrown away because the expert failed; "
         f"{made['instructions']} instructions, images of {made['image'][1]} x {made['image'][0]}",
         highlight=False,
         soft_wrap=True,
