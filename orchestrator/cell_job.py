@@ -58,6 +58,7 @@ class RolloutRequest:
     episodes: int
     seed: int
     digest: str
+    max_steps: int | None = None  # None: the environment's own limit
 
 
 @dataclass(frozen=True)

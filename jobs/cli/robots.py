@@ -51,7 +51,8 @@ def demonstrations(
     counts, steps = made["episodes"], made["steps"]
     tables.out.print(
         f"{counts['train']} episodes ({steps['train']} steps) to learn from, {counts['held_out']} "
-        f"({steps['held_out']}) held out, {counts['thrown_away']} thrown away because the expert failed; "
+        f"({steps['held_out']}, without {steps['repeated']} that training has too) held out, "
+        f"{counts['thrown_away']} thrown away because the expert failed; "
         f"{made['instructions']} instructions, images of {made['image'][1]} x {made['image'][0]}",
         highlight=False,
         soft_wrap=True,
@@ -71,6 +72,9 @@ def act(
     environment: Annotated[str, typer.Option(metavar="NAME", help="Such as minigrid:BabyAI-GoToLocal-v0.")],
     episodes: Annotated[int, typer.Option(min=1, help="Episodes to play.")] = 50,
     seed: Annotated[int, typer.Option(min=0, help="Decides which; as that of rollouts in a spec.")] = 0,
+    max_steps: Annotated[
+        int | None, typer.Option(min=1, help="Of an episode, where the environment's own limit is larger.")
+    ] = None,
     video: Annotated[
         Path | None, typer.Option(metavar="DIR", help=f"For films of a success and of a failure: {', '.join(FILMS)}.")
     ] = None,
@@ -91,13 +95,13 @@ def act(
     folder = (folder if folder.is_dir() else find_exported(storage_folder(storage), model)).resolve()
     policy = open_policy(folder)
     with Fleet(environment, min(os.cpu_count() or 1, MOST_PROCESSES)) as fleet:
-        played = play_all(policy, fleet, episodes, seed)
+        played = play_all(policy, fleet, episodes, seed, max_steps=max_steps)
         if video is not None:
             target = video.expanduser().absolute()
             target.mkdir(parents=True, exist_ok=True)
             film(fleet, played[TRAINED], *(target / name for name in FILMS))
     results = collect(environment, seed, played)
-    write_results(folder / ROLLOUTS, results, model=str(folder))
+    write_results(folder / ROLLOUTS, results, model=str(folder), max_steps=max_steps)
     _print_success(results["episodes"])
     tables.out.print(f"episodes: {folder / ROLLOUTS}", highlight=False, soft_wrap=True)
 

@@ -162,7 +162,8 @@ def rollout_request(plan: Plan) -> RolloutRequest | None:
     if asked is None:
         return None
     facts = (asked.environment, asked.episodes, asked.seed)
-    return RolloutRequest(*facts, content_hash([*facts]))
+    limit = () if asked.max_steps is None else (asked.max_steps,)
+    return RolloutRequest(*facts, content_hash([*facts, *limit]), asked.max_steps)
 
 
 def find_finished_export(plan: Plan) -> Path | None:

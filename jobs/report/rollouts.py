@@ -40,7 +40,18 @@ def score_of(verdict: Verdict | None) -> Score:
     return FAILURES if verdict is not None and verdict.get("metric") == "rollout_success" else BITS
 
 
-HEADINGS = ("success", "95 % interval", "random policy", "other instruction", "return", "steps")
+HEADINGS = ("success", "random policy", "other instruction", "above both", "return", "steps")
+
+
+def agreement_rows(facts: RolloutFacts | None) -> list[tuple[str, list[str]]]:
+    """(backbone, rank, mean and deviation of seeds by the other measure), best first."""
+    if facts is None or "agreement" not in facts:
+        return []
+    ranking = facts["agreement"]["ranking"]
+    return [
+        (row["backbone_id"], [str(row["rank"]), fixed(row["val_bits_per_byte"]), fixed(row["seed_std"])])
+        for row in ranking
+    ]
 
 
 def rollout_rows(facts: RolloutFacts | None) -> list[tuple[str, list[str]]]:
@@ -51,16 +62,28 @@ def rollout_rows(facts: RolloutFacts | None) -> list[tuple[str, list[str]]]:
 
 
 def _texts(one: RolledOut) -> list[str]:
-    low, high = one["interval"]
-    blind = one["blind_success"]
+    others = [one.get("random_interval", []), one.get("blind_interval", [])]
     return [
-        percent(one["success"]),
-        f"{percent(low)} to {percent(high)}",
-        percent(one["random_success"]),
-        NOT_AVAILABLE if blind is None else percent(blind),
+        _rate(one["success"], one["interval"]),
+        _rate(one["random_success"], others[0]),
+        _rate(one["blind_success"], others[1]),
+        _is_above(one["interval"], [interval for interval in others if interval]),
         fixed(one["total_reward"]),
         significant(one["length"]),
     ]
+
+
+def _is_above(interval: Sequence[float], others: Sequence[Sequence[float]]) -> str:
+    """Whether it lies above all others; where episodes all ask for the same, that is the random policy's."""
+    if not others:  # in reports of earlier versions
+        return NOT_AVAILABLE
+    return "yes" if interval[0] > max(high for _, high in others) else "no"
+
+
+def _rate(rate: float | None, interval: Sequence[float]) -> str:
+    if rate is None:
+        return NOT_AVAILABLE
+    return f"{percent(rate)} ({percent(interval[0])} to {percent(interval[1])})" if interval else percent(rate)
 
 
 def films_of(facts: RolloutFacts | None, order: Sequence[str]) -> Mapping[str, list[Film]]:

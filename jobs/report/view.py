@@ -22,7 +22,7 @@ from jobs.report.plots import (
     ranking_plot,
     time_plot,
 )
-from jobs.report.rollouts import HEADINGS, films_of, rollout_rows, score_of
+from jobs.report.rollouts import HEADINGS, agreement_rows, films_of, rollout_rows, score_of
 from jobs.report.scope import scope
 from jobs.report.tuning import tuning_view
 from jobs.results.costs.documents import Costs
@@ -135,6 +135,7 @@ def report_view(document: Report) -> dict[str, object]:
         "rollouts": document.get("rollouts"),
         "rollout_headings": HEADINGS,
         "rollout_rows": rollout_rows(document.get("rollouts")),
+        "agreement_rows": agreement_rows(document.get("rollouts")),
         "films": films_of(document.get("rollouts"), [row["backbone_id"] for row in ranking]),
         "spent": document.get("costs"),
         "spent_columns": _spent_columns(document.get("costs")),

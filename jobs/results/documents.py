@@ -328,10 +328,24 @@ class RolledOut(TypedDict):
     success: float | None  # share of the episodes
     interval: list[float]  # Wilson's of 95 %, as if runs played different episodes
     random_success: float | None
+    random_interval: NotRequired[list[float]]
     blind_success: float | None  # with the instruction of another episode; None where all have the same
+    blind_interval: NotRequired[list[float]]  # empty where there is no such success
     total_reward: float | None  # mean of an episode
     length: float | None  # mean steps of an episode
     films: list[Film]  # of the first run
+
+
+class Agreement(TypedDict):
+    """A verdict over the same runs by the measure that the comparison's is not by: success, or bits of actions."""
+
+    metric: str
+    unit: str
+    outcome: VerdictOutcome
+    winner: str | None
+    sentence: str
+    ranking: list[RankedBackbone]
+    agree: str  # whether it says what the verdict says, in a sentence
 
 
 class RolloutFacts(TypedDict):
@@ -339,7 +353,9 @@ class RolloutFacts(TypedDict):
 
     environment: str
     episodes: int  # of each run, the same ones for all
+    max_steps: NotRequired[int | None]  # of an episode; None: the environment's own limit
     backbones: dict[str, RolledOut]
+    agreement: NotRequired[Agreement]
 
 
 class Report(TypedDict):

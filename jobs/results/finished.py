@@ -11,6 +11,7 @@ from typing import cast
 from pydantic_core import to_jsonable_python
 
 from jobs.formats import NOT_AVAILABLE, listed
+from jobs.results.agreement import find_agreement
 from jobs.results.costs.spent import Rate, attempt_times, device_of, find_rate, spent, total
 from jobs.results.documents import (
     AdoptionFacts,
@@ -25,7 +26,7 @@ from jobs.results.documents import (
     Verdict,
 )
 from jobs.results.judging.choice_noise import Choice
-from jobs.results.judging.constraints import find_ruled_out, with_ruled_out
+from jobs.results.judging.constraints import RuledOut, find_ruled_out, with_ruled_out
 from jobs.results.judging.looks import find_look, keep_look, load_looks, new_record, sentences_of, what_is_judged
 from jobs.results.judging.metrics import METRICS
 from jobs.results.judging.noise_floor import add_noise_floor
@@ -51,6 +52,11 @@ def build_document(
     tuning = tuning_facts(plan, results)
     verdict = None if rule is None else judge_cells(plan, rule, results)
     trial_ids = plan.trials
+    rollouts = rollout_facts(plan, results)
+    if rollouts is not None and rule is not None and verdict is not None and not isinstance(plan.job, SelfComparison):
+        finished, _ = _judged_cells(plan, rule, results)
+        if (found := find_agreement(plan, rule, verdict, finished)) is not None:
+            rollouts["agreement"] = found
     tried = [result for result in results if result.cell_id in trial_ids]
     results = [result for result in results if result.cell_id not in trial_ids]
     measured = [result for result in results if result.measurement is not None]
@@ -80,7 +86,7 @@ def build_document(
     }
     if tuning is not None:
         document["tuning"] = tuning
-    if (rollouts := rollout_facts(plan, results)) is not None:
+    if rollouts is not None:
         document["rollouts"] = rollouts
     return document
 
@@ -90,13 +96,18 @@ def judge_cells(plan: Plan, rule: VerdictRule, results: Sequence[CellResult]) ->
 
     Its look is kept in the job's folder.
     """
-    chosen = {cell.cell_id for cell in judged_plan(plan, results).cells}
-    cells = [result for result in results if result.cell_id in chosen]
-    out = {} if isinstance(plan.job, SelfComparison) else find_ruled_out(rule.constraints, plan.backbones, cells)
-    finished = [one for one in cells if one.status is CellStatus.SUCCEEDED and one.backbone_id not in out]
+    finished, out = _judged_cells(plan, rule, results)
     tuning = tuning_facts(plan, results)
     choice = None if isinstance(plan.job, SelfComparison) else choice_of(plan, results)  # one choice for both labels
     return with_ruled_out(_judge_look(plan, rule, finished, tuning, choice), out)
+
+
+def _judged_cells(plan: Plan, rule: VerdictRule, results: Sequence[CellResult]) -> tuple[list[CellResult], RuledOut]:
+    """The finished cells that a verdict is over, and which backbones a constraint rules out, with the reasons."""
+    chosen = {cell.cell_id for cell in judged_plan(plan, results).cells}
+    cells = [result for result in results if result.cell_id in chosen]
+    out = {} if isinstance(plan.job, SelfComparison) else find_ruled_out(rule.constraints, plan.backbones, cells)
+    return [one for one in cells if one.status is CellStatus.SUCCEEDED and one.backbone_id not in out], out
 
 
 def _judge_look(

@@ -1,7 +1,7 @@
 """What the rollouts of a job's cells came to, for its report: success of each backbone, two films of its first run."""
 
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import fsum
 from pathlib import Path
 from typing import cast
@@ -32,6 +32,7 @@ def rollout_facts(plan: Plan, results: Sequence[CellResult]) -> RolloutFacts | N
     return {
         "environment": asked.environment,
         "episodes": asked.episodes,
+        "max_steps": asked.max_steps,
         "backbones": {backbone_id: _rolled_out(folders) for backbone_id, folders in finished.items()},
     }
 
@@ -43,12 +44,17 @@ def _rolled_out(folders: Sequence[Path]) -> RolledOut:
         values = [float(one[name]) for run in runs for one in run.get(policy, [])]  # type: ignore[literal-required]
         return fsum(values) / len(values) if values else None
 
-    trained = [one for run in runs for one in run[TRAINED]]
+    def interval(policy: str, of: Sequence[Mapping[str, list[EpisodeFacts]]]) -> list[float]:
+        successes = [one["success"] for run in of for one in run.get(policy, [])]
+        return list(wilson(sum(successes), len(successes))) if successes else []
+
     return {
         "success": mean(TRAINED, "success"),
-        "interval": list(wilson(sum(one["success"] for one in trained), len(trained))),
+        "interval": interval(TRAINED, runs),
         "random_success": mean(RANDOM, "success"),
+        "random_interval": interval(RANDOM, runs[:1]),  # it plays alike in every run
         "blind_success": mean(BLIND, "success"),
+        "blind_interval": interval(BLIND, runs),
         "total_reward": mean(TRAINED, "total_reward"),
         "length": mean(TRAINED, "length"),
         "films": _films(folders[0], runs[0][TRAINED]),

@@ -1,5 +1,6 @@
 """What an expert does, as a data set in the format `actions`: rows of JSON, and a PNG file for each step."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -43,6 +44,8 @@ class Taken:
 def record_demonstrations(name: str, episodes: int, seed: int, folder: Path, tell: Told) -> dict[str, Any]:
     """Makes the data set of `episodes` that succeeded, one in ten of them held out; returns what it counted.
 
+    Held-out steps that training has too are left out.
+
     The same arguments give the same bytes with the same packages. `folder` is there once all of it is. Raises
     InputError where it is there already, where the environment has no expert, and what `open_environment` raises;
     EnvironmentFailedError where the expert fails more often than not.
@@ -83,11 +86,16 @@ def _record(environment: Environment, name: str, episodes: int, seed: int, folde
             kept[is_held_out].append(np.array([step.action for step in steps]))
             instructions |= {step.observation.instruction for step in steps}
             tell(number + 1, thrown_away)
+    repeated = _drop_repeated(folder)
     summary = {
         "environment": name,
         "seed": seed,
         "episodes": {"train": len(kept[False]), "held_out": len(kept[True]), "thrown_away": thrown_away},
-        "steps": {"train": sum(map(len, kept[False])), "held_out": sum(map(len, kept[True]))},
+        "steps": {
+            "train": sum(map(len, kept[False])),
+            "held_out": sum(map(len, kept[True])) - repeated,
+            "repeated": repeated,
+        },
         "instructions": len(instructions),
         "image": list(steps[0].observation.image.shape) if steps else None,
         "cut_off": _count_cut_off(np.concatenate(kept[False]), len(kept[False])) if kept[False] else 0,
@@ -125,6 +133,35 @@ def _rows(number: int, steps: list[Taken], folder: Path) -> Iterator[dict[str, A
             "images": [str(file.relative_to(folder))],
             "action": step.action.tolist(),
         }
+
+
+def _drop_repeated(folder: Path) -> int:
+    """Takes steps out of the held-out rows that training has too, and their images; returns how many there were.
+
+    In small rooms episodes meet in the same states. Whoever trains takes out of training what is held out, and the
+    states that are met most often would go.
+    """
+    with open(folder / TRAIN, encoding="utf-8") as stream:
+        seen = {_key(json.loads(line), folder) for line in stream}
+    kept, dropped = [], 0
+    for line in (folder / HELD_OUT).read_text("utf-8").splitlines(keepends=True):
+        row = json.loads(line)
+        if _key(row, folder) in seen:
+            dropped += 1
+            for image in row["images"]:
+                (folder / image).unlink()
+        else:
+            kept.append(line)
+    (folder / HELD_OUT).write_text("".join(kept), "utf-8")
+    return dropped
+
+
+def _key(row: dict[str, Any], folder: Path) -> bytes:
+    """Equal for rows that teach the same."""
+    digest = hashlib.sha256(json.dumps([row["instruction"], row["action"]]).encode())
+    for image in row["images"]:
+        digest.update(hashlib.sha256((folder / image).read_bytes()).digest())
+    return digest.digest()
 
 
 def _count_cut_off(actions: np.ndarray, episodes: int) -> int:

@@ -88,8 +88,8 @@ class OnMesh:
 class _Group:
     """Episodes that began together; the batch shrinks as they end, so it is the same on whichever rank they are."""
 
-    def __init__(self, fleet: Fleet, seeds: Sequence[int]) -> None:
-        self._fleet, self._seeds = fleet, seeds
+    def __init__(self, fleet: Fleet, seeds: Sequence[int], max_steps: int | None) -> None:
+        self._fleet, self._seeds, self._max_steps = fleet, seeds, max_steps
         self._seen = fleet.reset(dict(enumerate(seeds)))  # of each lane that runs
         self._instructions = {lane: one.instruction for lane, one in self._seen.items()}
         self._actions: list[list[tuple[float, ...]]] = [[] for _ in seeds]
@@ -106,7 +106,7 @@ class _Group:
         for lane, step in self._fleet.step(dict(zip(lanes, actions, strict=True))).items():
             self._actions[lane].append(tuple(actions[lanes.index(lane)].tolist()))
             self._rewards[lane] += step.reward
-            if step.done:
+            if step.done or len(self._actions[lane]) == self._max_steps:
                 del self._seen[lane]
                 ended.append(self._episode(lane, step.success))
             else:
@@ -119,9 +119,12 @@ class _Group:
         )
 
 
-def play(policy: Policy, fleet: Fleet, seeds: Sequence[int], gang: Gang | None = None) -> list[Episode]:
+def play(
+    policy: Policy, fleet: Fleet, seeds: Sequence[int], gang: Gang | None = None, max_steps: int | None = None
+) -> list[Episode]:
     """The episodes of these seeds, in their order, on every rank. Collective.
 
+    What has not succeeded after `max_steps` failed; without, the environment alone ends its episodes.
     A policy may gather parameters in each forward pass, so all ranks ask it equally often: those with nothing left to
     play ask again what they asked last. Which episodes share a batch does not depend on the number of ranks.
     """
@@ -133,7 +136,7 @@ def play(policy: Policy, fleet: Fleet, seeds: Sequence[int], gang: Gang | None =
     requests: list[Request] = []
     while True:
         if group is None and waiting:
-            group = _Group(fleet, waiting.pop(0))
+            group = _Group(fleet, waiting.pop(0), max_steps)
         if not gang.goes_on(group is not None):
             break
         requests = group.requests if group is not None else requests

@@ -37,7 +37,7 @@ def roll_out(run: CellRun) -> None:
     policy = BackbonePolicy(backbone, cell.backbone, job.prepared.actions.statistics, run.mesh.device)
     with Fleet(job.rollouts.environment, min(cell.placement.cpus_per_worker, LANES)) as fleet:
         asked, gang = job.rollouts, OnMesh(run.mesh, partial(obey, run))
-        played = play_all(policy, fleet, asked.episodes, asked.seed, gang)
+        played = play_all(policy, fleet, asked.episodes, asked.seed, gang, asked.max_steps)
         if run.mesh.is_main:
             film(fleet, played[TRAINED], *CellFolder(job.folder).films)
     backbone.llm.train()
@@ -45,11 +45,11 @@ def roll_out(run: CellRun) -> None:
     run.metrics |= figures(results)
     run.facts["rollouts"] = job.rollouts.digest
     if run.mesh.is_main:
-        write_results(CellFolder(job.folder).rollouts, results, cell_id=cell.cell_id)
+        write_results(CellFolder(job.folder).rollouts, results, cell_id=cell.cell_id, max_steps=asked.max_steps)
 
 
 def play_all(
-    policy: Policy, fleet: Fleet, episodes: int, seed: int, gang: Gang | None = None
+    policy: Policy, fleet: Fleet, episodes: int, seed: int, gang: Gang | None = None, max_steps: int | None = None
 ) -> dict[str, list[Episode]]:
     """The same episodes by the policy, by chance, and by the policy with the instruction of the next episode.
 
@@ -57,11 +57,15 @@ def play_all(
     """
     gang = gang or Alone()
     seeds = [episode_seed(ROLLED_OUT, seed, number) for number in range(episodes)]
-    played = {TRAINED: play(policy, fleet, seeds, gang), RANDOM: play(RandomPolicy(fleet), fleet, seeds, gang)}
+
+    def by(acting: Policy) -> list[Episode]:
+        return play(acting, fleet, seeds, gang, max_steps)
+
+    played = {TRAINED: by(policy), RANDOM: by(RandomPolicy(fleet))}
     told = [episode.instruction for episode in played[TRAINED]]
     if len(set(told)) > 1:
         others = dict(zip(seeds, [*told[1:], told[0]], strict=True))
-        played[BLIND] = play(with_other_instructions(policy, others), fleet, seeds, gang)
+        played[BLIND] = by(with_other_instructions(policy, others))
     return played
 
 

@@ -227,11 +227,13 @@ class Rollouts(Strict):
     """Episodes that the trained model plays in a simulator, the same ones for every candidate.
 
     environment: such as minigrid:BabyAI-GoToLocal-v0. seed: decides which episodes; those of demonstrations are others.
+    max_steps: an episode that has not succeeded by then failed, where the environment's own limit is larger.
     """
 
     environment: Annotated[str, Field(min_length=1)]
     episodes: Annotated[int, Field(ge=1, le=100_000)] = 50
     seed: Seed = 0
+    max_steps: Annotated[int, Field(ge=1, le=100_000)] | None = Field(None, exclude_if=_is_none)
 
 
 class Generation(Strict):

@@ -154,6 +154,12 @@ KEYS = [
         "name them in tasks, or remove it",
     ),
     key(
+        "rollouts without a step",
+        "precision: fp32",
+        "evaluate: {rollouts: {environment: 'minigrid:BabyAI-GoToLocal-v0', max_steps: 0}}",
+        "'recipe.evaluate.rollouts.max_steps' is 0; it must be at least 1",
+    ),
+    key(
         "a task twice",
         "precision: fp32",
         "evaluate: {tasks: [piqa, piqa]}",

@@ -5,7 +5,7 @@ from typing import Any, cast
 from report_documents import NAMES, comparison_document
 
 from jobs.report.html import render_markdown, render_report
-from jobs.report.rollouts import MOST_FILMED
+from jobs.report.rollouts import HEADINGS, MOST_FILMED, rollout_rows
 from jobs.results.documents import Report
 
 FILM = {"success": True, "instruction": "go to <the> red ball", "length": 4, "data": "data:image/webp;base64,UklGRg=="}
@@ -43,6 +43,35 @@ def test_success_stands_beside_what_it_is_measured_against() -> None:
     assert page.count("data:image/webp") == 2 * len(NAMES)
     assert "http" not in page.split('<div class="films">')[1].split("</div>")[0]
     assert "Bits per byte on the held-out text" in page
+
+
+def test_a_success_is_above_both_where_its_interval_is() -> None:
+    above = {"random_interval": [0.2, 0.3], "blind_interval": [0.2, 0.69]}
+    document = acted(NAMES, "bits_per_byte")
+    for number, one in enumerate(document["rollouts"]["backbones"].values()):
+        one.update(above if number == 0 else {**above, "blind_interval": [0.2, 0.71]})  # type: ignore[typeddict-item]
+    rows = [texts[HEADINGS.index("above both")] for _, texts in rollout_rows(document["rollouts"])]
+    assert rows == ["yes", *["no"] * (len(NAMES) - 1)]
+    page = render_report(document).replace("\N{NO-BREAK SPACE}", " ")
+    assert "25.0 % (20.0 % to 30.0 %)" in page
+
+
+def test_the_page_says_whether_bits_say_what_success_says() -> None:
+    document = acted(NAMES, "rollout_success")
+    document["rollouts"]["max_steps"] = 7
+    document["rollouts"]["agreement"] = {
+        "metric": "bits_per_byte",
+        "unit": "bits per action dimension",
+        "outcome": "tie",
+        "winner": None,
+        "sentence": "A tie by <bits>.",
+        "ranking": document["ranking"],
+        "agree": "They do not contradict each other.",
+    }
+    page, text = render_report(document), render_markdown(document)
+    assert "of at most 7 steps" in page
+    assert "A tie by &lt;bits&gt;." in page and "Bits per action dimension" in page
+    assert all("They do not contradict each other." in one for one in (page, text))
 
 
 def test_a_page_holds_the_films_of_a_few_backbones_alone() -> None:

@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from backbones.actions import ActionTokens
 from orchestrator.data.actions import count_statistics
+from orchestrator.data.images.written import write_png
 from orchestrator.environments.demonstrations import HELD_OUT, SUMMARY, TRAIN, act_as_expert, record_demonstrations
 from orchestrator.environments.environment import (
     DEMONSTRATED,
@@ -29,7 +31,7 @@ def said(*_: int) -> None:
     """Nobody listens."""
 
 
-def rows_of(file: Path) -> list[dict[str, object]]:
+def rows_of(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
 
 
@@ -57,14 +59,40 @@ def test_recorded_actions_as_ids_of_a_vocabulary_repeat_every_success(tmp_path: 
     assert all((tmp_path / "data" / file).is_file() for row in train for file in row["images"])
     statistics, tokens = count_statistics(np.array([row["action"] for row in train]), 18), ActionTokens(2000)
     environment = open_environment(ROOM)
-    for episode in range(20):
+    for episode in {row["episode"] for row in train}:
         environment.reset(episode_seed(DEMONSTRATED, 0, episode))
-        steps = [row["action"] for row in (*train, *held_out) if row["episode"] == episode]
+        steps = [row["action"] for row in train if row["episode"] == episode]
         for place, action in enumerate(steps):
             ids = tokens.encode(statistics.normalise(np.array(action)))
             outcome = environment.step(statistics.restore(tokens.decode(ids)))
             assert outcome.done == (place == len(steps) - 1)
         assert outcome.success
+
+
+def test_no_step_that_training_has_is_held_out_and_nothing_else_is_left_out(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    steps = record_demonstrations(ROOM, 200, 1, data, said)["steps"]
+
+    def taught(row: dict[str, Any]) -> tuple[object, ...]:
+        return row["instruction"], *row["action"], *((data / image).read_bytes() for image in row["images"])
+
+    train, held_out = rows_of(data / TRAIN), rows_of(data / HELD_OUT)
+    assert (len(train), len(held_out)) == (steps["train"], steps["held_out"])
+    known = {taught(row) for row in train}
+    assert known.isdisjoint({taught(row) for row in held_out})
+    environment, expected, repeated = open_environment(ROOM), set(), 0
+    for episode in range(9, 200, 10):
+        for place, step in enumerate(act_as_expert(environment, episode_seed(DEMONSTRATED, 1, episode)) or []):
+            write_png(tmp_path / "step.png", step.observation.image)
+            one = (step.observation.instruction, *step.action.tolist(), (tmp_path / "step.png").read_bytes())
+            if one in known:
+                repeated += 1
+            else:
+                expected.add((episode, place))
+    assert {(row["episode"], row["step"]) for row in held_out} == expected
+    assert steps["repeated"] == repeated > 0
+    shown = {str(file.relative_to(data)) for file in data.rglob("*.png")}
+    assert shown == {image for row in (*train, *held_out) for image in row["images"]}
 
 
 @pytest.mark.parametrize("name", ["BabyAI-GoToRedBallGrey-v0", "BabyAI-PickupLoc-v0@whole", "BabyAI-OpenDoorLoc-v0"])

@@ -29,8 +29,8 @@ from orchestrator.layout import EXPORT_MANIFEST, CellFolder
 from orchestrator.results import read_json, write_json
 from orchestrator.rollouts.film import MOST_BYTES
 from orchestrator.rollouts.model import open_policy
-from orchestrator.rollouts.play import Request
-from orchestrator.rollouts.policies import BackbonePolicy
+from orchestrator.rollouts.play import Request, play
+from orchestrator.rollouts.policies import BackbonePolicy, RandomPolicy
 from orchestrator.rollouts.results import BLIND, RANDOM, TRAINED, collect, wilson
 from orchestrator.rollouts.stage import play_all
 from orchestrator.training.loss import place
@@ -107,6 +107,17 @@ def assert_blind(job: CellJob, folder: Path, episodes: list[dict[str, Any]]) -> 
         while not steps[-1].done:
             steps.append(environment.step(answers[one["instruction"]]))
         assert (len(steps), steps[-1].success) == (one["length"], one["success"])
+
+
+@pytest.mark.parametrize("most", [1, 4, 25, 40])  # the room's own limit is 25
+def test_an_episode_fails_that_has_not_succeeded_by_the_limit_of_steps(most: int) -> None:
+    with Fleet(ROOM, processes=1) as fleet:
+        policy, seeds = RandomPolicy(fleet), [*range(40)]
+        whole, limited = play(policy, fleet, seeds), play(policy, fleet, seeds, max_steps=most)
+    assert {one.length for one in whole if not one.success} == {25}
+    for one, other in zip(whole, limited, strict=True):
+        assert other.actions == one.actions[:most]
+        assert other.success == (one.success and one.length <= most)
 
 
 def test_a_folder_that_learned_no_actions_is_refused(tmp_path: Path) -> None:
