@@ -27,6 +27,8 @@ from backbones.registry import build, get_spec
 from orchestrator.attempt.stages import run_cell
 from orchestrator.cell_job import CellJob, ExportRequest
 from orchestrator.data.images.files import resized
+from orchestrator.planning.modalities import tokens_of_an_image
+from orchestrator.planning.plan import load_finetune
 from orchestrator.training.export import ADAPTER
 
 CPU = torch.device("cpu")
@@ -169,6 +171,20 @@ def last_logits(llm: Any, **arguments: Any) -> np.ndarray:
     with torch.no_grad():
         logits: torch.Tensor = llm(**arguments).logits
     return logits[0, -1].numpy()
+
+
+def test_the_guides_finetune_is_a_plan_on_a_tiny_id(tmp_path: Path) -> None:
+    [spec] = re.findall(r"```yaml\n# my-eyes.yaml\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "seen").mkdir()
+    for split, number in (("train", 1), ("held_out", 2)):
+        write(tmp_path / "seen" / f"{split}.jsonl", [asked(QUESTION, image=shown(tmp_path / "seen", number))])
+    (tmp_path / "my-eyes.yaml").write_text(spec.replace("smolvlm2-2.2b", "tiny-smolvlm"))
+
+    (cell,) = load_finetune(tmp_path / "my-eyes.yaml").cells
+    assert cell.recipe.adaptation.kind == "lora"
+    real = get_spec("smolvlm2-2.2b").vision
+    assert real is not None
+    assert f"one image takes {tokens_of_an_image(real)} tokens" in spec
 
 
 def test_the_guides_lines_ask_an_export_what_it_was_trained_to_be_asked(
