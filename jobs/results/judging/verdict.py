@@ -292,7 +292,7 @@ def _sentence(
 
 def _outlook(further: int | list[int] | None, choice: Choice | None) -> str:
     if further is None:
-        other = "more held-out text" if choice is None else "more held-out text or longer trials"
+        other = "more items to score" if choice is None else "more items to score or longer trials"
         return f"more seeds alone would not decide, {other} might"
     number = str(further) if isinstance(further, int) else f"{further[0]} to {further[1]}"
     return f"about {number} more seed{'' if number == '1' else 's'} per backbone would decide if the differences stay"

@@ -44,6 +44,7 @@ from orchestrator.training.trainee import Trainee, build_trainee
 
 TOLERANCE = 1e-5
 STEPS = 10
+BUDGET = {"kind": "steps", "amount": STEPS}
 KIT_MODELS = Path(__file__).parents[3].parent / "shared" / "kit" / "models"
 
 # (workers, micro-batch, accumulation) of a global batch of 8, packed or not, and the backbone.
@@ -175,7 +176,8 @@ def inspect_wrapped_model(job: CellJob) -> dict[str, Any]:
 def job_of(folder: Path, split: tuple[int, int, int], packing: bool, backbone: str) -> CellJob:
     workers, micro_batch, accumulation = split
     name = f"{backbone}-{workers}x{micro_batch}x{accumulation}-{'packed' if packing else 'plain'}"
-    job = make_job(folder / name, backbone, workers=workers, micro_batch_size=micro_batch, packing=packing)
+    sizes = {"micro_batch_size": micro_batch, "packing": packing, "budget": BUDGET}
+    job = make_job(folder / name, backbone, workers=workers, **sizes)
     assert job.cell.accumulation_steps == accumulation
     return job
 
@@ -264,7 +266,7 @@ def train(job: CellJob) -> None:
 
 
 def small(folder: Path, backbone: str = "tiny-llama2", **settings: Any) -> CellJob:
-    return make_job(folder, backbone, **{"workers": 2, "micro_batch_size": 2} | settings)
+    return make_job(folder, backbone, **{"workers": 2, "micro_batch_size": 2, "budget": BUDGET} | settings)
 
 
 def test_activation_checkpointing_changes_no_loss(tmp_path: Path) -> None:
@@ -396,7 +398,7 @@ def test_a_checkpoint_holds_what_learns_and_resumes_exactly(adaptation: dict[str
     run_ranks(2, train, whole)
     parts = small(tmp_path / "parts", adaptation=adaptation, checkpoint={"every": 0.5, "keep": 5})
     shutil.copytree(whole.folder, parts.folder)
-    for folder in parts.checkpoint_root.glob("step-00000020-*"):
+    for folder in parts.checkpoint_root.glob(f"step-{STEPS:08d}-*"):
         shutil.rmtree(folder)
 
     run_ranks(2, train, replace(parts, attempt=2))
