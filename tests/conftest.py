@@ -5,7 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -36,6 +36,12 @@ LONGEST = (
 )
 
 
+def pytest_sessionfinish() -> None:
+    """Ends what `local_ray` started."""
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first; within a file all stays as it is."""
     places = {name: place for place, name in enumerate(LONGEST)}
@@ -51,13 +57,23 @@ settings.load_profile("untimed")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.fixture(scope="session")
-def local_ray() -> Iterator[None]:
-    """One Ray on this machine for all tests that need one; more logical CPUs than a small machine has cores."""
+@pytest.fixture(scope="module")
+def local_ray() -> None:
+    """One Ray on this machine for all tests of a process; more logical CPUs than a small machine has cores.
+
+    It ends with the process, or with the command that a test runs in it and that starts its own: see `no_ray`.
+    """
     import ray
 
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
+    if not ray.is_initialized():
+        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+
+
+@pytest.fixture(scope="module")
+def no_ray() -> None:
+    """Of tests that run a command in this process, which starts a Ray of its own."""
+    import ray
+
     ray.shutdown()
 
 

@@ -5,7 +5,7 @@ Over 300 lines: the tables, how each version of them becomes the next, and what 
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -137,6 +137,10 @@ class Store:
             until_it_is_open.pop_all()
 
     def close(self) -> None:
+        """The next dispatcher may have the database at once: a server notices late that a connection is gone."""
+        if self._is_claimed and not self._connection.closed and self.engine.dialect.name == "postgresql":
+            with suppress(DatabaseError):
+                self._connection.execute(select(func.pg_advisory_unlock(POSTGRES_LOCK)))
         self._connection.close()
         self.engine.dispose()
 

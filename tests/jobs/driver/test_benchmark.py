@@ -391,7 +391,7 @@ def test_mfu_is_never_a_guess(tmp_path: Path, device: str, precision: str) -> No
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, dict[str, Any], list[CellResult]]:
+def finished(tmp_path_factory: pytest.TempPathFactory, no_ray: None) -> tuple[Plan, dict[str, Any], list[CellResult]]:
     """Two tiny backbones, 2 + 6 steps each on two gloo workers, as the command runs them."""
     folder = tmp_path_factory.mktemp("benchmark")
     plan = load_benchmark(write_comparison(folder), warm_up=2, measured=6)

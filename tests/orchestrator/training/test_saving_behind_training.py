@@ -125,11 +125,11 @@ def test_no_update_is_made_before_the_state_is_copied(finished: CellJob, begun: 
 
 
 def train_with_slow_copies(job: CellJob) -> None:
-    """Whatever updates the model within half a second after a save is in the copy."""
+    """Whatever updates the model within a second and a half after a save is in the copy."""
     copy = Staging.copy
 
     def late(*arguments: Any) -> dict[str, Any]:
-        time.sleep(0.5)
+        time.sleep(1.5)
         return copy(*arguments)
 
     Staging.copy = late  # type: ignore[method-assign]
