@@ -8,7 +8,9 @@ resumes nothing: what the product needs beyond it is the product's overhead.
 import gc
 import time
 import types
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -54,37 +56,56 @@ def run_loop(
 
     `lora_rank`: adapters on every matrix of the decoder layers learn alone; all weights are bf16, and none is a master.
     """
+    forget(device)
+    model = _build(config, device, recompute, lora_rank)
+    batch, targets = _batch(config, work, device)
+    count = work.rows // work.rows_at_a_time
+    found = timed_steps(model, [partial(model, **batch)] * count, targets * count, device, steps, warm_up)
+    return {**found, "tokens_per_second": work.tokens / median(found["step_s"])}
+
+
+def forget(device: torch.device) -> None:
+    """Frees what a run before left, so that memory and compiled code are of the next one."""
     torch._dynamo.reset()
     gc.collect()
-    on_gpu = device.type == "cuda"
-    if on_gpu:
+    if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    model = _build(config, device, recompute, lora_rank)
+
+
+def timed_steps(
+    model: nn.Module,
+    passes: Sequence[Callable[[], torch.Tensor]],
+    targets: int,
+    device: torch.device,
+    steps: int,
+    warm_up: int,
+) -> dict[str, Any]:
+    """Trains with clipping and AdamW; seconds of each step after `warm_up`, the first step's, peak GiB, the loss.
+
+    Each of the `passes` of a step gives the nats of its share of the step's `targets`.
+    """
+    on_gpu = device.type == "cuda"
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learning, lr=1e-5, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    batch, targets = _batch(config, work, device)
-    passes = work.rows // work.rows_at_a_time
     taken, loss = [], 0.0
     for _ in range(warm_up + steps):
         if on_gpu:
             torch.cuda.synchronize()
         began = time.perf_counter()
         total = torch.zeros((), device=device)
-        for _ in range(passes):
-            nats = model(**batch)
-            (nats / (targets * passes)).backward()
+        for nats_of_pass in passes:
+            nats = nats_of_pass()
+            (nats / targets).backward()
             total += nats.detach()
         nn.utils.clip_grad_norm_(learning, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        loss = float(total) / (targets * passes)  # waits for the device
+        loss = float(total) / targets  # waits for the device
         taken.append(time.perf_counter() - began)
-    middle = median(taken[warm_up:])
     return {
         "step_s": taken[warm_up:],
         "first_step_s": taken[0],
-        "tokens_per_second": work.tokens / middle,
         "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None,
         "loss": loss,
     }

@@ -1,4 +1,4 @@
-"""Training on images: a cell of the product between two runs of a bare loop around the same model.
+"""Training on images: a cell of the product beside two runs of a bare loop around the same model.
 
 The bare loop is what one would write by hand and tune: the class that the backbone wraps, its layers sharded one by one
 in bf16, decoder layers compiled, nats at labelled positions alone, fused AdamW, and rows that lie collated on the
@@ -10,8 +10,8 @@ Real sizes come with random weights and the tokenizer of a tiny backbone: nothin
 
 import gc
 import json
-import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
@@ -28,6 +27,7 @@ from backbones.inputs import Example, PlacedInputs
 from backbones.registry import backbone_ids, build, get_spec, register
 from backbones.vision.towers import EYES
 from benchmarks.product_cells import plan_on, run_planned
+from benchmarks.reference_loop import forget, timed_steps
 from orchestrator.data.prepare import load_tokenized
 from orchestrator.planning.plan import Cell
 from orchestrator.training.model.sharding import decoder_layers, vision_layers
@@ -124,36 +124,19 @@ def write_steps(file: Path, count: int, side: int) -> None:
 def bare_loop(
     cell: Cell, train_file: str, seen: Seen, device: torch.device, steps: int, warm_up: int
 ) -> dict[str, Any]:
-    """Seconds of each step after `warm_up`, the tokens of a step, peak GiB."""
-    torch._dynamo.reset()
-    gc.collect()
-    on_gpu = device.type == "cuda"
-    if on_gpu:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+    """What `timed_steps` says, and the tokens of a step."""
+    forget(device)
     backbone = build(cell.backbone, max_length=LENGTH, compute_dtype=torch.bfloat16)
     model = _sharded(backbone, device)
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(learning, lr=1e-5, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    passes, tokens = _passes(backbone, train_file, seen, device)
-    targets = sum(len(one.targets_N) for one in passes)
-    taken = []
-    for _ in range(warm_up + steps):
-        if on_gpu:
-            torch.cuda.synchronize()
-        began = time.perf_counter()
-        total = torch.zeros((), device=device)
-        for one in passes:
-            nats = model.labelled_nats(one.positions_N, one.targets_N, 1, **one.arguments).sum()
-            (nats / targets).backward()
-            total += nats.detach()
-        nn.utils.clip_grad_norm_(learning, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        float(total)  # waits for the device
-        taken.append(time.perf_counter() - began)
-    peak = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None
-    return {"step_s": taken[warm_up:], "tokens": tokens, "peak_gib": peak}
+    batches, tokens = _passes(backbone, train_file, seen, device)
+    passes = [partial(_nats, model, batch) for batch in batches]
+    targets = sum(len(batch.targets_N) for batch in batches)
+    return {**timed_steps(model, passes, targets, device, steps, warm_up), "tokens": tokens}
+
+
+def _nats(model: Any, batch: PlacedInputs) -> torch.Tensor:
+    nats: torch.Tensor = model.labelled_nats(batch.positions_N, batch.targets_N, 1, **batch.arguments)
+    return nats.sum()
 
 
 def _sharded(backbone: HFCausalLLMBackbone, device: torch.device) -> Any:

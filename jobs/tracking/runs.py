@@ -15,6 +15,8 @@ from orchestrator.tracking.run import TrackedDataset, TrackedRun, describe
 from orchestrator.tracking.spool import STREAMED_METRICS, read_spool
 from orchestrator.tracking.writer import RunWriter
 
+TRIAL = "trial"  # the role of a cell that only helps to find a learning rate
+
 
 class Tracking:
     """The MLflow runs of one launch. Nothing is sent, and nothing of MLflow imported, before `start`.
@@ -29,7 +31,6 @@ class Tracking:
         self._tables = ItemTables(plan.validation)
         self._export = export
         cells = [cell for cell in plan.cells if children is None or cell.cell_id in children]
-        self._trials = {cell.cell_id for cell in cells if cell.is_trial}
         self._children = {cell.cell_id: _child_run(plan, cell, self._parent, export) for cell in cells}
         self._is_described = self._is_sending = False
 
@@ -53,8 +54,6 @@ class Tracking:
         for cell in cells:
             if cell.cell_id not in self._children:
                 self._children[cell.cell_id] = run = _child_run(plan, cell, self._parent, self._export)
-                if cell.is_trial:
-                    self._trials.add(cell.cell_id)
                 if cell.cell_id in results:
                     self.finish_child(results[cell.cell_id])
                 if self._is_described:
@@ -70,7 +69,7 @@ class Tracking:
     def finish_child(self, result: CellResult) -> None:
         """Gives a cell's run its outcome."""
         run = self._children[result.cell_id]
-        if result.cell_id not in self._trials:  # those are scored on other data
+        if run.tags["role"] != TRIAL:  # those are scored on other data
             self._tables.write(result)
         take_result(run, result)
         self._writer.finish(run, result.status.mlflow_status)
@@ -191,7 +190,7 @@ def _child_run(plan: Plan, cell: Cell, parent: TrackedRun, export: ExportRequest
         state_file=plan.files.child_run(cell.cell_id),
         tags={
             **_common_tags(plan, command=parent.tags["mlflow.source.name"]),
-            "role": "trial" if cell.is_trial else plan.job.cell_role,
+            "role": TRIAL if cell.is_trial else plan.job.cell_role,
             "cell_id": cell.cell_id,
         }
         | {**facts, "attempt": "1"},

@@ -191,8 +191,8 @@ def _finish(backbone: TrainableBackbone, folder: Path, manifest: dict[str, Any],
     if llm.generation_config is not None:
         llm.generation_config.save_pretrained(staged)
     backbone.tokenizer.save_pretrained(staged)
-    if backbone.image_processor is not None:
-        backbone.image_processor.save_pretrained(staged)
+    if (image_processor := backbone.image_processor) is not None:
+        image_processor.save_pretrained(staged)
     (staged / EXPORT_MANIFEST).write_text(json.dumps(manifest, indent=2, default=str), encoding="utf-8")
     _share(staged, (staged / "config.json").stat().st_mode)
     for pattern in STALE:
