@@ -1,8 +1,9 @@
-"""Tiny backbones that see grid worlds tile by tile, for `--plugin`: one token for each of 7 x 7 tiles.
+"""Tiny backbones that see grid worlds tile by tile, for `--plugin`: one token for each of 5 x 5 tiles.
 
-`grid-idefics3` is one vision-language model. `fused:grid-siglip+grid-llama2` and `fused:grid-siglip+grid-qwen` are put
-together of a tower of the same sizes and a language backbone. Language models are alike in size; their matrices start
-at the scale of their width: at the 0.02 of large models so small ones take longer to listen to an instruction.
+`grid-idefics3` is one vision-language model. `fused:grid-siglip+grid-llama2` and `fused:grid-siglip+grid-qwen` are
+put together of a tower of the same sizes and a language backbone. Language models are alike in size, and small: what
+teaches them to listen to an instruction is many updates, not many weights. Their matrices start at the scale of their
+width, for at the 0.02 of large models so small ones take longer.
 """
 
 from dataclasses import replace
@@ -12,15 +13,15 @@ from backbones.spec import Architecture
 from backbones.vision import EYES
 from backbones.vision.towers import make_tower
 
-TILES, SIDE, TILE = 49, 56, 8  # of an image, its pixels a side, and a tile's
-TOWER = (64, 128, 2, 2, TILE)  # hidden, intermediate, layers, heads, patch
-START = ("initializer_range", 0.08)
+TILES, SIDE, TILE = 25, 40, 8  # of an image, its pixels a side, and a tile's
+TOWER = (32, 64, 1, 2, TILE)  # hidden, intermediate, layers, heads, patch
+START = ("initializer_range", 0.1)
 
 
 def sizes(base: str) -> Architecture:
     """Of a language model: width, feed-forward, layers, heads, key and value heads, width of a head."""
     old = get_spec(base).architecture
-    return Architecture(96, 256, 3, 3, 1, 32, old.vocab_size, old.tied_embeddings)
+    return Architecture(64, 128, 3, 2, 1, 32, old.vocab_size, old.tied_embeddings)
 
 
 def grid_language(base: str, name: str, parameters: int) -> None:
@@ -56,6 +57,6 @@ def grid_vision_language(base: str, name: str, parameters: int, tower: int, conn
 
 
 EYES["grid-siglip"] = (make_tower("siglip", TOWER, SIDE),)
-grid_language("tiny-llama2", "grid-llama2", 400_032)
-grid_language("tiny-qwen", "grid-qwen", 498_528)
-grid_vision_language("tiny-idefics3", "grid-idefics3", 789_792, 82_560, 6_144)
+grid_language("tiny-llama2", "grid-llama2", 180_672)
+grid_language("tiny-qwen", "grid-qwen", 246_400)
+grid_vision_language("tiny-idefics3", "grid-idefics3", 399_008, 15_584, 2_048)

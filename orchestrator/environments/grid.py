@@ -6,7 +6,10 @@ is the whole grid from above. The action is one number, rounded: 0 turns left, 1
 """
 
 import difflib
+import importlib
 import io
+import os
+import sys
 from contextlib import redirect_stdout
 from typing import Any
 
@@ -76,11 +79,30 @@ class Grid:
 
 
 def open_grid(name: str) -> Grid:
-    """By MiniGrid's id, with or without `@whole`. Raises InputError where there is none."""
-    level = name.removesuffix(WHOLE)
-    known = [one for one in gymnasium.registry if one.startswith(("BabyAI-", "MiniGrid-"))]
+    """By MiniGrid's id, with or without `@whole`; `MODULE:ID` imports what registers it, as gymnasium's own names do.
+
+    Raises InputError where there is none.
+    """
+    module, _, level = name.removesuffix(WHOLE).rpartition(":")
+    if module:
+        _import_levels(module)
+    known = [one for one in gymnasium.registry if module or one.startswith(("BabyAI-", "MiniGrid-"))]
     if level not in known:
         near = difflib.get_close_matches(level, known, n=3)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
-        raise InputError(f"MiniGrid {minigrid.__version__} has no environment {level!r}{hint}")
-    return Grid(level, whole=level != name)
+        where = f"after importing {module}, gymnasium" if module else f"MiniGrid {minigrid.__version__}"
+        raise InputError(f"{where} has no environment {level!r}{hint}")
+    return Grid(level, whole=name.endswith(WHOLE))
+
+
+def _import_levels(module: str) -> None:
+    """Looks in the working directory too, as `python -m` does: a command's own path does not hold it."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        importlib.import_module(module)
+    except Exception as error:
+        raise InputError(
+            f"minigrid:{module}: the module cannot be imported: {type(error).__name__}: {error}; it is looked for in "
+            "the folder that the command runs in and among what is installed on every node"
+        ) from error

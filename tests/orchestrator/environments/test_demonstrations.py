@@ -138,6 +138,23 @@ def test_names_that_nothing_answers_to_are_refused_with_the_nearest() -> None:
         empty.expert()
 
 
+def test_a_level_of_ones_own_is_found_in_the_working_directory_by_a_fleet_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[3])
+    level = "minigrid:examples.robot.rooms:GoToOneOfTwo-v0"
+    environment = open_environment(level)
+    told = [environment.reset(seed).instruction for seed in range(60)]
+    assert len(set(told)) == 5
+    assert all(act_as_expert(environment, seed) is not None for seed in range(20))
+    with Fleet(level, processes=1) as fleet:
+        seen = fleet.reset({0: 7})[0]
+    assert seen.instruction == told[7]
+    np.testing.assert_array_equal(seen.image, environment.reset(7).image)
+    with pytest.raises(InputError, match="did you mean GoToOneOfTwo-v0"):
+        open_environment("minigrid:examples.robot.rooms:GoToOneOfTow-v0")
+    with pytest.raises(InputError, match=r"No module named 'no_rooms'.*the folder that the command runs in"):
+        open_environment("minigrid:no_rooms:GoToOneOfTwo-v0")
+
+
 def test_an_arm_repeats_its_episodes_and_its_expert_reaches() -> None:
     pytest.importorskip(
         "metaworld", reason="Meta-World is not installed: pip install 'backbone-orchestrator[metaworld]'"
