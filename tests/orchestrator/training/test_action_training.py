@@ -36,11 +36,12 @@ def write(file: Path, count: int, seed: int) -> np.ndarray:
     return np.array(actions)
 
 
-def robot_job(folder: Path, **recipe: Any) -> CellJob:
+def robot_job(folder: Path, chunk: int, **recipe: Any) -> CellJob:
     folder.mkdir(exist_ok=True)
     write(folder / "robot.jsonl", 64, seed=1)
     write(folder / "held_out.jsonl", 14, seed=2)
-    data = {"train": str(folder / "robot.jsonl"), "validation": str(folder / "held_out.jsonl"), "format": "actions"}
+    data: dict[str, Any] = {"train": str(folder / "robot.jsonl"), "validation": str(folder / "held_out.jsonl")}
+    data |= {"format": "actions"} | ({"actions": {"chunk": chunk}} if chunk > 1 else {})
     job = make_job(folder, "tiny-qwen", workers=2, sequence_length=64, data=data, **recipe)
     return replace(job, export=ExportRequest(folder / "export", {"name": "robot"}))
 
@@ -78,8 +79,9 @@ def measured_alone(job: CellJob) -> dict[str, float]:
     return {BITS: np.mean(nats) / math.log(2), ACCURACY: np.mean(hits), DISTANCE: np.mean(distances)}
 
 
-def test_actions_are_learned_measured_and_exported(tmp_path: Path) -> None:
-    job = robot_job(tmp_path / "job", budget={"kind": "steps", "amount": 30}, optimizer={"learning_rate": 6e-3})
+@pytest.mark.parametrize("chunk", [1, 2])
+def test_actions_are_learned_measured_and_exported(tmp_path: Path, chunk: int) -> None:
+    job = robot_job(tmp_path / "job", chunk, budget={"kind": "steps", "amount": 30}, optimizer={"learning_rate": 6e-3})
     run_ranks(2, run_cell, job, CPU)
     metrics = metrics_of(job)
     for name, expected in measured_alone(job).items():
@@ -88,7 +90,8 @@ def test_actions_are_learned_measured_and_exported(tmp_path: Path) -> None:
     assert metrics[DISTANCE] < 0.3  # of a guess: about 0.7
     # Those of the whole vocabulary, over the same positions: never fewer than over the bins alone.
     assert metrics[BITS] <= metrics["val_bits_per_byte"] < metrics["val_bits_per_byte_before"]
-    assert load_item_scores(job.folder).bytes.tolist() == [3] * 14
+    lengths = [min(chunk, left) for episode in (4, 4, 4, 2) for left in range(episode, 0, -1)]
+    assert load_item_scores(job.folder).bytes.tolist() == [3 * length for length in lengths]
     assert entries(job, "step")[0].fields["bytes_seen"] % 3 == 0
 
     actions = write(tmp_path / "again.jsonl", 64, seed=1)
@@ -96,6 +99,7 @@ def test_actions_are_learned_measured_and_exported(tmp_path: Path) -> None:
     np.testing.assert_array_equal(stored["action"]["q01"], np.quantile(actions, 0.01, axis=0))
     np.testing.assert_array_equal(stored["action"]["q99"], np.quantile(actions, 0.99, axis=0))
     assert (stored["num_transitions"], stored["num_trajectories"]) == (64, 16)
+    assert stored.get("action_chunk", 1) == chunk
 
 
 def test_an_export_of_text_has_no_statistics_of_an_earlier_one(tmp_path: Path) -> None:
