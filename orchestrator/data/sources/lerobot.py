@@ -132,11 +132,8 @@ def _steps(recordings: Recordings, episode: Mapping[str, Any], columns: Mapping[
     file = recordings.file("data_path", episode, "data")
     cameras = [columns["image"]] if columns.get("image") in info["cameras"] else info["cameras"]
     videos = [name for name in cameras if info["features"][name]["dtype"] == "video"]
-    stored = set(_schema(file))
-    names = {"action", "timestamp", "task_index", *columns.values(), *cameras} & stored
-    ordered_by = {"frame_index"} & stored
-    table = _read(file, sorted(names | ordered_by), [("episode_index", "==", index)])
-    steps = table.sort_by([(name, "ascending") for name in ordered_by]).select(sorted(names)).to_pylist()
+    names = {"action", "timestamp", "task_index", *columns.values(), *cameras} & set(_schema(file))
+    steps = _read(file, sorted(names), [("episode_index", "==", index)]).sort_by("timestamp").to_pylist()
     times = np.array([step["timestamp"] for step in steps])
     frames = {name: _frames(recordings, episode, name, times) for name in videos}
     for step in steps:
