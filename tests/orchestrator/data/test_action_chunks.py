@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from test_actions_data import Row, plan, step, write
 
 from backbones.registry import get_spec, load_codec
+from orchestrator.data.parity import check_parity, compare_tokenizers
 from orchestrator.data.prepare import load_tokenized, prepare, prepared_from_json, splits_of
 from orchestrator.data.sources.cache import ScanCache
 from orchestrator.data.sources.containers import part_of, spans_of
@@ -234,6 +235,26 @@ def test_prepared_ids_are_the_bins_of_one_step_after_the_other(tmp_path: Path, b
     assert prepared.actions is not None
     assert prepared_from_json(json.loads(json.dumps(asdict(prepared)))) == prepared
     assert prepared.actions.as_openvla("robot")["robot"]["action_chunk"] == 3
+
+
+def test_answers_that_do_not_fit_take_the_ends_of_episodes_with_them(tmp_path: Path) -> None:
+    rows = [step(number, instruction="short" if number < 10 else "much longer than that") for number in range(20)]
+    planned = plan(tmp_path, rows[:15], rows[5:], data={"actions": {"chunk": 3}})
+    codec = load_codec(get_spec("tiny-qwen"), max_length=128)
+    prepared = prepare("x", codec, planned.train, planned.validation, tmp_path / "prepared")
+    lengths = load_tokenized(prepared.train_file).lengths
+    assert len(planned.train) == 5  # the others are held out
+    longest = int(lengths.max())
+    fits, misses = (compare_tokenizers([prepared], length, "intersection") for length in (longest, longest - 1))
+    check_parity(fits, "spec.yaml", longest)
+    assert (fits.kept["x"].tolist(), fits.scored.tolist()) == ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4])
+    assert lengths.tolist() == [longest, longest, longest, longest - 7, longest - 14]
+    assert misses.dropped["too_long"] == 5
+    message = (
+        f"no training example with its answer of 21 tokens fits x at recipe.sequence_length {longest - 1}; raise it"
+    )
+    with pytest.raises(SpecError, match=message + ", or lower recipe.data.actions.chunk"):
+        check_parity(misses, "spec.yaml", longest - 1)
 
 
 def test_episodes_of_one_step_have_other_arrays_for_other_chunks(tmp_path: Path) -> None:
