@@ -145,7 +145,8 @@ def _lengths(one: Prepared, data: TokenizedDataset) -> np.ndarray:
     """(examples,) int64 tokens, those included that a chunk would have if its episode went on."""
     if one.actions is None or not _has_chunks(one):
         return data.lengths
-    return data.lengths + one.actions.numbers - data.learnable_bytes
+    lengths: np.ndarray = data.lengths + one.actions.numbers - data.learnable_bytes
+    return lengths
 
 
 def _loses_every_target(data: TokenizedDataset, sequence_length: int) -> np.ndarray:
