@@ -146,8 +146,6 @@ def number_of_first_row(span: Span) -> int:
 def _cuts(file: Path, size: int, span_bytes: int, start: int = 0) -> Iterator[int]:
     """Offsets from a start to the size, each at the start of a line; in plain text, of the line after an empty one."""
     yield start
-    if start == size:
-        return
     with open(file, "rb") as stream:
         while start + span_bytes < size:
             stream.seek(start + span_bytes)
@@ -159,7 +157,8 @@ def _cuts(file: Path, size: int, span_bytes: int, start: int = 0) -> Iterator[in
                 break
             start = stream.tell()
             yield start
-    yield size
+    if start < size:
+        yield size
 
 
 def _read(span: Span) -> bytes:
