@@ -59,6 +59,7 @@ class RolloutRequest:
     seed: int
     digest: str
     max_steps: int | None = None  # None: the environment's own limit
+    execute: int | None = None  # actions of a chunk that are taken before the next question; None: all
 
 
 @dataclass(frozen=True)

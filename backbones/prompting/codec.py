@@ -123,9 +123,9 @@ class Codec:
             scored += NO * len(human_ids) + answer.scored
         return self._with_images(Encoded(input_ids, bytes(targets), bytes(scored)), sum(counts))
 
-    def encode_action(self, question: str, ids: Sequence[int], images: int = 0) -> Encoded:
+    def encode_action(self, question: str, ids: Sequence[int], images: int = 0, ends: bool = True) -> Encoded:
         """A question with so many images and an action's ids as its answer: these are learned and scored, its end is
-        learned.
+        learned, unless it comes too early (not `ends`): more would follow that nobody knows.
 
         The ids never were text: most tokenizers would make others of it. What stands between the prompt and the first
         of them, such as the space of its own that Llama's has there, is learned no more than the prompt.
@@ -137,7 +137,7 @@ class Codec:
         answer = self._answer_piece(builder, _NO_TEXT, moved, guarded)
         lead_ids, closing_ids = self._ids_around(prompt, prompt_ids, answer, guarded)
         before = [*self._with_bos([*in_front, *prompt_ids]), *lead_ids]
-        learned = len(closing_ids) - closing_ids[::-1].index(self.eos_token_id)
+        learned = len(closing_ids) - closing_ids[::-1].index(self.eos_token_id) if ends else 0
         encoded = Encoded(
             [*before, *ids, *closing_ids],
             NO * len(before) + YES * (len(ids) + learned) + NO * (len(closing_ids) - learned),

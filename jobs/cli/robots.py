@@ -75,6 +75,10 @@ def act(
     max_steps: Annotated[
         int | None, typer.Option(min=1, help="Of an episode, where the environment's own limit is larger.")
     ] = None,
+    execute: Annotated[
+        int | None,
+        typer.Option(min=1, help="Actions of a chunk that are taken before the model looks again.", show_default="all"),
+    ] = None,
     video: Annotated[
         Path | None, typer.Option(metavar="DIR", help=f"For films of a success and of a failure: {', '.join(FILMS)}.")
     ] = None,
@@ -93,7 +97,7 @@ def act(
         raise InputError(problem)
     folder = Path(model).expanduser()
     folder = (folder if folder.is_dir() else find_exported(storage_folder(storage), model)).resolve()
-    policy = open_policy(folder)
+    policy = open_policy(folder, execute)
     with Fleet(environment, min(os.cpu_count() or 1, MOST_PROCESSES)) as fleet:
         played = play_all(policy, fleet, episodes, seed, max_steps=max_steps)
         if video is not None:
@@ -101,7 +105,7 @@ def act(
             target.mkdir(parents=True, exist_ok=True)
             film(fleet, played[TRAINED], *(target / name for name in FILMS))
     results = collect(environment, seed, played)
-    write_results(folder / ROLLOUTS, results, model=str(folder), max_steps=max_steps)
+    write_results(folder / ROLLOUTS, results, model=str(folder), max_steps=max_steps, execute=policy.execute)
     _print_success(results["episodes"])
     tables.out.print(f"episodes: {folder / ROLLOUTS}", highlight=False, soft_wrap=True)
 

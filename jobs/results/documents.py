@@ -354,6 +354,8 @@ class RolloutFacts(TypedDict):
     environment: str
     episodes: int  # of each run, the same ones for all
     max_steps: NotRequired[int | None]  # of an episode; None: the environment's own limit
+    chunk: NotRequired[int]  # actions that the models answer with
+    execute: NotRequired[int]  # of these, that are taken before the next question
     backbones: dict[str, RolledOut]
     agreement: NotRequired[Agreement]
 

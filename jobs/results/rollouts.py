@@ -33,6 +33,8 @@ def rollout_facts(plan: Plan, results: Sequence[CellResult]) -> RolloutFacts | N
         "environment": asked.environment,
         "episodes": asked.episodes,
         "max_steps": asked.max_steps,
+        "chunk": plan.job.recipe.data.chunk,
+        "execute": asked.execute or plan.job.recipe.data.chunk,
         "backbones": {backbone_id: _rolled_out(folders) for backbone_id, folders in finished.items()},
     }
 

@@ -7,6 +7,8 @@ import numpy as np
 
 from backbones.actions import ActionTokens
 
+CHUNK = "action_chunk"  # in a `dataset_statistics.json`
+
 
 def question_about(instruction: str) -> str:
     """OpenVLA's question about an instruction, whose answer is an action."""
@@ -69,6 +71,17 @@ class ActionCoding:
 
     end: int  # one more than the largest of them
     statistics: ActionStatistics
+    chunk: int = 1  # actions of an answer: those of a step and of the ones that follow it
+
+    @property
+    def numbers(self) -> int:
+        """Ids of an answer that its episode does not cut short."""
+        return self.chunk * self.statistics.dimensions
+
+    def encode(self, actions: np.ndarray) -> list[int]:
+        """The ids of (steps, dimensions) actions in the robot's own units, a step after the other."""
+        ids: list[int] = self.tokens.encode(self.statistics.normalise(actions)).ravel().tolist()
+        return ids
 
     @property
     def tokens(self) -> ActionTokens:
@@ -77,11 +90,18 @@ class ActionCoding:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What arrays depend on. Without a mask it is what it was before there were any."""
+        """What arrays depend on. Without a mask, and of single actions, it is what it was before there were any."""
         facts = asdict(self)
         if self.statistics.mask is None:
             del facts["statistics"]["mask"]
+        if self.chunk == 1:
+            del facts["chunk"]
         return facts
+
+    def as_openvla(self, dataset_name: str) -> dict[str, Any]:
+        """The content of a `dataset_statistics.json`; OpenVLA's code passes over the length of chunks in it."""
+        [(name, facts)] = self.statistics.as_openvla(dataset_name).items()
+        return {name: facts | ({} if self.chunk == 1 else {CHUNK: self.chunk})}
 
 
 def count_statistics(actions: np.ndarray, episodes: int) -> ActionStatistics:
@@ -96,6 +116,11 @@ def count_statistics(actions: np.ndarray, episodes: int) -> ActionStatistics:
         num_transitions=len(actions),
         num_trajectories=episodes,
     )
+
+
+def coding_from_json(document: dict[str, Any]) -> ActionCoding:
+    """The inverse of `dataclasses.asdict`; documents of earlier versions know nothing of chunks."""
+    return ActionCoding(document["end"], statistics_from_json(document["statistics"]), document.get("chunk", 1))
 
 
 def statistics_from_json(document: dict[str, Any]) -> ActionStatistics:

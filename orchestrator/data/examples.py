@@ -37,8 +37,9 @@ class Turn:
 class Example:
     """A conversation (`turns`) or a text (`text`), never both; `group` names its source (a module, a file, an episode).
 
-    With an `action`, one number a dimension as the robot takes it, the turns are the question that it answers. Splits
-    are made by group, and the verdict's item noise is clustered by it. `columns` are what else the row says in short
+    With an `action`, one number a dimension as the robot takes it, the turns are the question that it answers, and in
+    `ahead` stand the actions that follow it in a chunk: fewer than others have where its `episode` ends. Splits are
+    made by group, and the verdict's item noise is clustered by it. `columns` are what else the row says in short
     texts and whole numbers, such as its language; they are no part of the content.
     """
 
@@ -46,6 +47,8 @@ class Example:
     turns: tuple[Turn, ...] = ()
     text: str = ""
     action: tuple[float, ...] = ()
+    ahead: tuple[tuple[float, ...], ...] = ()
+    episode: str = field(default="", compare=False)  # of a chunk
     columns: tuple[tuple[str, str], ...] = field(default=(), compare=False)  # (name, value)
 
     @property
@@ -55,6 +58,11 @@ class Example:
         for turn in self.turns:
             images += turn.images
         return images
+
+    @property
+    def actions(self) -> tuple[tuple[float, ...], ...]:
+        """Of a chunk, in order; the action alone where there is none."""
+        return (self.action, *self.ahead)
 
     @cached_property
     def content_digest(self) -> bytes:
@@ -73,7 +81,7 @@ class Example:
         A dimension of an action counts as one: it is one of 256 bins.
         """
         if self.action:
-            return len(self.action)
+            return len(self.action) * len(self.actions)
         if not self.turns:
             return _utf8_bytes(self.text)
         return sum(_utf8_bytes(turn.content) for turn in self.turns if turn.role == "assistant")
@@ -87,7 +95,8 @@ class Example:
             return encode_basestring(self.text)
         pairs = [f'["{turn.role}", {encode_basestring(turn.content)}{_digests(turn)}]' for turn in self.turns]
         turns = f"[{', '.join(pairs)}]"
-        return f"[{turns}, {json.dumps(self.action)}]" if self.action else turns
+        answer = self.actions if self.ahead else self.action
+        return f"[{turns}, {json.dumps(answer)}]" if answer else turns
 
 
 def _digests(turn: Turn) -> str:

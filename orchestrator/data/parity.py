@@ -20,6 +20,7 @@ class Parity:
     scored: np.ndarray  # (items,) int64 held-out items, the same for every candidate
     dropped: dict[str, int]
     backbones: dict[str, dict[str, Any]]
+    numbers: int = 0  # of a whole answer of actions; 0 of text
 
 
 def compare_tokenizers(prepared: Sequence[Prepared], sequence_length: int, rule: str) -> Parity:
@@ -29,11 +30,13 @@ def compare_tokenizers(prepared: Sequence[Prepared], sequence_length: int, rule:
     it can learn from, cut at the end. Held-out items are never cut (long ones are scored in windows); an item whose
     text any tokenizer cannot give back is dropped for all.
 
-    An example with images is never cut, nor an item with some parted: who cannot read it whole drops it.
+    An example with images is never cut, nor an item with some parted: who cannot read it whole drops it. The same goes
+    for chunks of actions, and those that an episode cuts short are as long as whole ones: else where answers do not fit
+    only the ends of episodes would be left.
     """
     train = {one.backbone_id: load_tokenized(one.train_file) for one in prepared}
     validation = [load_tokenized(one.validation_file) for one in prepared]
-    cut = {backbone_id: data.lengths > sequence_length for backbone_id, data in train.items()}
+    cut = {one.backbone_id: _lengths(one, train[one.backbone_id]) > sequence_length for one in prepared}
     empty = {backbone_id: _loses_every_target(data, sequence_length) for backbone_id, data in train.items()}
     cut_by_any = np.logical_or.reduce(list(cut.values()))
     empty_for_any = np.logical_or.reduce(list(empty.values()))
@@ -47,7 +50,12 @@ def compare_tokenizers(prepared: Sequence[Prepared], sequence_length: int, rule:
         uncut_by_any = np.logical_or.reduce(list(uncut.values()))
         too_long, no_target = int(uncut_by_any.sum()), int((empty_for_any & ~uncut_by_any).sum())
     readable = np.logical_and.reduce([data.round_trips for data in validation])
-    whole = np.logical_and.reduce([(data.lengths <= sequence_length) | (not data.has_images) for data in validation])
+    whole = np.logical_and.reduce(
+        [
+            (_lengths(one, data) <= sequence_length) | (not data.has_images and not _has_chunks(one))
+            for one, data in zip(prepared, validation, strict=True)
+        ]
+    )
     facts = {
         one.backbone_id: {
             "examples_cut": int(cut[one.backbone_id].sum()),
@@ -63,16 +71,16 @@ def compare_tokenizers(prepared: Sequence[Prepared], sequence_length: int, rule:
     dropped = {"too_long": too_long, "no_target": no_target, "does_not_round_trip": int((~readable).sum())}
     if not whole.all():
         dropped["held_out_too_long"] = int((readable & ~whole).sum())
-    return Parity(kept, np.flatnonzero(readable & whole), dropped, facts)
+    numbers = prepared[0].actions.numbers if prepared[0].actions is not None else 0
+    return Parity(kept, np.flatnonzero(readable & whole), dropped, facts, numbers)
 
 
 def find_droppers(prepared: Sequence[Prepared], sequence_length: int, examples: np.ndarray) -> dict[str, int]:
     """How many of some training examples each candidate's tokenizer would cut or leave without a target, if any."""
-    data = {one.backbone_id: load_tokenized(one.train_file) for one in prepared}
-    lost = {
-        backbone_id: (one.lengths > sequence_length) | _loses_every_target(one, sequence_length)
-        for backbone_id, one in data.items()
-    }
+    lost = {}
+    for one in prepared:
+        data = load_tokenized(one.train_file)
+        lost[one.backbone_id] = (_lengths(one, data) > sequence_length) | _loses_every_target(data, sequence_length)
     counts = {backbone_id: int(one[examples].sum()) for backbone_id, one in lost.items()}
     return {backbone_id: count for backbone_id, count in counts.items() if count}
 
@@ -81,17 +89,19 @@ def check_parity(parity: Parity, file: str, sequence_length: int) -> None:
     """Raises SpecError when some candidate is left with nothing to train on or nothing to be scored on."""
     for backbone_id, kept in parity.kept.items():
         if not len(kept):
+            remedy = "lower recipe.data.actions.chunk" if parity.numbers else "set recipe.data.parity to per_backbone"
+            answers = f" with its answer of {parity.numbers} tokens" if parity.numbers else ""
             message = (
-                f"no training example fits {backbone_id} at recipe.sequence_length {sequence_length}; raise it, or set "
-                "recipe.data.parity to per_backbone"
+                f"no training example{answers} fits {backbone_id} at recipe.sequence_length {sequence_length}; raise "
+                f"it, or {remedy}"
             )
             raise SpecError((SpecProblem(file, message, "recipe.sequence_length"),))
     if not len(parity.scored):
         message = (
             "no held-out item can be decoded back to its own text by every tokenizer; check recipe.data.validation"
             if not parity.dropped.get("held_out_too_long")
-            else f"no held-out item with its images fits recipe.sequence_length {sequence_length}, and none is parted; "
-            "raise it"
+            else f"no held-out item with its {'answer' if parity.numbers else 'images'} fits recipe.sequence_length "
+            f"{sequence_length}, and none is parted; raise it"
         )
         raise SpecError((SpecProblem(file, message, "recipe.data.validation"),))
 
@@ -125,6 +135,18 @@ def load_selection(file: str) -> tuple[np.ndarray, np.ndarray]:
     """Kept training examples and scored held-out items."""
     with np.load(file, allow_pickle=False) as arrays:
         return arrays["kept"], arrays["scored"]
+
+
+def _has_chunks(one: Prepared) -> bool:
+    return one.actions is not None and one.actions.chunk > 1
+
+
+def _lengths(one: Prepared, data: TokenizedDataset) -> np.ndarray:
+    """(examples,) int64 tokens, those included that a chunk would have if its episode went on."""
+    if one.actions is None or not _has_chunks(one):
+        return data.lengths
+    lengths: np.ndarray = data.lengths + one.actions.numbers - data.learnable_bytes
+    return lengths
 
 
 def _loses_every_target(data: TokenizedDataset, sequence_length: int) -> np.ndarray:

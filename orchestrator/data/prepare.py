@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backbones.actions import ActionTokensError
-from orchestrator.data.actions import ActionCoding, statistics_from_json
+from orchestrator.data.actions import ActionCoding, coding_from_json
 from orchestrator.data.arrays import COUNTS, join_arrays, load_arrays, save_arrays
 from orchestrator.data.arrays import TokenizedDataset as TokenizedDataset
 from orchestrator.data.arrays import is_prepared as is_prepared
@@ -152,7 +152,7 @@ def make_part(codec: "Codec", work: Work, number: int, folder: Path) -> Path:
     examples = (example for block in work.parts[number] for example in block.read())
     data = tokenize(codec, examples, work.checks_round_trips, work.actions)
     part = folder / f"{number:06d}"
-    save_arrays(part, data, count(codec, data), is_part=True)
+    save_arrays(part, data, count(codec, data, work.actions), is_part=True)
     return part
 
 
@@ -187,11 +187,7 @@ def prepared_of(
 def prepared_from_json(document: dict[str, Any]) -> Prepared:
     """The inverse of `dataclasses.asdict`; documents of earlier versions know nothing of actions."""
     codings = {key: document.get(key) for key in ("actions", "trial_actions")}
-    read = {
-        key: ActionCoding(coding["end"], statistics_from_json(coding["statistics"]))
-        for key, coding in codings.items()
-        if coding is not None
-    }
+    read = {key: coding_from_json(coding) for key, coding in codings.items() if coding is not None}
     return Prepared(**{**document, **read})
 
 
@@ -204,7 +200,7 @@ def _coding(codec: "Codec", train: Dataset) -> ActionCoding | None:
     if train.actions is None:
         return None
     try:
-        return ActionCoding(codec.actions.end, train.actions)
+        return ActionCoding(codec.actions.end, train.actions, train.chunk)
     except ActionTokensError as error:
         raise InputError(f"recipe.data.format is actions: {error}") from error
 

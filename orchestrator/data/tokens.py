@@ -52,8 +52,8 @@ def tokenize(
 
 def _encode(codec: "Codec", example: Example, actions: ActionCoding | None) -> "Encoded":
     if actions is not None:
-        ids = actions.tokens.encode(actions.statistics.normalise(np.array(example.action)))
-        return codec.encode_action(example.turns[0].content, ids.tolist(), len(example.images))
+        ids = actions.encode(np.array(example.actions))
+        return codec.encode_action(example.turns[0].content, ids, len(example.images), ends=len(ids) == actions.numbers)
     if example.turns:
         images = [len(turn.images) for turn in example.turns]
         return codec.encode_conversation([(turn.role, turn.content) for turn in example.turns], images)
@@ -74,8 +74,8 @@ def _round_trips(codec: "Codec", example: Example) -> bool:
     )
 
 
-def count(codec: "Codec", data: TokenizedDataset) -> dict[str, int]:
-    """What sums up over parts."""
+def count(codec: "Codec", data: TokenizedDataset, actions: ActionCoding | None = None) -> dict[str, int]:
+    """What sums up over parts. A chunk that its episode cuts short has no EOS."""
     if not len(data):
         return dict.fromkeys(("doubled_bos", "missing_eos", "scored", "learnable_bytes"), 0)
     first, second = data.offsets[:-1], np.minimum(data.offsets[:-1] + 1, len(data.input_ids) - 1)
@@ -83,10 +83,12 @@ def count(codec: "Codec", data: TokenizedDataset) -> dict[str, int]:
     doubled = 0 if bos is None else int(np.sum((data.input_ids[first] == bos) & (data.input_ids[second] == bos)))
     # A chat template may go on behind the end of the answer, so it is the last target that must be an EOS.
     last = np.maximum.reduceat(np.where(data.is_target, np.arange(len(data.is_target)), -1), first)
-    missing = int(np.sum((last < 0) | ~np.isin(data.input_ids[last], ends)))
+    is_missing = (last < 0) | ~np.isin(data.input_ids[last], ends)
+    if actions is not None:
+        is_missing &= data.learnable_bytes == actions.numbers
     return {
         "doubled_bos": doubled,
-        "missing_eos": missing,
+        "missing_eos": int(np.sum(is_missing)),
         "scored": int(data.is_scored.sum()),
         "learnable_bytes": int(data.learnable_bytes.sum()),
     }

@@ -51,7 +51,7 @@ def masked(source: SpecSource, job: Job, train: Dataset, validation: Dataset, pr
     Source of `auto`: openvla/openvla, prismatic/vla/datasets/rlds/oxe/materialize.py, EEF_POS and EEF_R6.
     """
     wanted, path = job.recipe.data.actions, "recipe.data.actions.mask"
-    if train.actions is None or validation.actions is None or wanted is None:
+    if train.actions is None or validation.actions is None or wanted is None or wanted.mask is None:
         return train
     size, mask = train.actions.dimensions, wanted.mask
     if mask == "auto":
@@ -79,6 +79,29 @@ def masked(source: SpecSource, job: Job, train: Dataset, validation: Dataset, pr
             problems.append(source.problem(path, message))
             return train
     return replace(train, actions=replace(train.actions, mask=mask))
+
+
+def check_answers(
+    source: SpecSource, job: Job, specs: Sequence[BackboneSpec], train: Dataset, problems: list[SpecProblem]
+) -> None:
+    """An answer of actions must fit behind its question: it is never cut, so nothing would be left."""
+    if train.actions is None:
+        return
+    length, chunk, size = job.recipe.sequence_length, train.chunk, train.actions.dimensions
+    images = 0 if train.pictures is None else 1
+    for spec in specs:
+        seen = images * tokens_of_an_image(spec.vision) if spec.vision is not None else 0
+        if chunk * size + seen < length:
+            continue
+        answer = f"an answer of {chunk} actions takes" if chunk > 1 else "an action takes"
+        beside = f", and an image {seen} of {spec.backbone_id}" if seen else ""
+        remedy = f"raise it above {chunk * size + seen}" + (", or lower recipe.data.actions.chunk" if chunk > 1 else "")
+        message = (
+            f"'recipe.sequence_length' is {length}, but {answer} {chunk * size} tokens{beside}, and none is cut; "
+            f"{remedy}"
+        )
+        problems.append(source.problem("recipe.sequence_length", message))
+        return
 
 
 def check_images(

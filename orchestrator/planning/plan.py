@@ -14,7 +14,7 @@ from orchestrator.data.tune_split import TuneSplit
 from orchestrator.errors import SpecError, SpecProblem
 from orchestrator.identity import backbone_identity, backbone_slug, content_hash
 from orchestrator.layout import JobFolder, Storage
-from orchestrator.planning.modalities import check_actions, check_images, check_vision, masked
+from orchestrator.planning.modalities import check_actions, check_answers, check_images, check_vision, masked
 from orchestrator.planning.occurrence import parse_occurrence
 from orchestrator.planning.preflight import (
     check_accelerator,
@@ -225,6 +225,7 @@ def _plan(source: SpecSource, model: type[Comparison] | type[Finetune], occurren
     if splits is not None:
         train, validation, removed = splits
         check_images(source, job, specs, train, validation, problems)
+        check_answers(source, job, specs, train, problems)
         splits = masked(source, job, train, validation, problems), validation, removed
     tune = None if splits is None else find_tune_split(source, job, splits, problems)
     if problems or splits is None:

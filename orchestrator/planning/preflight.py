@@ -126,6 +126,12 @@ def check_rollouts(source: SpecSource, job: Job, problems: Problems) -> None:
             "learned actions can act; set it to actions, or remove the rollouts"
         )
         problems.append(source.problem("recipe.evaluate.rollouts", message))
+    elif asked.execute is not None and asked.execute > (chunk := job.recipe.data.chunk):
+        message = (
+            f"'recipe.evaluate.rollouts.execute' is {asked.execute}, but the model answers with "
+            f"{'one action' if chunk == 1 else f'{chunk} actions'}; lower it, or raise recipe.data.actions.chunk"
+        )
+        problems.append(source.problem("recipe.evaluate.rollouts.execute", message))
 
 
 def resolve_backbones(source: SpecSource, references: Sequence[str], problems: Problems) -> list[BackboneSpec]:

@@ -10,7 +10,7 @@ from backbones.reference import InvalidReferenceError, is_reference, resolve_ref
 from backbones.registry import backbone_class, build, get_spec
 from backbones.spec import BackboneSpec
 from backbones.tokenizer import make_codec
-from orchestrator.data.actions import ActionStatistics, statistics_from_openvla
+from orchestrator.data.actions import CHUNK, ActionStatistics, statistics_from_openvla
 from orchestrator.errors import InputError
 from orchestrator.layout import EXPORT_MANIFEST
 from orchestrator.results import read_json
@@ -18,14 +18,18 @@ from orchestrator.rollouts.policies import BackbonePolicy
 from orchestrator.training.export import ACTION_STATISTICS
 
 
-def open_policy(folder: Path) -> BackbonePolicy:
+def open_policy(folder: Path, execute: int | None = None) -> BackbonePolicy:
     """The policy of a folder that a finetune exported, in fp32, on a GPU where there is one.
 
-    Raises InputError where the folder is no such export, did not learn actions, or is prompted otherwise than trained.
+    It takes `execute` actions of each chunk that it answers with, or all. Raises InputError where it answers with
+    fewer, where the folder is no such export, did not learn actions, or is prompted otherwise than trained.
     """
     for name, missing in ((EXPORT_MANIFEST, "a finetune exported"), (ACTION_STATISTICS, "learned actions")):
         if not (folder / name).is_file():
             raise InputError(f"{folder} has no {name}: it is no model that {missing}; give the folder of one")
+    statistics, chunk = learned_from(folder)
+    if (execute := execute or chunk) > chunk:
+        raise InputError(f"{folder} answers with {chunk} actions at a time, and cannot take {execute}; ask for fewer")
     manifest = read_json(folder / EXPORT_MANIFEST)
     spec = _spec_of(folder, manifest["backbone_id"], manifest["prompt_format"])
     backbone = build(spec, max_length=spec.context_length or 2048)
@@ -37,15 +41,19 @@ def open_policy(folder: Path) -> BackbonePolicy:
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backbone.to(device).eval()
-    return BackbonePolicy(backbone, spec, statistics_of(folder), device)
+    return BackbonePolicy(backbone, spec, statistics, device, execute)
 
 
-def statistics_of(folder: Path) -> ActionStatistics:
-    """Of the data that a model in a folder learned from. Raises InputError where they are of several data sets."""
+def learned_from(folder: Path) -> tuple[ActionStatistics, int]:
+    """What a folder says of the data that its model learned from, and of how many actions an answer has.
+
+    Raises InputError where it is of several data sets.
+    """
     document = read_json(folder / ACTION_STATISTICS)
     if len(document) != 1:
         raise InputError(f"{folder / ACTION_STATISTICS} has {', '.join(document)}; leave the one that is acted by")
-    return statistics_from_openvla(*document.values())
+    [facts] = document.values()
+    return statistics_from_openvla(facts), facts.get(CHUNK, 1)
 
 
 def _spec_of(folder: Path, backbone_id: str, prompt_format: str) -> BackboneSpec:

@@ -1,6 +1,6 @@
 """Episodes that a policy plays, a batch of them at a time, alone or on every rank of a gang."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -40,7 +40,8 @@ class Episode:
         return len(self.actions)
 
 
-Policy = Callable[[Sequence[Request]], np.ndarray]  # actions (requests, D), in the robot's own units
+# The next actions, (requests, steps, D), in the robot's own units: they are taken before the policy is asked again.
+Policy = Callable[[Sequence[Request]], np.ndarray]
 
 
 class Gang(Protocol):
@@ -100,11 +101,18 @@ class _Group:
         return [Request(self._seeds[lane], len(self._actions[lane]), seen) for lane, seen in self._seen.items()]
 
     def take(self, actions: np.ndarray) -> list[Episode]:
-        """The episodes that end with these actions, one for each of the requests."""
-        lanes = list(self._seen)
+        """The episodes that end with these actions, (requests, steps, D), which are taken one after the other."""
+        planned = dict(zip(self._seen, actions, strict=True))
         ended = []
-        for lane, step in self._fleet.step(dict(zip(lanes, actions, strict=True))).items():
-            self._actions[lane].append(tuple(actions[lanes.index(lane)].tolist()))
+        for number in range(actions.shape[1]):
+            ended += self._step({lane: planned[lane][number] for lane in self._seen})
+        return ended
+
+    def _step(self, actions: Mapping[int, np.ndarray]) -> list[Episode]:
+        """The episodes that end with an action, (D,), on each lane that runs."""
+        ended = []
+        for lane, step in self._fleet.step(actions).items():
+            self._actions[lane].append(tuple(actions[lane].tolist()))
             self._rewards[lane] += step.reward
             if step.done or len(self._actions[lane]) == self._max_steps:
                 del self._seen[lane]

@@ -24,19 +24,28 @@ class BackbonePolicy:
     """
 
     def __init__(
-        self, backbone: TrainableBackbone, spec: BackboneSpec, statistics: ActionStatistics, device: torch.device
+        self,
+        backbone: TrainableBackbone,
+        spec: BackboneSpec,
+        statistics: ActionStatistics,
+        device: torch.device,
+        execute: int = 1,
     ) -> None:
-        """`spec` is the backbone's, `statistics` are those of the data that it learned from."""
+        """`spec` is the backbone's, `statistics` are those of the data that it learned from.
+
+        Of a chunk that it has learned, only the first `execute` actions are asked for: the others depend on them.
+        """
+        self.execute = execute
         self._backbone, self._statistics, self._device = backbone, statistics, device
         self._vision = spec.vision
         self._codec = make_codec(spec, backbone.tokenizer, spec.context_length)
 
     def __call__(self, requests: Sequence[Request]) -> np.ndarray:
-        """Actions (requests, D), in the robot's own units."""
+        """The next actions (requests, execute, D), in the robot's own units."""
         tokens, backbone = self._codec.actions, self._backbone
         contexts = [self._context(request) for request in requests]
         chosen = np.empty((len(requests), 0), np.int64)
-        for _ in range(self._statistics.dimensions):
+        for _ in range(self.execute * self._statistics.dimensions):
             rows = [[_asked(*context, ids)] for context, ids in zip(contexts, chosen, strict=True)]
             placed = place(backbone, backbone.collate(rows), self._device)
             with torch.no_grad():
@@ -44,7 +53,8 @@ class BackbonePolicy:
             following_NV = logits_NV[chosen.shape[1] :: chosen.shape[1] + 1]  # what follows each row's last id
             best = following_NV[:, tokens.begin : tokens.end].float().argmax(dim=1).cpu().numpy()
             chosen = np.concatenate([chosen, tokens.begin + best[:, None]], axis=1)
-        return self._statistics.restore(tokens.decode(chosen))
+        actions = tokens.decode(chosen).reshape(len(requests), self.execute, self._statistics.dimensions)
+        return self._statistics.restore(actions)
 
     def _context(self, request: Request) -> tuple[np.ndarray, np.ndarray | None]:
         """What stands before an action's ids in training, (T,), and the images in it."""
@@ -72,9 +82,9 @@ class RandomPolicy:
         self._fleet = fleet
 
     def __call__(self, requests: Sequence[Request]) -> np.ndarray:
-        """Actions (requests, D)."""
+        """Actions (requests, 1, D)."""
         draws = self._fleet.draw({lane: (request.seed, request.step) for lane, request in enumerate(requests)})
-        return np.stack([*draws.values()])
+        return np.stack([*draws.values()])[:, None]
 
 
 def with_other_instructions(policy: Policy, instructions: Mapping[int, str]) -> Policy:

@@ -34,7 +34,8 @@ def roll_out(run: CellRun) -> None:
     run.pulse.rest("rolling out", run.position.seen.steps)
 
     backbone.llm.eval()
-    policy = BackbonePolicy(backbone, cell.backbone, job.prepared.actions.statistics, run.mesh.device)
+    coding, execute = job.prepared.actions, job.rollouts.execute or job.prepared.actions.chunk
+    policy = BackbonePolicy(backbone, cell.backbone, coding.statistics, run.mesh.device, execute)
     with Fleet(job.rollouts.environment, min(cell.placement.cpus_per_worker, LANES)) as fleet:
         asked, gang = job.rollouts, OnMesh(run.mesh, partial(obey, run))
         played = play_all(policy, fleet, asked.episodes, asked.seed, gang, asked.max_steps)
@@ -45,7 +46,8 @@ def roll_out(run: CellRun) -> None:
     run.metrics |= figures(results)
     run.facts["rollouts"] = job.rollouts.digest
     if run.mesh.is_main:
-        write_results(CellFolder(job.folder).rollouts, results, cell_id=cell.cell_id, max_steps=asked.max_steps)
+        facts = {"max_steps": asked.max_steps, "chunk": coding.chunk, "execute": execute}
+        write_results(CellFolder(job.folder).rollouts, results, cell_id=cell.cell_id, **facts)
 
 
 def play_all(

@@ -17,6 +17,7 @@ from orchestrator.tracking.tracker import find_tracker
 
 MAX_SEEDS = 1000
 MAX_TRIALS = 64
+MAX_CHUNK = 1000
 LONGEST_TIMEOUT_S = 366 * 86400
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
@@ -46,7 +47,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 # fmt: off
 RowKey = Literal[
     "messages", "prompt", "completion", "response", "text", "conversations", "instruction", "input", "output", "group",
-    "action", "episode", "image", "images",
+    "action", "episode", "step", "image", "images",
 ]
 # fmt: on
 
@@ -58,13 +59,21 @@ class Strict(BaseModel):
 
 
 class Actions(Strict):
-    """How a robot's actions are scaled to [-1, 1] before they become tokens.
+    """How a robot's actions are scaled to [-1, 1] before they become tokens, and how many are an answer.
 
     mask: true for each dimension that is scaled by the percentiles of training data, false for one that stays as it is,
-    such as a gripper's; auto: OpenVLA's rule for 7 and 10 dimensions, all but the last.
+    such as a gripper's; auto: OpenVLA's rule for 7 and 10 dimensions, all but the last; without, all are scaled.
+    chunk: the actions of a row and of the rows that follow it in its episode, predicted at once.
     """
 
-    mask: Literal["auto"] | Annotated[tuple[bool, ...], Field(min_length=1)] = "auto"
+    mask: Literal["auto"] | Annotated[tuple[bool, ...], Field(min_length=1)] | None = Field(None, exclude_if=_is_none)
+    chunk: Annotated[int, Field(ge=1, le=MAX_CHUNK)] = Field(1, exclude_if=(1).__eq__)
+
+    @model_validator(mode="after")
+    def _check_not_empty(self) -> Self:
+        if not self.model_fields_set:
+            raise ValueError("it says nothing; write mask, chunk or both, or remove it")
+        return self
 
 
 class Data(Strict):
@@ -72,7 +81,7 @@ class Data(Strict):
     or `hf-dataset:ORG/NAME@REVISION#SPLIT`.
 
     columns: the names that rows have where they are not those of the format, such as {prompt: question}.
-    actions: where a robot's are not all scaled alike.
+    actions: where a robot's are not all scaled alike, or several are predicted at once.
     """
 
     train: str = Field(min_length=1)
@@ -87,7 +96,12 @@ class Data(Strict):
     def _check_actions_only(cls, actions: Actions | None, info: ValidationInfo) -> Actions | None:
         if actions is not None and info.data.get("format", "actions") != "actions":
             raise ValueError("it belongs to format actions only; remove it")
-        return actions
+        return None if actions is not None and actions == Actions(mask=None) else actions
+
+    @property
+    def chunk(self) -> int:
+        """Actions of an answer."""
+        return 1 if self.actions is None else self.actions.chunk
 
 
 class Budget(Strict):
@@ -228,12 +242,14 @@ class Rollouts(Strict):
 
     environment: such as minigrid:BabyAI-GoToLocal-v0. seed: decides which episodes; those of demonstrations are others.
     max_steps: an episode that has not succeeded by then failed, where the environment's own limit is larger.
+    execute: how many actions of a chunk are taken before the model looks again; without, all of them.
     """
 
     environment: Annotated[str, Field(min_length=1)]
     episodes: Annotated[int, Field(ge=1, le=100_000)] = 50
     seed: Seed = 0
     max_steps: Annotated[int, Field(ge=1, le=100_000)] | None = Field(None, exclude_if=_is_none)
+    execute: Annotated[int, Field(ge=1, le=MAX_CHUNK)] | None = Field(None, exclude_if=_is_none)
 
 
 class Generation(Strict):

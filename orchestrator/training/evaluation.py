@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from backbones.actions import ActionTokens
 from backbones.inputs import Example, Inputs, PlacedInputs
 from backbones.labelled import nats_of
+from orchestrator.data.actions import ActionCoding
 from orchestrator.data.prepare import TokenizedDataset
 from orchestrator.parallel import Mesh
 from orchestrator.training.measurement import ItemScores
@@ -114,19 +114,22 @@ def evaluate_actions(
     data: TokenizedDataset,
     items: np.ndarray,
     *,
-    tokens: ActionTokens,
+    coding: ActionCoding,
     sequence_length: int,
     most_tokens: int,
     collate: Callable[[Sequence[Sequence[Example]]], Inputs],
     mesh: Mesh,
-) -> dict[str, float]:
+) -> tuple[dict[str, float], list[dict[str, float]]]:
     """What a robot would do with the right numbers before each one: measures of the items over all ranks, by name.
+
+    Then the same of the actions of a chunk that are 0, 1, ... steps ahead, as far as the items have some.
 
     `logits` are of all positions, (positions, vocabulary), of `most_tokens` at a time. Accuracy and distance are
     upstream's: the likeliest id of the whole vocabulary, and in [-1, 1] how far what it stands for is from the centre
     of the right bin. Bits are those of the softmax over the bins alone, where 8 are those of a guess.
     """
-    sums = torch.zeros(4, dtype=torch.float64)
+    tokens, size = coding.tokens, coding.statistics.dimensions
+    sums = np.zeros((coding.chunk, 4))  # nats, hits, distances, numbers of each step ahead
     for group, counts in _shares(data, items, sequence_length, most_tokens, mesh):
         placed = place(collate(_rows(group, data, items)))
         logits_NV = logits(placed)[placed.positions_N].float()
@@ -135,13 +138,17 @@ def evaluate_actions(
         nats_N = nats_of(logits_NV[:, tokens.begin : tokens.end], placed.targets_N - tokens.begin)
         chosen, right = (ids.cpu().numpy() for ids in (logits_NV.argmax(dim=1), placed.targets_N))
         distance = np.abs(tokens.decode(chosen) - tokens.decode(right))
-        sums += torch.tensor(
-            [float(nats_N.double().sum()), float((chosen == right).sum()), float(distance.sum()), len(right)],
-            dtype=torch.float64,
-        )
-    total = sums.to(mesh.device)
+        found = np.stack([nats_N.double().cpu().numpy(), chosen == right, distance, np.ones(len(right))], axis=1)
+        ahead = np.concatenate([np.arange(int(window.is_scored[1:].sum())) // size for window in group])
+        np.add.at(sums, ahead, found)
+    total = torch.from_numpy(sums).to(mesh.device)
     mesh.sum_over_data(total)
-    nats, hits, distances, count = total.tolist()
+    sums = total.cpu().numpy()
+    return _action_measures(sums.sum(axis=0)), [_action_measures(one) for one in sums if one[3]]
+
+
+def _action_measures(sums: np.ndarray) -> dict[str, float]:
+    nats, hits, distances, count = sums.tolist()
     return {
         "val_bits_per_action_dimension": nats / math.log(2) / count,
         "val_action_accuracy": hits / count,

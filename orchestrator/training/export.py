@@ -59,7 +59,7 @@ def export_model(backbone: TrainableBackbone, job: CellJob, scores: ItemScores, 
         if mesh.is_main:
             manifest = _manifest(backbone, job, job.export, job.prepared, scores)
             if job.prepared.actions is not None:
-                named = job.prepared.actions.statistics.as_openvla(Path(job.cell.recipe.data.train).stem)
+                named = job.prepared.actions.as_openvla(Path(job.cell.recipe.data.train).stem)
                 write_json(folder / EXPORT_UNFINISHED / ACTION_STATISTICS, named)
             _finish(backbone, folder, manifest, job.cell.backbone.context_length)
     except (OSError, SafetensorError) as error:

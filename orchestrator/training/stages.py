@@ -133,12 +133,12 @@ def measure_actions(run: CellRun) -> None:
     run.pulse.rest("evaluating", run.position.seen.steps)
     backbone.llm.eval()
     with torch.no_grad():
-        found = evaluate_actions(
+        found, ahead = evaluate_actions(
             partial(all_logits, backbone),
             partial(place, backbone, device=run.mesh.device),
             trainee.validation,
             trainee.scored,
-            tokens=run.job.prepared.actions.tokens,
+            coding=run.job.prepared.actions,
             sequence_length=cell.recipe.sequence_length,
             most_tokens=positions_per_chunk(backbone.tokenizer_rows.total),
             collate=backbone.collate,
@@ -146,6 +146,8 @@ def measure_actions(run: CellRun) -> None:
         )
     backbone.llm.train()
     run.metrics |= found
+    if run.job.prepared.actions.chunk > 1:
+        run.facts["actions_ahead"] = ahead
 
 
 def export(run: CellRun) -> None:

@@ -61,7 +61,8 @@ def shown_text(example: Example) -> str:
     answers = "\n".join(turn.content for turn in example.turns if turn.role == "assistant")
     text = answers or example.text
     if example.action:
-        text = f"{example.turns[0].content} {', '.join(f'{number:.3g}' for number in example.action)}"
+        actions = "; ".join(", ".join(f"{number:.3g}" for number in action) for action in example.actions)
+        text = f"{example.turns[0].content} {actions}"
     return text if len(text) <= SHOWN_TEXT else text[:SHOWN_TEXT].rstrip() + " …"
 
 

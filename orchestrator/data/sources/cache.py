@@ -23,7 +23,7 @@ from orchestrator.data.sources.dataset import Block, Dataset
 from orchestrator.data.sources.scan import Reading, Scanned, read_scanned, write_scanned
 from orchestrator.data.sources.scanners import scan_all
 
-FORMAT = 3  # raise it when what a scan finds, or how it is stored, changes
+FORMAT = 4  # raise it when what a scan finds, or how it is stored, changes
 WORTH_KEEPING = 4 << 20  # bytes of a file: less is scanned as fast as it is looked up
 KEPT_S = 60 * 86400  # since its last use
 _CHECKSUM_BYTES = 16
@@ -72,6 +72,7 @@ class ScanCache:
             facts["learnable_bytes"],
             blocks,
             actions=facts["actions"] and statistics_from_json(facts["actions"]),
+            chunk=reading.chunk,
         )
         return dataset, facts["removed"]
 

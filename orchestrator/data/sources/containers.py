@@ -21,6 +21,7 @@ from orchestrator.data.sources.hub import PREFIX, open_rows, rows_between
 from orchestrator.data.sources.rows import RowError
 
 SPAN_BYTES = 2 << 20  # of JSONL and text: what one process reads, or tokenizes, at a time
+ROWS_BEHIND_BYTES = 1 << 16  # of JSONL: what is read at a time of what comes after a span
 HUB_ROWS = 10_000  # of a span
 LEROBOT = "lerobot:"  # begins the name of a folder that is a LeRobotDataset
 LARGEST_ARRAY = 1 << 30  # bytes of a JSON array, which is parsed whole
@@ -108,6 +109,24 @@ def rows_of(span: Span) -> Rows:
     return _READERS[span.suffix](span)
 
 
+def rows_behind(span: Span) -> Rows:
+    """The rows after a span in its file, in order; none where a span is all of it, or whole episodes. Raises OSError.
+
+    Their numbers are not of the span.
+    """
+    for start, end in _behind(span):
+        yield from rows_of(Span(span.file, start, end))
+
+
+def _behind(span: Span) -> Iterator[tuple[int, int]]:
+    if span.suffix == ".jsonl":
+        yield from pairwise(_cuts(Path(span.file), os.stat(span.file).st_size, ROWS_BEHIND_BYTES, span.end))
+    elif span.suffix == ".parquet":
+        yield from pairwise(range(span.end, int(_parquet(Path(span.file)).num_row_groups) + 1))
+    elif span.suffix == PREFIX:
+        yield from pairwise(range(span.end, len(open_rows(span.file)) + 1))
+
+
 def number_of_first_row(span: Span) -> int:
     """Where a span begins, as people count: lines of a file, rows of a table, from 1."""
     if span.start == 0:
@@ -124,20 +143,22 @@ def number_of_first_row(span: Span) -> int:
     return lines
 
 
-def _cuts(file: Path, size: int, span_bytes: int) -> list[int]:
-    """Offsets from 0 to the size, each at the start of a line; in plain text, of the line after an empty one."""
-    cuts = [0]
+def _cuts(file: Path, size: int, span_bytes: int, start: int = 0) -> Iterator[int]:
+    """Offsets from a start to the size, each at the start of a line; in plain text, of the line after an empty one."""
+    yield start
     with open(file, "rb") as stream:
-        while cuts[-1] + span_bytes < size:
-            stream.seek(cuts[-1] + span_bytes)
+        while start + span_bytes < size:
+            stream.seek(start + span_bytes)
             stream.readline()
             if file.suffix == ".txt":
                 while stream.readline().strip(b"\r\n"):
                     pass
             if stream.tell() >= size:
                 break
-            cuts.append(stream.tell())
-    return [*cuts, size] if size else cuts
+            start = stream.tell()
+            yield start
+    if start < size:
+        yield size
 
 
 def _read(span: Span) -> bytes:

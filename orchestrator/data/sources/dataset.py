@@ -12,7 +12,7 @@ from orchestrator.data.examples import Example
 from orchestrator.data.sources.containers import Span
 from orchestrator.data.sources.rows import RowError
 from orchestrator.data.sources.scan import DIGEST, Reading, Scanned, examples_of, scan_examples
-from orchestrator.errors import InputError
+from orchestrator.errors import InputError, SpecProblem
 
 NOTHING = np.array([], DIGEST)
 
@@ -113,6 +113,7 @@ class Dataset:
     items: Items | None = field(default=None, repr=False, compare=False)  # of held-out data, and where asked for
     actions: ActionStatistics | None = field(default=None, repr=False)  # of a robot's data
     pictures: Pictures | None = None  # where every example has an image
+    chunk: int = 1  # actions of an answer, where no episode ends
 
     def __len__(self) -> int:
         return self.count
@@ -133,7 +134,7 @@ class Dataset:
                         taken.append(example)
                         waiting.pop()
             first += block.count
-        return held(self.reference, taken)
+        return held(self.reference, taken, self.chunk)
 
 
 @dataclass
@@ -142,6 +143,7 @@ class Summary:
 
     held_out: np.ndarray = field(default_factory=lambda: NOTHING)  # (held out,) S16, sorted
     keeps_items: bool = False
+    chunk: int = 1
     removed: int = 0
     _count: int = 0
     _bytes: int = 0
@@ -150,6 +152,7 @@ class Summary:
     _items: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)
     _actions: list[np.ndarray] = field(default_factory=list)
     _pictures: Pictures | None = None
+    _episodes: dict[str, str] = field(default_factory=dict)  # of chunks: the file of each, in the order of their rows
 
     def add(self, scanned: Scanned) -> tuple[int, bytes]:
         """Counts a span's examples; returns how many are left, and a bit for each that tells whether it is removed."""
@@ -177,6 +180,16 @@ class Summary:
         """That a span's actions must have: those of the first span."""
         return int(self._actions[0].shape[1]) if self._actions else scanned.dimensions
 
+    def find_again(self, scanned: Scanned) -> SpecProblem | None:
+        """What is wrong where an episode of a span was there before: chunks are made of rows one after the other."""
+        for episode, row in scanned.episodes:
+            file = self._episodes.get(episode)
+            goes_on = file is not None and episode == next(reversed(self._episodes))
+            if file is not None and not (goes_on and file == scanned.span.file):
+                return scanned.again(row, episode, goes_on)
+            self._episodes[episode] = scanned.span.file
+        return None
+
     def expects_images(self, scanned: Scanned) -> bool:
         """Whether a span's examples must have images: as those of the first span."""
         return self._pictures is not None if self._count else scanned.has_images
@@ -197,13 +210,15 @@ class Summary:
             items = Items(sizes, numbers, tuple(self._groups), digests, everything)
         actions = None if everything is None else count_statistics(everything, len(self._groups))
         digest = self._digest.hexdigest()[:32]
-        return Dataset(reference, digest, self._count, self._bytes, tuple(blocks), items, actions, self._pictures)
+        return Dataset(
+            reference, digest, self._count, self._bytes, tuple(blocks), items, actions, self._pictures, self.chunk
+        )
 
 
-def held(reference: str, examples: Iterable[Example]) -> Dataset:
+def held(reference: str, examples: Iterable[Example], chunk: int = 1) -> Dataset:
     """A dataset that is in memory."""
     kept = tuple(examples)
-    summary = Summary(keeps_items=True)
+    summary = Summary(keeps_items=True, chunk=chunk)
     summary.add(scan_examples(kept))
     return summary.dataset(reference, (HeldBlock(kept),))
 

@@ -133,7 +133,7 @@ def _steps(recordings: Recordings, episode: Mapping[str, Any], columns: Mapping[
     cameras = [columns["image"]] if columns.get("image") in info["cameras"] else info["cameras"]
     videos = [name for name in cameras if info["features"][name]["dtype"] == "video"]
     names = {"action", "timestamp", "task_index", *columns.values(), *cameras} & set(_schema(file))
-    steps = _read(file, sorted(names), [("episode_index", "==", index)]).to_pylist()
+    steps = _read(file, sorted(names), [("episode_index", "==", index)]).sort_by("timestamp").to_pylist()
     times = np.array([step["timestamp"] for step in steps])
     frames = {name: _frames(recordings, episode, name, times) for name in videos}
     for step in steps:

@@ -45,10 +45,10 @@ def load_split(
     Raises SpecError with file and row for every bad row (the first ten).
     """
     path, reference = f"recipe.data.{split}", getattr(data, split)
-    summary = Summary(held_out=held_out, keeps_items=with_items or split == "validation")
+    summary = Summary(held_out=held_out, keeps_items=with_items or split == "validation", chunk=data.chunk)
     if reference.startswith("builtin:"):
         return _load_builtin(source, path, split, data, summary)
-    reading = Reading(data.format, tuple(sorted((data.columns or {}).items())))
+    reading = Reading(data.format, tuple(sorted((data.columns or {}).items())), data.chunk)
     return _load_parts(source, path, reference, _find_parts(source, path, reference, reading.format), reading, summary)
 
 
@@ -96,6 +96,9 @@ def _load_parts(
                 continue
             if len(scanned) and scanned.has_images != summary.expects_images(scanned):
                 problems.append(scanned.without_images(not scanned.has_images))
+                continue
+            if (again := summary.find_again(scanned)) is not None:
+                problems.append(again)
                 continue
             left, removed = summary.add(scanned)
             if left:

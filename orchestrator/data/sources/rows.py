@@ -1,12 +1,12 @@
 """A row of any container to an example, by `recipe.data.format`; every fault has a dotted path and a remedy.
 
-Pure, but for the images that a row names.
+Pure, but for the images that a row names. Over 300 lines: each format after the other, and the checks that they share.
 """
 
 import json
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 from orchestrator.data.actions import question_about
@@ -45,6 +45,30 @@ _LARGEST = sys.float_info.max
 _SHAREGPT_ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant", "system": "system"}
 
 
+@dataclass(frozen=True)
+class Step:
+    """What chunks of actions need of a row."""
+
+    episode: str
+    number: int | None  # within the episode, where the rows say it
+    action: tuple[float, ...]
+
+    def leads_to(self, other: "Step") -> bool:
+        """Whether the next row is the next step of the same episode. Raises RowError where it is out of order."""
+        if other.episode != self.episode:
+            return False
+        if self.number is None and other.number is None:
+            return True
+        if self.number is None or other.number is None or other.number <= self.number:
+            numbers = [_shown(number) for number in (self.number, other.number)]
+            message = (
+                f"'step' is {numbers[0]}, and {numbers[1]} in the next row of {self.episode}; chunks of actions are of "
+                "rows in order: sort each episode's by step, or name the right column in recipe.data.columns.step"
+            )
+            raise RowError("step", message)
+        return other.number == self.number + 1
+
+
 class RowError(ValueError):
     """A row is no example; `path` is the key in it that is wrong."""
 
@@ -59,7 +83,7 @@ def read_row(row: Any, data_format: DataFormat, columns: Columns, group: str, im
         message = f"the row is {_shown(row)}; each row must be a JSON object such as {SHAPES[data_format]}"
         raise RowError("", message)
     if columns:
-        row = _renamed(row, columns)
+        row = renamed(row, columns)
     telling = _TELLING[data_format]
     if telling not in row:
         raise RowError(telling, f"'{telling}' is missing; {_hint(row, data_format)} ({_keys(row)})")
@@ -74,7 +98,7 @@ def read_row(row: Any, data_format: DataFormat, columns: Columns, group: str, im
     return replace(example, columns=properties_of(row, others)) if others else example
 
 
-def _renamed(row: dict[str, Any], columns: Columns) -> dict[str, Any]:
+def renamed(row: dict[str, Any], columns: Columns) -> dict[str, Any]:
     """The row under the keys that a format reads."""
     for key, column in columns:
         if column not in row:
@@ -263,10 +287,36 @@ def _parse_actions(row: Mapping[str, Any], group: str, images: ImageReader) -> E
     Images are what the robot sees at this step.
     """
     question = question_about(_text(row, "instruction", "instruction"))
-    numbers = _listed(row, "action", "actions")
-    action = tuple([_number(number, f"action.{place}") for place, number in enumerate(numbers)])
-    episode = group if "group" in row else _episode(row)
+    action = action_of(row)
+    episode = group if "group" in row else episode_of(row)
     return Example(group=episode, turns=(Turn("user", question, tuple(_images(row, "", images))),), action=action)
+
+
+def step_of(row: Any, columns: Columns, group: str) -> Step:
+    """What a chunk needs of a row of `actions`; `group` is its group where the row names none. Raises RowError."""
+    if isinstance(row, dict) and columns:
+        row = renamed(row, columns)
+    if not isinstance(row, dict) or "action" not in row:
+        raise RowError("action", "'action' is missing")  # reading the row says more
+    episode = episode_of(row) if "episode" in row or "group" not in row else ""
+    if "group" in row:
+        episode = f"{_text(row, 'group', 'group')} {episode}".strip()
+    number = row.get("step")
+    if number is not None and (isinstance(number, bool) or not isinstance(number, int)):
+        raise RowError("step", f"'step' is {_shown(number)}; it must be a whole number: correct it, or leave it out")
+    return Step(episode, number, action_of(row))
+
+
+def action_of(row: Mapping[str, Any]) -> tuple[float, ...]:
+    """The numbers of a step. Raises RowError."""
+    numbers = _listed(row, "action", "actions")
+    if all(isinstance(one, list) for one in numbers):
+        message = (
+            f"'action' is {_shown(numbers)}, a list of actions; write a row for each step with its one action, and set "
+            "recipe.data.actions.chunk to how many are learned at once"
+        )
+        raise RowError("action", message)
+    return tuple([_number(number, f"action.{place}") for place, number in enumerate(numbers)])
 
 
 def _number(value: Any, path: str) -> float:
@@ -276,7 +326,8 @@ def _number(value: Any, path: str) -> float:
     return float(value)
 
 
-def _episode(row: Mapping[str, Any]) -> str:
+def episode_of(row: Mapping[str, Any]) -> str:
+    """What an episode is called. Raises RowError."""
     if "episode" not in row:
         raise RowError("episode", f"'episode' is missing; add the number or name of the step's ({_keys(row)})")
     value = row["episode"]

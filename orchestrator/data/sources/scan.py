@@ -17,7 +17,8 @@ import numpy as np
 from orchestrator.data.examples import Example
 from orchestrator.data.images.files import ImageReader
 from orchestrator.data.sources import lerobot
-from orchestrator.data.sources.containers import LEROBOT, Span, number_of_first_row, rows_of
+from orchestrator.data.sources.chunks import Chunk, chunks_of
+from orchestrator.data.sources.containers import LEROBOT, Span, number_of_first_row, rows_behind, rows_of
 from orchestrator.data.sources.hub import PREFIX
 from orchestrator.data.sources.rows import Columns, DataFormat, RowError, read_row
 from orchestrator.errors import SpecProblem
@@ -34,6 +35,7 @@ class Reading:
 
     format: DataFormat
     columns: Columns = ()
+    chunk: int = 1  # actions of an answer
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Scanned:
     images: np.ndarray  # (examples,) int32, how many each has
     image_sizes: np.ndarray  # (images, 2) int32, width and height
     stamps: tuple[tuple[str, int, int], ...] = ()  # of the files of images: path, size, time of change
+    episodes: tuple[tuple[str, int], ...] = ()  # of chunks: each in turn, and its first row from 0 within the span
     faults: tuple[Fault, ...] = ()  # the first ones
     more_faults: int = 0
 
@@ -94,6 +97,15 @@ class Scanned:
         )
         return SpecProblem(self.span.file, message, "action", _first_row(self.span))
 
+    def again(self, row: int, episode: str, elsewhere: bool) -> SpecProblem:
+        """What is wrong with an episode that begins at a row and was there before, or was so far in another file."""
+        how = "goes on from another file" if elsewhere else "is there again, after rows of others"
+        message = (
+            f"{episode} {how}; chunks of actions are made of an episode's rows one after the other in one file: sort "
+            "the rows by episode and step"
+        )
+        return SpecProblem(self.span.file, message, "episode", _first_row(self.span) + row)
+
     def without_images(self, expects: bool) -> SpecProblem:
         """What is wrong with a span behind others that have images (`expects`), or have none."""
         return SpecProblem(self.span.file, _of_two_kinds(expects), "images", _first_row(self.span))
@@ -104,21 +116,32 @@ def examples_of(span: Span, reading: Reading, is_checked: bool = False) -> Itera
     images = ImageReader(None if span.suffix in (PREFIX, LEROBOT) else Path(span.file).parent, is_checked)
     group = Path(span.file).name
 
-    def read(row: Any) -> Example | RowError:
+    def read(row: Any, chunk: Chunk | None) -> Example | RowError:
         try:
-            return row if isinstance(row, RowError) else read_row(row, reading.format, reading.columns, group, images)
+            if isinstance(row, RowError):
+                return row
+            example = read_row(row, reading.format, reading.columns, group, images)
+            return example if chunk is None else chunk.of(example)
         except RowError as error:
             return error
 
-    rows = lerobot.steps_of(span, dict(reading.columns)) if span.suffix == LEROBOT else rows_of(span)
-    for number, row in rows:
-        found = read(row)
+    rows = _rows_with_chunks(span, reading, group)
+    for number, *row in rows:
+        found = read(*row)
         yield number, found
         if isinstance(found, Example) and found.images:
             break
     with ThreadPoolExecutor(min(os.cpu_count() or 1, READERS)) as readers:  # pillow and hashes leave Python's lock
         while batch := list(islice(rows, ROWS_OF_A_BATCH)):
-            yield from zip([number for number, _ in batch], readers.map(read, [row for _, row in batch]), strict=True)
+            numbers, listed, chunks = zip(*batch, strict=True)
+            yield from zip(numbers, readers.map(read, listed, chunks), strict=True)
+
+
+def _rows_with_chunks(span: Span, reading: Reading, group: str) -> Iterator[tuple[int, Any, Chunk | None]]:
+    rows = lerobot.steps_of(span, dict(reading.columns)) if span.suffix == LEROBOT else rows_of(span)
+    if reading.chunk == 1:
+        return ((number, row, None) for number, row in rows)
+    return chunks_of(rows, rows_behind(span), reading.chunk, reading.columns, group)
 
 
 def scan(span: Span, reading: Reading) -> Scanned:
@@ -130,6 +153,7 @@ def scan(span: Span, reading: Reading) -> Scanned:
     seen: list[int] = []
     image_sizes: list[tuple[int, int]] = []
     stamps: dict[tuple[str, int, int], None] = {}
+    episodes: list[tuple[str, int]] = []
     for number, found in examples_of(span, reading, is_checked=True):
         if isinstance(found, RowError):
             faults.append(Fault(number, found.path, str(found)))
@@ -148,6 +172,8 @@ def scan(span: Span, reading: Reading) -> Scanned:
             image_sizes.append((image.width, image.height))
             if isinstance(image.source, Path):
                 stamps[_stamp(image.source)] = None
+        if found.episode and found.episode != (episodes[-1][0] if episodes else ""):
+            episodes.append((found.episode, number))
         actions.append(found.action)
         digests.append(found.content_digest)
         sizes.append(found.learnable_bytes)
@@ -162,6 +188,7 @@ def scan(span: Span, reading: Reading) -> Scanned:
         np.array(seen, np.int32),
         _sizes(image_sizes),
         tuple(stamps),
+        tuple(episodes),
         tuple(faults[:MOST_FAULTS]),
         len(faults[MOST_FAULTS:]),
     )
@@ -223,6 +250,7 @@ def write_scanned(stream: BinaryIO, scanned: Scanned) -> None:
         "dimensions": scanned.dimensions,
         "images": len(scanned.image_sizes),
         "stamps": scanned.stamps,
+        "episodes": scanned.episodes,
         "groups": scanned.groups,
         "faults": [asdict(fault) for fault in scanned.faults],
         "more_faults": scanned.more_faults,
@@ -251,6 +279,7 @@ def read_scanned(stream: BinaryIO) -> Scanned | None:
     actions = array(np.dtype(np.float64), head["dimensions"]).reshape(head["examples"], head["dimensions"])
     images, image_sizes = array(np.dtype(np.int32)), array(np.dtype(np.int32), 2, "images").reshape(-1, 2)
     stamps = tuple((file, size, changed) for file, size, changed in head["stamps"])
+    episodes = tuple((episode, row) for episode, row in head["episodes"])
     faults = tuple(Fault(**fault) for fault in head["faults"])
     groups = tuple(head["groups"])
     return Scanned(
@@ -263,6 +292,7 @@ def read_scanned(stream: BinaryIO) -> Scanned | None:
         images,
         image_sizes,
         stamps,
+        episodes,
         faults,
         head["more_faults"],
     )

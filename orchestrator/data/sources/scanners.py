@@ -16,7 +16,6 @@ from dataclasses import asdict
 from typing import BinaryIO, cast
 
 from orchestrator.data.sources.containers import Span
-from orchestrator.data.sources.rows import DataFormat
 from orchestrator.data.sources.scan import Reading, Scanned, read_scanned, scan, write_scanned
 
 WORTH_A_PROCESS = 64 << 20  # bytes of a source: fewer are read before a process has started
@@ -45,7 +44,7 @@ def _start(spans: Sequence[Span], reading: Reading, held: ExitStack) -> "subproc
     scanner = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
     held.callback(_end, scanner)
     assert scanner.stdin is not None
-    work = {"format": reading.format, "columns": reading.columns, "spans": [asdict(span) for span in spans]}
+    work = {"reading": asdict(reading), "spans": [asdict(span) for span in spans]}
     scanner.stdin.write(json.dumps(work).encode())
     scanner.stdin.close()
     return scanner
@@ -61,8 +60,8 @@ def _end(scanner: "subprocess.Popen[bytes]") -> None:
 def main() -> None:
     """Scans what stdin asks for."""
     work = json.loads(sys.stdin.buffer.read())
-    columns = tuple((key, column) for key, column in work["columns"])
-    reading = Reading(cast(DataFormat, work["format"]), columns)
+    columns = tuple((key, column) for key, column in work["reading"]["columns"])
+    reading = Reading(**{**work["reading"], "columns": columns})
     for span in work["spans"]:
         write_scanned(sys.stdout.buffer, scan(Span(**span), reading))
         sys.stdout.buffer.flush()

@@ -58,7 +58,7 @@ def test_a_success_is_above_both_where_its_interval_is() -> None:
 
 def test_the_page_says_whether_bits_say_what_success_says() -> None:
     document = acted(NAMES, "rollout_success")
-    document["rollouts"]["max_steps"] = 7
+    document["rollouts"] |= {"max_steps": 7, "chunk": 8, "execute": 5}
     document["rollouts"]["agreement"] = {
         "metric": "bits_per_byte",
         "unit": "bits per action dimension",
@@ -70,6 +70,7 @@ def test_the_page_says_whether_bits_say_what_success_says() -> None:
     }
     page, text = render_report(document), render_markdown(document)
     assert "of at most 7 steps" in page
+    assert "a model answers with 8 actions and takes 5 of them before it looks again" in page
     assert "A tie by &lt;bits&gt;." in page and "Bits per action dimension" in page
     assert all("They do not contradict each other." in one for one in (page, text))
 

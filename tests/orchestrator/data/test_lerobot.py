@@ -20,6 +20,7 @@ from pyarrow import parquet
 from orchestrator.data.sources.containers import write_parquet
 from orchestrator.data.sources.lerobot import first_step, part_of_lerobot
 from orchestrator.errors import SpecError
+from orchestrator.spec_files.spec import Actions
 from tools.make_lerobot_fixture import STEPS, TASKS, picture
 
 RECORDED = Path(__file__).parent / "lerobot"
@@ -71,6 +72,19 @@ def test_recordings_are_the_same_data_as_their_steps_in_a_table(tmp_path: Path, 
     assert (found.digest, found.pictures, found.actions) == (expected.digest, expected.pictures, expected.actions)
     chosen = load(tmp_path, str(RECORDED / kind), format="actions", columns={"image": CAMERA})
     assert chosen.digest == expected.digest
+
+
+def test_chunks_of_recordings_are_those_of_their_steps_in_a_table_however_they_lie(tmp_path: Path) -> None:
+    rows = [{**row, "step": step} for row, (_, step) in zip(table(stored()["image"]), PLACES, strict=True)]
+    write_parquet(tmp_path / "steps.parquet", rows)
+    shutil.copytree(RECORDED / "image", tmp_path / "robot")
+    for file in (tmp_path / "robot" / "data").glob("*/*.parquet"):
+        steps = parquet.read_table(file)
+        parquet.write_table(steps.take([*reversed(range(len(steps)))]), file)
+    chunked: dict[str, Any] = {"format": "actions", "actions": Actions(chunk=3)}
+    expected, found = load(tmp_path, "steps.parquet", **chunked), load(tmp_path, "robot", **chunked)
+    assert found.digest == expected.digest != load(tmp_path, "robot", format="actions").digest
+    assert [len(one.actions) for one in found.read()] == [min(3, STEPS[episode] - step) for episode, step in PLACES]
 
 
 def test_every_step_has_the_frame_that_was_recorded_at_it(tmp_path: Path) -> None:

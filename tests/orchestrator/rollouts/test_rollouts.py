@@ -1,6 +1,7 @@
 """A trained backbone acts in a real simulator: by its own logits, alike on two ranks and exported."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,17 +43,20 @@ CPU = torch.device("cpu")
 ROOM = "minigrid:BabyAI-GoToLocalS5N2-v0"
 
 
-def acting_job(folder: Path, backbone: str, workers: int) -> CellJob:
+def acting_job(folder: Path, backbone: str, workers: int, chunk: int, execute: int | None) -> CellJob:
     record_demonstrations(ROOM, 30, 0, folder / "data", lambda *_: None)
     for file in (folder / "data" / TRAIN, folder / "data" / HELD_OUT):
         rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
         if get_spec(backbone).vision is None:  # which is trained on rows without images alone
             rows = [{key: value for key, value in row.items() if key != "images"} for row in rows]
         file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    data = {"train": str(folder / "data" / TRAIN), "validation": str(folder / "data" / HELD_OUT), "format": "actions"}
+    data: dict[str, Any] = {"train": str(folder / "data" / TRAIN), "validation": str(folder / "data" / HELD_OUT)}
+    data["format"] = "actions"
     budget = {"kind": "steps", "amount": 2}
+    if chunk > 1:
+        data["actions"] = {"chunk": chunk}
     job = make_job(folder, backbone, workers=workers, sequence_length=64, data=data, budget=budget)
-    job = replace(job, rollouts=RolloutRequest(ROOM, 18, 0, "digest"))
+    job = replace(job, rollouts=RolloutRequest(ROOM, 18, 0, "digest", execute=execute))
     return replace(job, export=ExportRequest(folder / "export", {"name": "robot"}))
 
 
@@ -72,11 +76,15 @@ def by_plain_transformers(folder: Path, job: CellJob, instructions: set[str]) ->
     return answers
 
 
-@pytest.mark.parametrize("backbone", ["tiny-qwen", "tiny-smolvlm"])
-def test_two_ranks_play_what_the_exported_model_plays_alone(backbone: str, tmp_path: Path) -> None:
-    job = acting_job(tmp_path, backbone, workers=2)
+@pytest.mark.parametrize(("backbone", "chunk", "execute"), [("tiny-qwen", 1, None), ("tiny-smolvlm", 3, 2)])
+def test_two_ranks_play_what_the_exported_model_plays_alone(
+    backbone: str, chunk: int, execute: int | None, tmp_path: Path
+) -> None:
+    job = acting_job(tmp_path, backbone, 2, chunk, execute)
     run_ranks(2, run_cell, job, CPU)
-    episodes = read_json(CellFolder(job.folder).rollouts)["episodes"]
+    written = read_json(CellFolder(job.folder).rollouts)
+    episodes = written["episodes"]
+    assert (written["chunk"], written["execute"]) == (chunk, execute or chunk)
     assert {name: len(all_) for name, all_ in episodes.items()} == {TRAINED: 18, RANDOM: 18, BLIND: 18}
     assert len({one["seed"] for one in episodes[TRAINED]}) == 18
     measurement = find_measurement(job.folder)
@@ -91,7 +99,10 @@ def test_two_ranks_play_what_the_exported_model_plays_alone(backbone: str, tmp_p
 
     assert job.export is not None
     with Fleet(ROOM, processes=1) as fleet:
-        alone = play_all(open_policy(job.export.folder), fleet, 18, 0)
+        alone = play_all(open_policy(job.export.folder, execute), fleet, 18, 0)
+    assert open_policy(job.export.folder).execute == chunk
+    with pytest.raises(InputError, match=f"answers with {chunk} actions at a time, and cannot take 4; ask for fewer"):
+        open_policy(job.export.folder, 4)
     assert collect(ROOM, 0, alone)["episodes"] == episodes
     if backbone == "tiny-qwen":
         assert_blind(job, job.export.folder, episodes[TRAINED])
@@ -120,6 +131,24 @@ def test_an_episode_fails_that_has_not_succeeded_by_the_limit_of_steps(most: int
         assert other.success == (one.success and one.length <= most)
 
 
+@pytest.mark.parametrize("steps", [2, 3, 7])
+@pytest.mark.parametrize("most", [None, 4])
+def test_a_plan_of_several_actions_is_taken_before_the_policy_is_asked_again(steps: int, most: int | None) -> None:
+    asked: list[int] = []
+    with Fleet(ROOM, processes=1) as fleet:
+        single, seeds = RandomPolicy(fleet), [*range(20)]
+
+        def planned(requests: Sequence[Request]) -> np.ndarray:
+            asked.extend(request.step for request in requests)
+            ahead = [[replace(one, step=one.step + number) for one in requests] for number in range(steps)]
+            return np.concatenate([single(later) for later in ahead], axis=1)
+
+        one_by_one = play(single, fleet, seeds, max_steps=most)
+        assert play(planned, fleet, seeds, max_steps=most) == one_by_one
+    assert {step % steps for step in asked} == {0}
+    assert len(asked) == sum(-(-episode.length // steps) for episode in one_by_one)
+
+
 def test_a_folder_that_learned_no_actions_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no model that a finetune exported"):
         open_policy(tmp_path)
@@ -128,8 +157,11 @@ def test_a_folder_that_learned_no_actions_is_refused(tmp_path: Path) -> None:
         open_policy(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["tiny-llama2", "tiny-qwen", "tiny-smolvlm", "tiny-qwen2.5-vl", "tiny-paligemma"])
-def test_each_number_of_an_action_is_the_likeliest_in_the_one_pass_of_training(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "chunk"),
+    [("tiny-llama2", 1), ("tiny-qwen", 3), ("tiny-smolvlm", 1), ("tiny-qwen2.5-vl", 2), ("tiny-paligemma", 2)],
+)
+def test_each_number_of_an_action_is_the_likeliest_in_the_one_pass_of_training(name: str, chunk: int) -> None:
     spec = get_spec(name)
     backbone = build(spec, seed=5)
     backbone.llm.eval()
@@ -137,20 +169,21 @@ def test_each_number_of_an_action_is_the_likeliest_in_the_one_pass_of_training(n
         parameter.data.mul_(8 if parameter.ndim > 1 else 1)
     draw = np.random.default_rng(0)
     statistics = count_statistics(draw.uniform(-3, 5, (50, 4)), 5)
-    policy = BackbonePolicy(backbone, spec, statistics, CPU)
+    policy = BackbonePolicy(backbone, spec, statistics, CPU, chunk)
     told = ["lift the block", "go"]  # contexts of two lengths
     pictures = draw.integers(0, 256, (2, 40, 40, 3)).astype(np.uint8)
     found = policy([Request(n, 0, Observation(pictures[n], instruction)) for n, instruction in enumerate(told)])
     assert not np.array_equal(*found)
+    assert found.shape == (2, chunk, 4)
     codec = load_codec(spec, max_length=256)
     for row, instruction, picture in zip(found, told, pictures, strict=True):
-        ids = codec.actions.encode(statistics.normalise(row))
+        ids = codec.actions.encode(statistics.normalise(row)).ravel()
         images = None if spec.vision is None else resized(picture, spec.vision.image_size, spec.vision.resample)[None]
         encoded = codec.encode_action(question_about(instruction), ids.tolist(), 0 if images is None else 1)
         learned = np.array(encoded.is_target)
         placed = place(backbone, backbone.collate([[Example(np.array(encoded.input_ids), learned, images)]]), CPU)
         with torch.no_grad():
-            logits = backbone(**placed.arguments, use_cache=False).logits[0, placed.positions_N[:4]]
+            logits = backbone(**placed.arguments, use_cache=False).logits[0, placed.positions_N[: 4 * chunk]]
         likeliest = codec.actions.begin + logits[:, codec.actions.begin : codec.actions.end].argmax(dim=1).numpy()
         np.testing.assert_array_equal(codec.actions.decode(likeliest), codec.actions.decode(ids))
 

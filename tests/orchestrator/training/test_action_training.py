@@ -36,11 +36,12 @@ def write(file: Path, count: int, seed: int) -> np.ndarray:
     return np.array(actions)
 
 
-def robot_job(folder: Path, **recipe: Any) -> CellJob:
+def robot_job(folder: Path, chunk: int, **recipe: Any) -> CellJob:
     folder.mkdir(exist_ok=True)
     write(folder / "robot.jsonl", 64, seed=1)
     write(folder / "held_out.jsonl", 14, seed=2)
-    data = {"train": str(folder / "robot.jsonl"), "validation": str(folder / "held_out.jsonl"), "format": "actions"}
+    data: dict[str, Any] = {"train": str(folder / "robot.jsonl"), "validation": str(folder / "held_out.jsonl")}
+    data |= {"format": "actions"} | ({"actions": {"chunk": chunk}} if chunk > 1 else {})
     job = make_job(folder, "tiny-qwen", workers=2, sequence_length=64, data=data, **recipe)
     return replace(job, export=ExportRequest(folder / "export", {"name": "robot"}))
 
@@ -51,8 +52,14 @@ def metrics_of(job: CellJob) -> dict[str, Any]:
     return measurement.metrics
 
 
-def measured_alone(job: CellJob) -> dict[str, float]:
-    """The same measures from the exported model in plain transformers, item by item."""
+def facts_of(job: CellJob) -> dict[str, Any]:
+    measurement = find_measurement(job.folder)
+    assert measurement is not None
+    return measurement.data
+
+
+def measured_alone(job: CellJob) -> list[dict[str, float]]:
+    """The same measures from the exported model in plain transformers, item by item: of all, then by steps ahead."""
     assert job.prepared is not None
     assert job.prepared.actions is not None
     assert job.export is not None
@@ -62,33 +69,41 @@ def measured_alone(job: CellJob) -> dict[str, float]:
     edges = np.linspace(-1, 1, 256)
     centres = (edges[:-1] + edges[1:]) / 2
     data = load_tokenized(job.prepared.validation_file)
-    nats, hits, distances = [], [], []
+    found: dict[int, list[tuple[float, float, float]]] = {}
     for index in range(len(data)):
         ids, _, is_scored = data.example(index)
         with torch.no_grad():
             logits = model(torch.tensor([ids.tolist()])).logits[0].double().numpy()
-        for place in np.flatnonzero(is_scored):
+        for number, place in enumerate(np.flatnonzero(is_scored)):
             over_bins = logits[place - 1, end - 256 : end]
             largest = over_bins.max()
-            nats.append(math.log(np.exp(over_bins - largest).sum()) + largest - logits[place - 1, ids[place]])
+            nats = math.log(np.exp(over_bins - largest).sum()) + largest - logits[place - 1, ids[place]]
             chosen = int(logits[place - 1].argmax())
-            hits.append(chosen == ids[place])
             bins = [min(max(end - one - 1, 0), 254) for one in (chosen, int(ids[place]))]
-            distances.append(abs(centres[bins[0]] - centres[bins[1]]))
-    return {BITS: np.mean(nats) / math.log(2), ACCURACY: np.mean(hits), DISTANCE: np.mean(distances)}
+            measures = (nats / math.log(2), float(chosen == ids[place]), abs(centres[bins[0]] - centres[bins[1]]))
+            found.setdefault(number // 3, []).append(measures)
+    every = [one for some in found.values() for one in some]
+    means = [np.mean(some, axis=0).tolist() for some in (every, *found.values())]
+    return [dict(zip((BITS, ACCURACY, DISTANCE), mean, strict=True)) for mean in means]
 
 
-def test_actions_are_learned_measured_and_exported(tmp_path: Path) -> None:
-    job = robot_job(tmp_path / "job", budget={"kind": "steps", "amount": 30}, optimizer={"learning_rate": 6e-3})
+@pytest.mark.parametrize("chunk", [1, 2])
+def test_actions_are_learned_measured_and_exported(tmp_path: Path, chunk: int) -> None:
+    job = robot_job(tmp_path / "job", chunk, budget={"kind": "steps", "amount": 30}, optimizer={"learning_rate": 6e-3})
     run_ranks(2, run_cell, job, CPU)
-    metrics = metrics_of(job)
-    for name, expected in measured_alone(job).items():
-        assert metrics[name] == pytest.approx(expected, rel=1e-4, abs=1e-6), name
+    metrics, facts = metrics_of(job), facts_of(job)
+    expected, *ahead = measured_alone(job)
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert len(ahead) == chunk
+    for place, one in enumerate(facts.get("actions_ahead", [])):
+        assert one == pytest.approx(ahead[place], rel=1e-4, abs=1e-6)
+    assert len(facts.get("actions_ahead", [{}])) == chunk
     assert metrics[ACCURACY] > 0.8
     assert metrics[DISTANCE] < 0.3  # of a guess: about 0.7
     # Those of the whole vocabulary, over the same positions: never fewer than over the bins alone.
     assert metrics[BITS] <= metrics["val_bits_per_byte"] < metrics["val_bits_per_byte_before"]
-    assert load_item_scores(job.folder).bytes.tolist() == [3] * 14
+    lengths = [min(chunk, left) for episode in (4, 4, 4, 2) for left in range(episode, 0, -1)]
+    assert load_item_scores(job.folder).bytes.tolist() == [3 * length for length in lengths]
     assert entries(job, "step")[0].fields["bytes_seen"] % 3 == 0
 
     actions = write(tmp_path / "again.jsonl", 64, seed=1)
@@ -96,6 +111,7 @@ def test_actions_are_learned_measured_and_exported(tmp_path: Path) -> None:
     np.testing.assert_array_equal(stored["action"]["q01"], np.quantile(actions, 0.01, axis=0))
     np.testing.assert_array_equal(stored["action"]["q99"], np.quantile(actions, 0.99, axis=0))
     assert (stored["num_transitions"], stored["num_trajectories"]) == (64, 16)
+    assert stored.get("action_chunk", 1) == chunk
 
 
 def test_an_export_of_text_has_no_statistics_of_an_earlier_one(tmp_path: Path) -> None:
