@@ -52,13 +52,18 @@ def generation_digest(asked: Generation) -> str:
 
 @dataclass(frozen=True)
 class RolloutRequest:
-    """Which episodes a trained cell plays. `digest` of all of it."""
+    """Which episodes a trained cell plays."""
 
     environment: str
     episodes: int
     seed: int
-    digest: str
     max_steps: int | None = None  # None: the environment's own limit
+
+    @property
+    def digest(self) -> str:
+        """Tells whether a cell played the same episodes before."""
+        limit = () if self.max_steps is None else (self.max_steps,)
+        return content_hash([self.environment, self.episodes, self.seed, *limit])
 
 
 @dataclass(frozen=True)

@@ -161,9 +161,7 @@ def rollout_request(plan: Plan) -> RolloutRequest | None:
     asked = plan.job.recipe.evaluate.rollouts
     if asked is None:
         return None
-    facts = (asked.environment, asked.episodes, asked.seed)
-    limit = () if asked.max_steps is None else (asked.max_steps,)
-    return RolloutRequest(*facts, content_hash([*facts, *limit]), asked.max_steps)
+    return RolloutRequest(asked.environment, asked.episodes, asked.seed, asked.max_steps)
 
 
 def find_finished_export(plan: Plan) -> Path | None:

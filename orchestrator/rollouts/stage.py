@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from orchestrator.cell_job import RolloutRequest
 from orchestrator.environments.environment import ROLLED_OUT, episode_seed
 from orchestrator.environments.fleet import Fleet
 from orchestrator.layout import CellFolder
 from orchestrator.rollouts.film import frames_of, write_film
-from orchestrator.rollouts.play import LANES, Alone, Episode, Gang, OnMesh, Policy, play
+from orchestrator.rollouts.play import LANES, Episode, Gang, OnMesh, Policy, play
 from orchestrator.rollouts.policies import BackbonePolicy, RandomPolicy, with_other_instructions
 from orchestrator.rollouts.results import BLIND, RANDOM, TRAINED, collect, figures, write_results
 from orchestrator.training.run import CellRun
@@ -36,30 +37,26 @@ def roll_out(run: CellRun) -> None:
     backbone.llm.eval()
     policy = BackbonePolicy(backbone, cell.backbone, job.prepared.actions.statistics, run.mesh.device)
     with Fleet(job.rollouts.environment, min(cell.placement.cpus_per_worker, LANES)) as fleet:
-        asked, gang = job.rollouts, OnMesh(run.mesh, partial(obey, run))
-        played = play_all(policy, fleet, asked.episodes, asked.seed, gang, asked.max_steps)
+        played = play_all(policy, fleet, job.rollouts, OnMesh(run.mesh, partial(obey, run)))
         if run.mesh.is_main:
             film(fleet, played[TRAINED], *CellFolder(job.folder).films)
     backbone.llm.train()
-    results = collect(job.rollouts.environment, job.rollouts.seed, played)
+    results = collect(job.rollouts, played)
     run.metrics |= figures(results)
     run.facts["rollouts"] = job.rollouts.digest
     if run.mesh.is_main:
-        write_results(CellFolder(job.folder).rollouts, results, cell_id=cell.cell_id, max_steps=asked.max_steps)
+        write_results(CellFolder(job.folder).rollouts, results, cell_id=cell.cell_id)
 
 
-def play_all(
-    policy: Policy, fleet: Fleet, episodes: int, seed: int, gang: Gang | None = None, max_steps: int | None = None
-) -> dict[str, list[Episode]]:
+def play_all(policy: Policy, fleet: Fleet, asked: RolloutRequest, gang: Gang | None = None) -> dict[str, list[Episode]]:
     """The same episodes by the policy, by chance, and by the policy with the instruction of the next episode.
 
     The last of these tells what the instruction is good for; without it, where all episodes have the same. Collective.
     """
-    gang = gang or Alone()
-    seeds = [episode_seed(ROLLED_OUT, seed, number) for number in range(episodes)]
+    seeds = seeds_of(asked)
 
     def by(acting: Policy) -> list[Episode]:
-        return play(acting, fleet, seeds, gang, max_steps)
+        return play(acting, fleet, seeds, gang, asked.max_steps)
 
     played = {TRAINED: by(policy), RANDOM: by(RandomPolicy(fleet))}
     told = [episode.instruction for episode in played[TRAINED]]
@@ -67,6 +64,11 @@ def play_all(
         others = dict(zip(seeds, [*told[1:], told[0]], strict=True))
         played[BLIND] = by(with_other_instructions(policy, others))
     return played
+
+
+def seeds_of(asked: RolloutRequest) -> list[int]:
+    """Of its episodes."""
+    return [episode_seed(ROLLED_OUT, asked.seed, number) for number in range(asked.episodes)]
 
 
 def film(fleet: Fleet, episodes: Sequence[Episode], success: Path, failure: Path) -> None:

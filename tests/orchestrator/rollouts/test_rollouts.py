@@ -52,7 +52,7 @@ def acting_job(folder: Path, backbone: str, workers: int) -> CellJob:
     data = {"train": str(folder / "data" / TRAIN), "validation": str(folder / "data" / HELD_OUT), "format": "actions"}
     budget = {"kind": "steps", "amount": 2}
     job = make_job(folder, backbone, workers=workers, sequence_length=64, data=data, budget=budget)
-    job = replace(job, rollouts=RolloutRequest(ROOM, 18, 0, "digest"))
+    job = replace(job, rollouts=RolloutRequest(ROOM, 18, 0))
     return replace(job, export=ExportRequest(folder / "export", {"name": "robot"}))
 
 
@@ -84,15 +84,15 @@ def test_two_ranks_play_what_the_exported_model_plays_alone(backbone: str, tmp_p
     metrics = measurement.metrics
     assert metrics["rollout/success"] == np.mean([one["success"] for one in episodes[TRAINED]])
     assert metrics["rollout/random_success"] == np.mean([one["success"] for one in episodes[RANDOM]])
-    assert measurement.data["rollouts"] == "digest"
+    assert measurement.data["rollouts"] == job.rollouts.digest
     films = [file for file in CellFolder(job.folder).films if file.exists()]
     assert films and all(file.stat().st_size <= MOST_BYTES for file in films)
     assert max(getattr(Image.open(file), "n_frames", 1) for file in films) > 1
 
-    assert job.export is not None
+    assert job.export is not None and job.rollouts is not None
     with Fleet(ROOM, processes=1) as fleet:
-        alone = play_all(open_policy(job.export.folder), fleet, 18, 0)
-    assert collect(ROOM, 0, alone)["episodes"] == episodes
+        alone = play_all(open_policy(job.export.folder), fleet, job.rollouts)
+    assert collect(job.rollouts, alone)["episodes"] == episodes
     if backbone == "tiny-qwen":
         assert_blind(job, job.export.folder, episodes[TRAINED])
 
