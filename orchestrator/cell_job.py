@@ -52,16 +52,17 @@ def generation_digest(asked: Generation) -> str:
 
 @dataclass(frozen=True)
 class RolloutRequest:
-    """Which episodes a trained cell plays."""
+    """Which episodes a trained cell plays, and how often on the way."""
 
     environment: str
     episodes: int
     seed: int
     max_steps: int | None = None  # None: the environment's own limit
+    every: float = 1.0  # share of the budget after which they are played; 1: at the end alone
 
     @property
     def digest(self) -> str:
-        """Tells whether a cell played the same episodes before."""
+        """Tells whether a cell played the same episodes before; a curve is no reason to play them anew."""
         limit = () if self.max_steps is None else (self.max_steps,)
         return content_hash([self.environment, self.episodes, self.seed, *limit])
 

@@ -161,7 +161,7 @@ def rollout_request(plan: Plan) -> RolloutRequest | None:
     asked = plan.job.recipe.evaluate.rollouts
     if asked is None:
         return None
-    return RolloutRequest(asked.environment, asked.episodes, asked.seed, asked.max_steps)
+    return RolloutRequest(asked.environment, asked.episodes, asked.seed, asked.max_steps, asked.every)
 
 
 def find_finished_export(plan: Plan) -> Path | None:

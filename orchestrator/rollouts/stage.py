@@ -5,23 +5,29 @@ from functools import partial
 from pathlib import Path
 
 from orchestrator.cell_job import RolloutRequest
-from orchestrator.environments.environment import ROLLED_OUT, episode_seed
 from orchestrator.environments.fleet import Fleet
 from orchestrator.layout import CellFolder
+from orchestrator.rollouts.curve import curve_of, fleet_of, policy_of, record
 from orchestrator.rollouts.film import frames_of, write_film
-from orchestrator.rollouts.play import LANES, Episode, Gang, OnMesh, Policy, play
-from orchestrator.rollouts.policies import BackbonePolicy, RandomPolicy, with_other_instructions
+from orchestrator.rollouts.play import Episode, Gang, OnMesh, Policy, play
+from orchestrator.rollouts.policies import RandomPolicy, seeds_of, with_other_instructions
 from orchestrator.rollouts.results import BLIND, RANDOM, TRAINED, collect, figures, write_results
 from orchestrator.training.run import CellRun
 from orchestrator.training.stages import obey
 
 
 def find(run: CellRun) -> None:
-    """Begins an episode, before anything is trained. Raises InputError and EnvironmentFailedError."""
-    assert run.job.rollouts is not None
+    """Begins an episode, before anything is trained, and has others played on the way where that is asked for.
+
+    Raises InputError and EnvironmentFailedError.
+    """
+    asked = run.job.rollouts
+    assert asked is not None
     run.recorder.phase("opening the environment")
-    with Fleet(run.job.rollouts.environment, processes=1) as fleet:
+    with Fleet(asked.environment, processes=1) as fleet:
         fleet.reset({0: 0})
+    if asked.every < 1:
+        run.interlude = curve_of(run, asked)
 
 
 def roll_out(run: CellRun) -> None:
@@ -29,23 +35,23 @@ def roll_out(run: CellRun) -> None:
 
     Raises CancelledError and TimedOutError between two steps; the checkpoint of the last step is there to go on from.
     """
-    job, cell, backbone = run.job, run.job.cell, run.trainee.backbone
-    assert job.rollouts is not None and job.prepared is not None and job.prepared.actions is not None
+    job, asked, backbone = run.job, run.job.rollouts, run.trainee.backbone
+    assert asked is not None
     run.recorder.phase("rolling out")
     run.pulse.rest("rolling out", run.position.seen.steps)
 
     backbone.llm.eval()
-    policy = BackbonePolicy(backbone, cell.backbone, job.prepared.actions.statistics, run.mesh.device)
-    with Fleet(job.rollouts.environment, min(cell.placement.cpus_per_worker, LANES)) as fleet:
-        played = play_all(policy, fleet, job.rollouts, OnMesh(run.mesh, partial(obey, run)))
+    with fleet_of(job, asked) as fleet:
+        played = play_all(policy_of(run), fleet, asked, OnMesh(run.mesh, partial(obey, run)))
         if run.mesh.is_main:
             film(fleet, played[TRAINED], *CellFolder(job.folder).films)
     backbone.llm.train()
-    results = collect(job.rollouts, played)
+    record(run, asked, played[TRAINED])
+    results = collect(asked, played)
     run.metrics |= figures(results)
-    run.facts["rollouts"] = job.rollouts.digest
+    run.facts["rollouts"] = asked.digest
     if run.mesh.is_main:
-        write_results(CellFolder(job.folder).rollouts, results, cell_id=cell.cell_id)
+        write_results(CellFolder(job.folder).rollouts, results, cell_id=job.cell.cell_id)
 
 
 def play_all(policy: Policy, fleet: Fleet, asked: RolloutRequest, gang: Gang | None = None) -> dict[str, list[Episode]]:
@@ -64,11 +70,6 @@ def play_all(policy: Policy, fleet: Fleet, asked: RolloutRequest, gang: Gang | N
         others = dict(zip(seeds, [*told[1:], told[0]], strict=True))
         played[BLIND] = by(with_other_instructions(policy, others))
     return played
-
-
-def seeds_of(asked: RolloutRequest) -> list[int]:
-    """Of its episodes."""
-    return [episode_seed(ROLLED_OUT, asked.seed, number) for number in range(asked.episodes)]
 
 
 def film(fleet: Fleet, episodes: Sequence[Episode], success: Path, failure: Path) -> None:

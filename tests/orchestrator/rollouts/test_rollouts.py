@@ -11,7 +11,7 @@ import torch
 from gang import run_ranks
 from PIL import Image
 from scipy.stats import binomtest
-from small_jobs import make_job
+from small_jobs import entries, make_job
 from transformers import AutoModelForCausalLM
 
 from backbones.inputs import Example
@@ -52,7 +52,7 @@ def acting_job(folder: Path, backbone: str, workers: int) -> CellJob:
     data = {"train": str(folder / "data" / TRAIN), "validation": str(folder / "data" / HELD_OUT), "format": "actions"}
     budget = {"kind": "steps", "amount": 2}
     job = make_job(folder, backbone, workers=workers, sequence_length=64, data=data, budget=budget)
-    job = replace(job, rollouts=RolloutRequest(ROOM, 18, 0))
+    job = replace(job, rollouts=RolloutRequest(ROOM, 18, 0, every=0.5 if backbone == "tiny-qwen" else 1.0))
     return replace(job, export=ExportRequest(folder / "export", {"name": "robot"}))
 
 
@@ -94,6 +94,7 @@ def test_two_ranks_play_what_the_exported_model_plays_alone(backbone: str, tmp_p
         alone = play_all(open_policy(job.export.folder), fleet, job.rollouts)
     assert collect(job.rollouts, alone)["episodes"] == episodes
     if backbone == "tiny-qwen":
+        assert [entry.fields["step"] for entry in entries(job, "rollouts")] == [0, 1, 2]
         assert_blind(job, job.export.folder, episodes[TRAINED])
 
 
