@@ -4,7 +4,8 @@ What is trained is bit for bit the same without it: the policy draws nothing at 
 generator, and compiled layers run as they are written meanwhile, so that no shape of a rollout changes their code.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from statistics import fmean
 
@@ -56,11 +57,20 @@ def fleet_of(job: CellJob, asked: RolloutRequest) -> Fleet:
     return Fleet(asked.environment, min(job.cell.placement.cpus_per_worker, LANES))
 
 
-def policy_of(run: CellRun) -> BackbonePolicy:
-    """The backbone that is trained, as it is now."""
+@contextmanager
+def acting(run: CellRun) -> Iterator[BackbonePolicy]:
+    """The backbone that is trained, as it is now, for as long as the context lasts; afterwards it may train on.
+
+    Compiled layers run as they are written: episodes have batches of many shapes, each of which would be compiled.
+    """
     assert run.job.prepared is not None and run.job.prepared.actions is not None
-    statistics = run.job.prepared.actions.statistics
-    return BackbonePolicy(run.trainee.backbone, run.job.cell.backbone, statistics, run.mesh.device)
+    backbone, statistics = run.trainee.backbone, run.job.prepared.actions.statistics
+    backbone.llm.eval()
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield BackbonePolicy(backbone, run.job.cell.backbone, statistics, run.mesh.device)
+    finally:
+        backbone.llm.train()
 
 
 def _played(job: CellJob, asked: RolloutRequest) -> set[int]:
@@ -77,17 +87,12 @@ def _play_due(asked: RolloutRequest, played: set[int], run: CellRun) -> int:
         return CONTINUE
     run.recorder.phase("rolling out", step=step)
     run.pulse.rest("rolling out", step)
-    llm = run.trainee.backbone.llm
-    llm.eval()
+    gang = OnMesh(run.mesh, partial(_heed, run))
     try:
-        with fleet_of(run.job, asked) as fleet, torch.compiler.set_stance("force_eager"):
-            episodes = play(
-                policy_of(run), fleet, seeds_of(asked), OnMesh(run.mesh, partial(_heed, run)), asked.max_steps
-            )
+        with fleet_of(run.job, asked) as fleet, acting(run) as policy:
+            episodes = play(policy, fleet, seeds_of(asked), gang, asked.max_steps)
     except _Interrupted as interrupted:
         return interrupted.order  # the next attempt plays them
-    finally:
-        llm.train()
     played.add(mark)
     record(run, asked, episodes)
     run.recorder.phase("training", step=step)

@@ -7,7 +7,7 @@ from pathlib import Path
 from orchestrator.cell_job import RolloutRequest
 from orchestrator.environments.fleet import Fleet
 from orchestrator.layout import CellFolder
-from orchestrator.rollouts.curve import curve_of, fleet_of, policy_of, record
+from orchestrator.rollouts.curve import acting, curve_of, fleet_of, record
 from orchestrator.rollouts.film import frames_of, write_film
 from orchestrator.rollouts.play import Episode, Gang, OnMesh, Policy, play
 from orchestrator.rollouts.policies import RandomPolicy, seeds_of, with_other_instructions
@@ -35,17 +35,15 @@ def roll_out(run: CellRun) -> None:
 
     Raises CancelledError and TimedOutError between two steps; the checkpoint of the last step is there to go on from.
     """
-    job, asked, backbone = run.job, run.job.rollouts, run.trainee.backbone
+    job, asked = run.job, run.job.rollouts
     assert asked is not None
     run.recorder.phase("rolling out")
     run.pulse.rest("rolling out", run.position.seen.steps)
 
-    backbone.llm.eval()
-    with fleet_of(job, asked) as fleet:
-        played = play_all(policy_of(run), fleet, asked, OnMesh(run.mesh, partial(obey, run)))
+    with fleet_of(job, asked) as fleet, acting(run) as policy:
+        played = play_all(policy, fleet, asked, OnMesh(run.mesh, partial(obey, run)))
         if run.mesh.is_main:
             film(fleet, played[TRAINED], *CellFolder(job.folder).films)
-    backbone.llm.train()
     record(run, asked, played[TRAINED])
     results = collect(asked, played)
     run.metrics |= figures(results)
