@@ -88,7 +88,7 @@ def act(
     from orchestrator.environments.registry import find_missing_simulator, find_problem
     from orchestrator.rollouts.model import open_policy
     from orchestrator.rollouts.results import collect, write_results
-    from orchestrator.rollouts.stage import film, play_all
+    from orchestrator.rollouts.stage import film, play_all, require_dimensions
 
     if problem := find_problem(environment) or find_missing_simulator(environment):
         raise InputError(problem)
@@ -96,6 +96,7 @@ def act(
     folder = (folder if folder.is_dir() else find_exported(storage_folder(storage), model)).resolve()
     policy, asked = open_policy(folder), RolloutRequest(environment, episodes, seed, max_steps)
     with Fleet(environment, min(os.cpu_count() or 1, MOST_PROCESSES)) as fleet:
+        require_dimensions(fleet, asked, policy.dimensions)
         played = play_all(policy, fleet, asked)
         if video is not None:
             target = video.expanduser().absolute()

@@ -38,6 +38,11 @@ class BackbonePolicy:
         self._vision = spec.vision
         self._codec = make_codec(spec, backbone.tokenizer, spec.context_length)
 
+    @property
+    def dimensions(self) -> int:
+        """D, numbers of an action."""
+        return self._statistics.dimensions
+
     def __call__(self, requests: Sequence[Request]) -> np.ndarray:
         """Actions (requests, D), in the robot's own units."""
         tokens, backbone = self._codec.actions, self._backbone

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from orchestrator.cell_job import RolloutRequest
 from orchestrator.environments.fleet import Fleet
+from orchestrator.errors import InputError
 from orchestrator.layout import CellFolder
 from orchestrator.rollouts.curve import acting, curve_of, fleet_of, record
 from orchestrator.rollouts.film import frames_of, write_film
@@ -22,12 +23,23 @@ def find(run: CellRun) -> None:
     Raises InputError and EnvironmentFailedError.
     """
     asked = run.job.rollouts
-    assert asked is not None
+    assert asked is not None and run.job.prepared is not None and run.job.prepared.actions is not None
     run.recorder.phase("opening the environment")
     with Fleet(asked.environment, processes=1) as fleet:
+        require_dimensions(fleet, asked, run.job.prepared.actions.statistics.dimensions)
         fleet.reset({0: 0})
     if asked.every < 1:
         run.interlude = curve_of(run, asked)
+
+
+def require_dimensions(fleet: Fleet, asked: RolloutRequest, learned: int) -> None:
+    """Raises InputError where a robot takes another number of numbers than a policy has learned to give."""
+    taken = len(fleet.draw({0: (0,)})[0])
+    if taken != learned:
+        raise InputError(
+            f"an action of {asked.environment} has {taken} numbers, and one of the data that was learned from "
+            f"{learned}; name the environment of that robot, or train on recordings of this one"
+        )
 
 
 def roll_out(run: CellRun) -> None:

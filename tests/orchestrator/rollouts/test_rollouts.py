@@ -32,7 +32,7 @@ from orchestrator.rollouts.model import open_policy
 from orchestrator.rollouts.play import Request, play
 from orchestrator.rollouts.policies import BackbonePolicy, RandomPolicy
 from orchestrator.rollouts.results import BLIND, RANDOM, TRAINED, collect, wilson
-from orchestrator.rollouts.stage import play_all
+from orchestrator.rollouts.stage import play_all, require_dimensions
 from orchestrator.training.loss import place
 from orchestrator.training.measurement import find_measurement
 
@@ -119,6 +119,14 @@ def test_an_episode_fails_that_has_not_succeeded_by_the_limit_of_steps(most: int
     for one, other in zip(whole, limited, strict=True):
         assert other.actions == one.actions[:most]
         assert other.success == (one.success and one.length <= most)
+
+
+def test_a_robot_that_takes_other_actions_than_were_learned_is_refused() -> None:
+    asked = RolloutRequest(ROOM, 1, 0)
+    with Fleet(ROOM, processes=1) as fleet:
+        require_dimensions(fleet, asked, 1)
+        with pytest.raises(InputError, match="has 1 numbers, and one of the data that was learned from 7"):
+            require_dimensions(fleet, asked, 7)
 
 
 def test_a_folder_that_learned_no_actions_is_refused(tmp_path: Path) -> None:
