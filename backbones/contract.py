@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from backbones.loading import StoredNames
     from backbones.spec import VisionTower
+    from backbones.vision_language.processor import Processor
 
 
 Part = Literal["language", "connector", "vision", "unused"]  # unused: no loss depends on it
@@ -56,6 +57,11 @@ class TrainableBackbone(Protocol):
     @property
     def image_processor(self) -> "BaseImageProcessor | None":
         """What gives others than `collate` the same pixels, of images of any size; None for a model of text alone."""
+        ...
+
+    @property
+    def processor(self) -> "Processor | None":
+        """What gives others the same ids and pixels in one call; None where no class of transformers can."""
         ...
 
     def nats(self, inputs: PlacedInputs, chunks: int) -> torch.Tensor:

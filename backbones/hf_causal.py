@@ -7,7 +7,7 @@ from abc import ABC
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -36,6 +36,9 @@ from backbones.prompting.image_tokens import CodecError
 from backbones.recomputation import checkpointing_arguments
 from backbones.spec import VisionTower
 from backbones.tokenizer import LoadedTokenizer, TokenizerRows, count_rows, end_of_ids, read_tokenizer
+
+if TYPE_CHECKING:
+    from backbones.vision_language.processor import Processor
 
 
 class HFCausalLLMBackbone(LLMBackbone, ABC):
@@ -209,6 +212,11 @@ class HFCausalLLMBackbone(LLMBackbone, ABC):
     @property
     def image_processor(self) -> BaseImageProcessor | None:
         """What gives others than `collate` the same pixels; None here: it reads text alone."""
+        return None
+
+    @property
+    def processor(self) -> "Processor | None":
+        """What gives others the same ids and pixels in one call; None here, where the tokenizer does."""
         return None
 
     @property

@@ -52,14 +52,21 @@ def generation_digest(asked: Generation) -> str:
 
 @dataclass(frozen=True)
 class RolloutRequest:
-    """Which episodes a trained cell plays. `digest` of all of it."""
+    """Which episodes a trained cell plays, and how often on the way."""
 
     environment: str
     episodes: int
     seed: int
-    digest: str
     max_steps: int | None = None  # None: the environment's own limit
     execute: int | None = None  # actions of a chunk that are taken before the next question; None: all
+    every: float = 1.0  # share of the budget after which they are played; 1: at the end alone
+
+    @property
+    def digest(self) -> str:
+        """Tells whether a cell played the same episodes before; a curve is no reason to play them anew."""
+        limit = () if self.max_steps is None else (self.max_steps,)
+        taken = () if self.execute is None else ("execute", self.execute)
+        return content_hash([self.environment, self.episodes, self.seed, *limit, *taken])
 
 
 @dataclass(frozen=True)

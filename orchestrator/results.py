@@ -81,6 +81,21 @@ class EvaluationPoint:
 
 
 @dataclass(frozen=True)
+class RolloutPoint:
+    """What the trained policy's episodes came to after `step` optimizer steps (0: before training): their means."""
+
+    step: int
+    progress: float
+    bytes_seen: int
+    tokens_seen: int
+    train_time_s: float  # as of an `EvaluationPoint`
+    success: float  # share of the episodes
+    total_reward: float
+    length: float  # steps of an episode
+    digest: str  # of the request: which episodes
+
+
+@dataclass(frozen=True)
 class Measurement:
     """What a finished cell measured. `metrics` is what `report.json` shows for it."""
 

@@ -45,7 +45,10 @@ DOORS = (
     ("PIL", "orchestrator.data.images*"),
     ("pandas", "jobs.notebook.frames"),
     ("lm_eval", "orchestrator.tasks*"),
-    *((simulator, "orchestrator.environments*") for simulator in ("gymnasium", "minigrid", "metaworld", "mujoco")),
+    *(
+        (simulator, "orchestrator.environments*")
+        for simulator in ("gymnasium", "minigrid", "metaworld", "mujoco", "gym_pusht")
+    ),
 )
 
 # The rooms of a package, from the ground up. Files import from their own room and from those before it, lazily or not.

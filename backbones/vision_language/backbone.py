@@ -20,6 +20,7 @@ from backbones.prompting import CodecError, ImageTokens
 from backbones.random_init import RandomInitBackbone
 from backbones.spec import FILTERS, Vision, VisionTower
 from backbones.vision_language.pixels import normalised
+from backbones.vision_language.processor import Processor
 
 
 class VisionLanguageBackbone(CausalLMBackbone):
@@ -110,6 +111,17 @@ class VisionLanguageBackbone(CausalLMBackbone):
     def processor_settings(self) -> dict[str, Any]:
         """What else the class's image processor is told."""
         return {"size": {"height": self.vision.image_size, "width": self.vision.image_size}}
+
+    @property
+    def processor(self) -> Processor | None:
+        """The class's processor of text and images; None unless a family's was proven to give the same."""
+        return None
+
+    @property
+    def placeholders(self) -> str:
+        """The text of one image's placeholders."""
+        assert self.vision.placeholder is not None
+        return self.vision.placeholder * self.vision.tokens_per_image
 
     def token_types(self, example: Example) -> dict[str, np.ndarray]:
         """The token types of one example, (1, T), where the class's processor gives any."""

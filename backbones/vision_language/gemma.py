@@ -5,6 +5,7 @@ Shape suffixes: B rows, T positions.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 
 from backbones.inputs import Example, Inputs
 from backbones.vision_language.backbone import RandomVision, VisionLanguageBackbone
+from backbones.vision_language.processor import Processor
 
 
 class Gemma3VLBackbone(VisionLanguageBackbone):
@@ -30,6 +32,15 @@ class Gemma3VLBackbone(VisionLanguageBackbone):
 
     def token_types(self, example: Example) -> dict[str, np.ndarray]:
         return {"token_type_ids": self.is_image_token(example.input_ids)[None].astype(np.int64)}
+
+    @property
+    def processor(self) -> Processor | None:
+        """Gemma 3's, which puts an image in the place of the token that begins one."""
+        ((begin,), (end,)), (lead, trail) = self.vision.frame, self.vision.around
+        prompt = str(self.codec.prompt_with_image)
+        prompt = prompt.replace(f"{lead}{begin}{self.placeholders}{end}{trail}", begin)
+        tokens = {"image_token": str(self.vision.placeholder), "boi_token": begin, "eoi_token": end}
+        return Processor("Gemma3Processor", {"image_seq_length": self.vision.tokens_per_image}, tokens, prompt)
 
 
 class PaliGemmaBackbone(VisionLanguageBackbone):
@@ -52,6 +63,20 @@ class PaliGemmaBackbone(VisionLanguageBackbone):
 
     def token_types(self, example: Example) -> dict[str, np.ndarray]:
         return {"token_type_ids": np.cumsum(example.is_learned, dtype=np.int64).clip(max=1)[None]}
+
+    def processor_settings(self) -> dict[str, Any]:
+        """The class's processor counts the tokens of an image by what its image processor says."""
+        return {**super().processor_settings(), "image_seq_length": self.vision.tokens_per_image}
+
+    @property
+    def processor(self) -> Processor | None:
+        """PaliGemma's, which puts BOS behind the images and a line's end behind the prompt."""
+        before, prompt = f"{self.placeholders}{self.tokenizer.bos_token}", str(self.codec.prompt_with_image)
+        if not (prompt.startswith(before) and prompt.endswith("\n")):  # a folder's own chat template
+            return None
+        placeholder = str(self.vision.placeholder)
+        asked = placeholder + prompt.removeprefix(before).removesuffix("\n")
+        return Processor("PaliGemmaProcessor", {}, {"image_token": placeholder}, asked)
 
 
 class RandomGemma3VLBackbone(RandomVision, Gemma3VLBackbone):

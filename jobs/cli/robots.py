@@ -12,6 +12,7 @@ from jobs.cli import tables
 from jobs.cli.evaluate import find_exported
 from jobs.cli.options import Plugins, Storage, load_plugins, storage_folder
 from jobs.formats import percent
+from orchestrator.cell_job import RolloutRequest
 from orchestrator.errors import InputError
 from orchestrator.layout import FILMS, ROLLOUTS
 from orchestrator.rollouts.results import BLIND, RANDOM, TRAINED, EpisodeFacts, wilson
@@ -91,21 +92,23 @@ def act(
     from orchestrator.environments.registry import find_missing_simulator, find_problem
     from orchestrator.rollouts.model import open_policy
     from orchestrator.rollouts.results import collect, write_results
-    from orchestrator.rollouts.stage import film, play_all
+    from orchestrator.rollouts.stage import film, play_all, require_dimensions
 
     if problem := find_problem(environment) or find_missing_simulator(environment):
         raise InputError(problem)
     folder = Path(model).expanduser()
     folder = (folder if folder.is_dir() else find_exported(storage_folder(storage), model)).resolve()
     policy = open_policy(folder, execute)
+    asked = RolloutRequest(environment, episodes, seed, max_steps, execute)
     with Fleet(environment, min(os.cpu_count() or 1, MOST_PROCESSES)) as fleet:
-        played = play_all(policy, fleet, episodes, seed, max_steps=max_steps)
+        require_dimensions(fleet, asked, policy.dimensions)
+        played = play_all(policy, fleet, asked)
         if video is not None:
             target = video.expanduser().absolute()
             target.mkdir(parents=True, exist_ok=True)
             film(fleet, played[TRAINED], *(target / name for name in FILMS))
-    results = collect(environment, seed, played)
-    write_results(folder / ROLLOUTS, results, model=str(folder), max_steps=max_steps, execute=policy.execute)
+    results = collect(asked, played)
+    write_results(folder / ROLLOUTS, results, model=str(folder), execute=policy.execute)
     _print_success(results["episodes"])
     tables.out.print(f"episodes: {folder / ROLLOUTS}", highlight=False, soft_wrap=True)
 

@@ -161,10 +161,8 @@ def rollout_request(plan: Plan) -> RolloutRequest | None:
     asked = plan.job.recipe.evaluate.rollouts
     if asked is None:
         return None
-    facts = (asked.environment, asked.episodes, asked.seed)
-    limit = () if asked.max_steps is None else (asked.max_steps,)
-    taken = () if asked.execute is None else ("execute", asked.execute)
-    return RolloutRequest(*facts, content_hash([*facts, *limit, *taken]), asked.max_steps, asked.execute)
+    limits = asked.max_steps, asked.execute
+    return RolloutRequest(asked.environment, asked.episodes, asked.seed, *limits, asked.every)
 
 
 def find_finished_export(plan: Plan) -> Path | None:

@@ -54,7 +54,7 @@ class CellView:
                 self.tokens_per_second = fields["tokens_per_second_per_device"]
             elif entry.kind is EntryKind.EVALUATION:
                 self.val_bits_per_byte, self.scored_step = fields["val_bits_per_byte"], fields["step"]
-            else:
+            elif entry.kind is EntryKind.PHASE:
                 self.phase = fields["phase"]
                 self.proofs = 0 if self.phase == "starting" else self.proofs + ("proof" in fields)
                 if self.phase == "resumed":

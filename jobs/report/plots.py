@@ -108,6 +108,11 @@ def loss_curves(cells: Iterable[TrainedCell]) -> list[Curve]:
     return [curve for curve in curves if curve.x]
 
 
+def success_curves(cells: Iterable[TrainedCell]) -> list[Curve]:
+    """Success in rollouts of each run that played on the way, against the share of the budget."""
+    return [_curve(cell["backbone_id"], cell["success_curve"]) for cell in cells if "success_curve" in cell]
+
+
 def bytes_plot(curves: list[Curve], looks: Mapping[str, Look], name: str, title: str, caption: str) -> Plot:
     """Held-out bits per byte against the bytes of training text seen."""
     scale, unit = byte_scale(max(max(curve.x) for curve in curves))
@@ -141,6 +146,12 @@ def spend_plot(curves: list[Curve], looks: Mapping[str, Look]) -> Plot:
 def loss_plot(curves: list[Curve], looks: Mapping[str, Look], title: str, caption: str) -> Plot:
     """Training loss against the optimizer step."""
     return Plot(title, _line_plot(curves, looks, "loss", title, "optimizer step", "nats per target token"), caption)
+
+
+def success_plot(curves: list[Curve], looks: Mapping[str, Look], title: str, caption: str) -> Plot:
+    """Success in rollouts against the share of the budget."""
+    axes = ("share of the budget", "success")
+    return Plot(title, _line_plot(curves, looks, "success", title, *axes, marks=True), caption)
 
 
 def ranking_plot(ranking: Sequence[RankedBackbone], looks: Mapping[str, Look], score: str) -> Plot:

@@ -20,6 +20,8 @@ from jobs.report.plots import (
     loss_curves,
     loss_plot,
     ranking_plot,
+    success_curves,
+    success_plot,
     time_plot,
 )
 from jobs.report.rollouts import HEADINGS, agreement_rows, films_of, rollout_rows, score_of
@@ -190,6 +192,9 @@ def _curve_plots(cells: Sequence[TrainedCell], looked: Mapping[str, Look]) -> li
     if curves := loss_curves(cells):
         caption = "Neighbouring steps averaged. Per token: compare it between seeds, not between tokenizers."
         plots.append(loss_plot(curves, looked, "Training loss", caption))
+    if curves := success_curves(cells):
+        caption = "Share of the episodes of rollouts, the same ones at every point; higher is better."
+        plots.append(success_plot(curves, looked, "Success in closed loop", caption))
     return plots
 
 

@@ -106,12 +106,15 @@ class Evaluation(TypedDict):
 
 
 class TrainedCell(CellOutcome):
-    """A cell of `report.json`; without a measurement the last four are empty."""
+    """A cell of `report.json`; without a measurement the first four are empty."""
 
     metrics: dict[str, float | None]
     evaluations: list[Evaluation]
     loss_curve: list[tuple[float, float | None]]  # (step, nats per target token)
     contract: Facts
+    success_curve: NotRequired[
+        list[tuple[float, float]]
+    ]  # (share of the budget, success in rollouts), played on the way
     adoption: NotRequired[AdoptionFacts]  # of a cell that an earlier comparison trained
     spent: NotRequired[Spent]
 

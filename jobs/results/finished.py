@@ -32,7 +32,7 @@ from jobs.results.judging.metrics import METRICS
 from jobs.results.judging.noise_floor import add_noise_floor
 from jobs.results.judging.paired_tests import CellScores
 from jobs.results.judging.verdict import judge
-from jobs.results.rollouts import rollout_facts
+from jobs.results.rollouts import rollout_facts, success_curve
 from jobs.results.tuning import choice_of, judged_plan, notes_of, sentence_of, tuning_facts
 from orchestrator.certificate.record import find_cell_certificate
 from orchestrator.layout import CellFolder
@@ -257,6 +257,8 @@ def _cell_facts(result: CellResult, placement: Placement, rate: Rate | None) -> 
         "contract": measurement.contract if measurement else {},
         "spent": spent(attempt_times(Path(result.folder)), placement, rate),
     }
+    if len(succeeded := success_curve(result)) > 1:
+        facts["success_curve"] = succeeded
     adoption = find_adoption(Path(result.folder)) if result.status is CellStatus.SUCCEEDED else None
     if adoption is not None:
         facts["adoption"] = cast(AdoptionFacts, asdict(adoption))

@@ -11,6 +11,7 @@ from orchestrator.layout import CellFolder
 from orchestrator.planning.plan import Plan
 from orchestrator.results import CellResult, CellStatus, read_json
 from orchestrator.rollouts.results import BLIND, RANDOM, TRAINED, EpisodeFacts, RolloutResults, wilson
+from orchestrator.tracking.spool import EntryKind, read_spool
 
 
 def load_rollouts(folder: Path) -> RolloutResults:
@@ -37,6 +38,15 @@ def rollout_facts(plan: Plan, results: Sequence[CellResult]) -> RolloutFacts | N
         "execute": asked.execute or plan.job.recipe.data.chunk,
         "backbones": {backbone_id: _rolled_out(folders) for backbone_id, folders in finished.items()},
     }
+
+
+def success_curve(result: CellResult) -> list[tuple[float, float]]:
+    """(share of the budget, success) of a finished cell, in order; of the episodes that were asked for last."""
+    if result.measurement is None or (digest := result.measurement.data.get("rollouts")) is None:
+        return []
+    entries = read_spool(CellFolder(Path(result.folder)).spool)
+    points = [entry.fields for entry in entries if entry.kind is EntryKind.ROLLOUTS]
+    return sorted((point["progress"], point["success"]) for point in points if point["digest"] == digest)
 
 
 def _rolled_out(folders: Sequence[Path]) -> RolledOut:

@@ -148,12 +148,13 @@ def take_result(run: TrackedRun, result: CellResult) -> None:
         run.tags["failure"] = result.failure[:4000]
     if (adoption := find_adoption(Path(result.folder))) is not None:
         run.tags["adopted_from"] = adoption.adopted_from
-    moments = [entry.time_ms for entry in read_spool(CellFolder(Path(result.folder)).spool)]
-    if moments:
-        run.began_ms, run.ended_ms = moments[0], moments[-1]
+    entries = list(read_spool(CellFolder(Path(result.folder)).spool))
+    if entries:
+        run.began_ms, run.ended_ms = entries[0].time_ms, entries[-1].time_ms
     if result.measurement is not None:
         metrics = result.measurement.metrics.items()
-        run.summary = {k: float(v) for k, v in metrics if v is not None and k not in STREAMED_METRICS}
+        streamed = {*STREAMED_METRICS, *(name for entry in entries for name in entry.metrics)}
+        run.summary = {k: float(v) for k, v in metrics if v is not None and k not in streamed}
         run.summary_time_ms = run.ended_ms
         contract = CellFolder(Path(result.folder)).contract
         write_json(contract, result.measurement.contract)

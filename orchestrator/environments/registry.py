@@ -22,6 +22,7 @@ class Kind:
 KINDS = {
     "minigrid": Kind("minigrid", "minigrid", "orchestrator.environments.grid:open_grid", "BabyAI-GoToLocal-v0"),
     "metaworld": Kind("metaworld", "metaworld", "orchestrator.environments.arm:open_arm", "reach-v3"),
+    "pusht": Kind("gym_pusht", "pusht", "orchestrator.environments.push:open_push", "PushT-v0"),
 }
 
 

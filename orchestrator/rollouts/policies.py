@@ -10,11 +10,18 @@ from backbones.contract import TrainableBackbone
 from backbones.inputs import Example
 from backbones.spec import BackboneSpec
 from backbones.tokenizer import make_codec
+from orchestrator.cell_job import RolloutRequest
 from orchestrator.data.actions import ActionStatistics, question_about
 from orchestrator.data.images.files import resized
+from orchestrator.environments.environment import ROLLED_OUT, episode_seed
 from orchestrator.environments.fleet import Fleet
 from orchestrator.rollouts.play import Policy, Request
 from orchestrator.training.loss import place
+
+
+def seeds_of(asked: RolloutRequest) -> list[int]:
+    """Of the episodes that are asked for."""
+    return [episode_seed(ROLLED_OUT, asked.seed, number) for number in range(asked.episodes)]
 
 
 class BackbonePolicy:
@@ -39,6 +46,11 @@ class BackbonePolicy:
         self._backbone, self._statistics, self._device = backbone, statistics, device
         self._vision = spec.vision
         self._codec = make_codec(spec, backbone.tokenizer, spec.context_length)
+
+    @property
+    def dimensions(self) -> int:
+        """D, numbers of an action."""
+        return self._statistics.dimensions
 
     def __call__(self, requests: Sequence[Request]) -> np.ndarray:
         """The next actions (requests, execute, D), in the robot's own units."""

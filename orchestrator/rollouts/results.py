@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from math import sqrt
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
+from orchestrator.cell_job import RolloutRequest
 from orchestrator.results import FORMAT, write_json
 from orchestrator.rollouts.play import Episode
 
@@ -28,6 +29,7 @@ class RolloutResults(TypedDict):
 
     environment: str
     seed: int
+    max_steps: NotRequired[int | None]  # of an episode; None: the environment's own limit
     episodes: dict[str, list[EpisodeFacts]]
 
 
@@ -39,9 +41,14 @@ def wilson(successes: int, episodes: int) -> tuple[float, float]:
     return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
-def collect(environment: str, seed: int, played: Mapping[str, Sequence[Episode]]) -> RolloutResults:
+def collect(asked: RolloutRequest, played: Mapping[str, Sequence[Episode]]) -> RolloutResults:
     """From the episodes of each policy."""
-    return {"environment": environment, "seed": seed, "episodes": {name: _facts(all_) for name, all_ in played.items()}}
+    return {
+        "environment": asked.environment,
+        "seed": asked.seed,
+        "max_steps": asked.max_steps,
+        "episodes": {name: _facts(all_) for name, all_ in played.items()},
+    }
 
 
 def figures(results: RolloutResults) -> dict[str, float]:

@@ -4,23 +4,42 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from orchestrator.environments.environment import ROLLED_OUT, episode_seed
+from orchestrator.cell_job import RolloutRequest
 from orchestrator.environments.fleet import Fleet
+from orchestrator.errors import InputError
 from orchestrator.layout import CellFolder
+from orchestrator.rollouts.curve import acting, curve_of, fleet_of, record
 from orchestrator.rollouts.film import frames_of, write_film
-from orchestrator.rollouts.play import LANES, Alone, Episode, Gang, OnMesh, Policy, play
-from orchestrator.rollouts.policies import BackbonePolicy, RandomPolicy, with_other_instructions
+from orchestrator.rollouts.play import Episode, Gang, OnMesh, Policy, play
+from orchestrator.rollouts.policies import RandomPolicy, seeds_of, with_other_instructions
 from orchestrator.rollouts.results import BLIND, RANDOM, TRAINED, collect, figures, write_results
 from orchestrator.training.run import CellRun
 from orchestrator.training.stages import obey
 
 
 def find(run: CellRun) -> None:
-    """Begins an episode, before anything is trained. Raises InputError and EnvironmentFailedError."""
-    assert run.job.rollouts is not None
+    """Begins an episode, before anything is trained, and has others played on the way where that is asked for.
+
+    Raises InputError and EnvironmentFailedError.
+    """
+    asked = run.job.rollouts
+    assert asked is not None and run.job.prepared is not None and run.job.prepared.actions is not None
     run.recorder.phase("opening the environment")
-    with Fleet(run.job.rollouts.environment, processes=1) as fleet:
+    with Fleet(asked.environment, processes=1) as fleet:
+        require_dimensions(fleet, asked, run.job.prepared.actions.statistics.dimensions)
         fleet.reset({0: 0})
+    if asked.every < 1:
+        run.interlude = curve_of(run, asked)
+
+
+def require_dimensions(fleet: Fleet, asked: RolloutRequest, learned: int) -> None:
+    """Raises InputError where a robot takes another number of numbers than a policy has learned to give."""
+    taken = len(fleet.draw({0: (0,)})[0])
+    if taken != learned:
+        raise InputError(
+            f"an action of {asked.environment} has {taken} numbers, and one of the data that was learned from "
+            f"{learned}; name the environment of that robot, or train on recordings of this one"
+        )
 
 
 def roll_out(run: CellRun) -> None:
@@ -28,40 +47,34 @@ def roll_out(run: CellRun) -> None:
 
     Raises CancelledError and TimedOutError between two steps; the checkpoint of the last step is there to go on from.
     """
-    job, cell, backbone = run.job, run.job.cell, run.trainee.backbone
-    assert job.rollouts is not None and job.prepared is not None and job.prepared.actions is not None
+    job, asked = run.job, run.job.rollouts
+    assert asked is not None
     run.recorder.phase("rolling out")
     run.pulse.rest("rolling out", run.position.seen.steps)
 
-    backbone.llm.eval()
-    coding, execute = job.prepared.actions, job.rollouts.execute or job.prepared.actions.chunk
-    policy = BackbonePolicy(backbone, cell.backbone, coding.statistics, run.mesh.device, execute)
-    with Fleet(job.rollouts.environment, min(cell.placement.cpus_per_worker, LANES)) as fleet:
-        asked, gang = job.rollouts, OnMesh(run.mesh, partial(obey, run))
-        played = play_all(policy, fleet, asked.episodes, asked.seed, gang, asked.max_steps)
+    with fleet_of(job, asked) as fleet, acting(run, asked) as policy:
+        played = play_all(policy, fleet, asked, OnMesh(run.mesh, partial(obey, run)))
         if run.mesh.is_main:
             film(fleet, played[TRAINED], *CellFolder(job.folder).films)
-    backbone.llm.train()
-    results = collect(job.rollouts.environment, job.rollouts.seed, played)
+    record(run, asked, played[TRAINED])
+    results = collect(asked, played)
     run.metrics |= figures(results)
-    run.facts["rollouts"] = job.rollouts.digest
+    run.facts["rollouts"] = asked.digest
     if run.mesh.is_main:
-        facts = {"max_steps": asked.max_steps, "chunk": coding.chunk, "execute": execute}
-        write_results(CellFolder(job.folder).rollouts, results, cell_id=cell.cell_id, **facts)
+        assert job.prepared is not None and job.prepared.actions is not None
+        facts = {"chunk": job.prepared.actions.chunk, "execute": policy.execute}
+        write_results(CellFolder(job.folder).rollouts, results, cell_id=job.cell.cell_id, **facts)
 
 
-def play_all(
-    policy: Policy, fleet: Fleet, episodes: int, seed: int, gang: Gang | None = None, max_steps: int | None = None
-) -> dict[str, list[Episode]]:
+def play_all(policy: Policy, fleet: Fleet, asked: RolloutRequest, gang: Gang | None = None) -> dict[str, list[Episode]]:
     """The same episodes by the policy, by chance, and by the policy with the instruction of the next episode.
 
     The last of these tells what the instruction is good for; without it, where all episodes have the same. Collective.
     """
-    gang = gang or Alone()
-    seeds = [episode_seed(ROLLED_OUT, seed, number) for number in range(episodes)]
+    seeds = seeds_of(asked)
 
     def by(acting: Policy) -> list[Episode]:
-        return play(acting, fleet, seeds, gang, max_steps)
+        return play(acting, fleet, seeds, gang, asked.max_steps)
 
     played = {TRAINED: by(policy), RANDOM: by(RandomPolicy(fleet))}
     told = [episode.instruction for episode in played[TRAINED]]

@@ -243,11 +243,13 @@ class Rollouts(Strict):
     environment: such as minigrid:BabyAI-GoToLocal-v0. seed: decides which episodes; those of demonstrations are others.
     max_steps: an episode that has not succeeded by then failed, where the environment's own limit is larger.
     execute: how many actions of a chunk are taken before the model looks again; without, all of them.
+    every: below 1 they are also played before training and after every share of the budget, as a curve of success.
     """
 
     environment: Annotated[str, Field(min_length=1)]
     episodes: Annotated[int, Field(ge=1, le=100_000)] = 50
     seed: Seed = 0
+    every: Fraction = Field(1.0, exclude_if=(1.0).__eq__)
     max_steps: Annotated[int, Field(ge=1, le=100_000)] | None = Field(None, exclude_if=_is_none)
     execute: Annotated[int, Field(ge=1, le=MAX_CHUNK)] | None = Field(None, exclude_if=_is_none)
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Protocol
 
-from orchestrator.results import EvaluationPoint, StepMetrics
+from orchestrator.results import EvaluationPoint, RolloutPoint, StepMetrics
 from orchestrator.tracking.spool import SpoolWriter
 
 
@@ -15,6 +15,9 @@ class Recorder(Protocol):
 
     def evaluation(self, point: EvaluationPoint) -> None:
         """A look at the held-out items."""
+
+    def rollouts(self, point: RolloutPoint) -> None:
+        """Episodes were played."""
 
     def phase(self, name: str, **details: Any) -> None:
         """What the attempt does now."""
@@ -30,6 +33,9 @@ class SilentRecorder:
         """Known to the main rank."""
 
     def evaluation(self, point: EvaluationPoint) -> None:
+        """Known to the main rank."""
+
+    def rollouts(self, point: RolloutPoint) -> None:
         """Known to the main rank."""
 
     def phase(self, name: str, **details: Any) -> None:

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.layout import SPOOL_FILE
-from orchestrator.results import EvaluationPoint, StepMetrics
+from orchestrator.results import EvaluationPoint, RolloutPoint, StepMetrics
 
 EVALUATION_METRICS = ("val_bits_per_byte", "val_loss")
+ROLLOUT_METRICS = {"rollout/success": "success", "rollout/return": "total_reward", "rollout/length": "length"}
 STREAMED_METRICS = (*(field.name for field in fields(StepMetrics) if field.name != "step"), *EVALUATION_METRICS)
 
 
@@ -27,12 +28,13 @@ class EntryKind(StrEnum):
 
     STEP = "step"
     EVALUATION = "evaluation"
+    ROLLOUTS = "rollouts"
     PHASE = "phase"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One line: a step, an evaluation, or the phase an attempt has entered."""
+    """One line: a step, an evaluation, episodes that were played, or the phase an attempt has entered."""
 
     kind: EntryKind
     time_ms: int
@@ -40,18 +42,20 @@ class Entry:
     fields: dict[str, Any]
 
     @property
-    def key(self) -> tuple[str, int]:
-        return self.kind, self.fields["step"]
+    def key(self) -> tuple[str, int, str | None]:
+        return self.kind, self.fields["step"], self.fields.get("digest")
 
     @property
     def metrics(self) -> dict[str, float]:
         """What a tracker shows of it, at its step; nothing of a phase."""
+        if self.kind is EntryKind.ROLLOUTS:
+            return {name: float(self.fields[key]) for name, key in ROLLOUT_METRICS.items()}
         shown = {"step": [key for key in self.fields if key != "step"], "evaluation": EVALUATION_METRICS, "phase": ()}
         return {key: float(self.fields[key]) for key in shown[self.kind]}
 
 
 class SpoolWriter:
-    """Appends entries; a step or evaluation that an earlier attempt already wrote is skipped."""
+    """Appends entries; a step, evaluation or rollout that an earlier attempt already wrote is skipped."""
 
     def __init__(self, folder: Path, attempt: int):
         folder.mkdir(parents=True, exist_ok=True)
@@ -70,6 +74,10 @@ class SpoolWriter:
     def evaluation(self, point: EvaluationPoint) -> None:
         """Appends an evaluation unless it is there already."""
         self._append(EntryKind.EVALUATION, asdict(point))
+
+    def rollouts(self, point: RolloutPoint) -> None:
+        """Appends what episodes came to, unless those of the same request at the same step are there already."""
+        self._append(EntryKind.ROLLOUTS, asdict(point))
 
     def phase(self, name: str, **details: Any) -> None:
         """Appends what the attempt does now, for the progress view."""

@@ -43,7 +43,7 @@ STALE = (
 
 
 def export_model(backbone: TrainableBackbone, job: CellJob, scores: ItemScores, mesh: Mesh) -> None:
-    """Writes the fp32 weights, tokenizer, image processor and manifest, tensor by tensor, and how actions are scaled.
+    """Writes the fp32 weights, tokenizer, processors and manifest, tensor by tensor, and how actions are scaled.
     Collective.
 
     Adapters are merged into the weights and also saved alone, in the subfolder `adapter`. `config.json` is written
@@ -160,6 +160,7 @@ def _manifest(
         "prompt_hash": prepared.fingerprint[:16],
         "prompt_example": prepared.prompt_example,
         "prompt_with_image": make_codec(cell.backbone, backbone.tokenizer, length).prompt_with_image,
+        "prompt_for_processor": None if backbone.processor is None else backbone.processor.prompt,
         "adaptation": cell.recipe.adaptation.summary,
         "tokenizer_rows": asdict(backbone.tokenizer_rows),
         "attention": asdict(backbone.attention),
@@ -193,6 +194,8 @@ def _finish(backbone: TrainableBackbone, folder: Path, manifest: dict[str, Any],
     backbone.tokenizer.save_pretrained(staged)
     if (image_processor := backbone.image_processor) is not None:
         image_processor.save_pretrained(staged)
+    if (processor := backbone.processor) is not None:
+        processor.save(staged)
     (staged / EXPORT_MANIFEST).write_text(json.dumps(manifest, indent=2, default=str), encoding="utf-8")
     _share(staged, (staged / "config.json").stat().st_mode)
     for pattern in STALE:

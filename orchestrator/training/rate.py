@@ -56,5 +56,10 @@ def learning_rate(optimizer: Optimizer, share: float) -> float:
 
 def passed_a_mark(before: float, after: float, every: float) -> bool:
     """Whether a multiple of `every` lies in (before, after]: the moment to evaluate or to checkpoint."""
+    return marks_passed(after, every) > marks_passed(before, every)
+
+
+def marks_passed(share: float, every: float) -> int:
+    """How many multiples of `every` lie in (0, share]."""
     slack = 1e-9  # 0.1 + 0.2 must reach the mark 0.3
-    return math.floor(after / every + slack) > math.floor(before / every + slack)
+    return math.floor(share / every + slack)

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,11 @@ class Position:
     order: Sequence[str] = ()  # digests of the steps made last and of the next one: see resumption
 
 
+def _nothing(run: "CellRun") -> int:
+    """No stage does anything between two steps."""
+    return CONTINUE
+
+
 @dataclass
 class CellRun:
     """One attempt on this rank. Each stage finds here what earlier ones made, and leaves what later ones need."""
@@ -46,6 +51,9 @@ class CellRun:
     facts: dict[str, Any] = field(default_factory=dict)  # what they add that is no figure
     conditions: dict[str, Any] = field(default_factory=dict)  # what decides how floats are added up
     remade: Remade = field(default_factory=Remade)
+    # What another stage does between two steps, after their scores and before their checkpoint; returns what the main
+    # rank was told meanwhile. Collective. It leaves alone what training depends on: weights, modes, optimizers, rows.
+    interlude: Callable[["CellRun"], int] = _nothing
     _trainee: Trainee | None = None
 
     @property

@@ -70,6 +70,7 @@ def _train(run: CellRun, saver: CheckpointSaver) -> None:
     job, trainee, cell = run.job, run.trainee, run.job.cell
     if run.position.seen.steps == 0:
         score(run)
+    run.interlude(run)  # what an attempt before this one did not come to; the first step hears of an order
     steps = PreparedSteps(trainee, run.position.seen.steps, cell.micro_batch_size)
 
     def meanwhile() -> None:
@@ -96,22 +97,25 @@ def _train(run: CellRun, saver: CheckpointSaver) -> None:
         if timer is not None:
             after = replace(after, seen=timer.end(after.seen, outcome.seconds))
         _record_step(run, work, after, outcome, rate, elapsed)
-        order = order_after(run.position.order, work, steps.following)
-        run.position = replace(after, order=order, train_time_s=run.position.train_time_s + elapsed)
+        digests = order_after(run.position.order, work, steps.following)
+        run.position = replace(after, order=digests, train_time_s=run.position.train_time_s + elapsed)
         if run.contract is None:
             run.contract = find_contract(job, trainee)
             if run.mesh.is_main:  # kept for an attempt that has no step left to make
                 write_json(CellFolder(job.folder).contract, run.contract)
         trainee.optimizers.zero_grad()
-        share, stopping = run.share_of(run.position), outcome.order != CONTINUE
+        share, order = run.share_of(run.position), outcome.order
         scored = passed_a_mark(before, share, cell.recipe.evaluate.every) or share >= 1
         if scored:
             score(run)
+        if order == CONTINUE and share < 1:
+            order = run.interlude(run)
+        stopping = order != CONTINUE
         _tell_committed(run, saver)
         if passed_a_mark(before, share, cell.recipe.checkpoint.every) or share >= 1 or stopping:
             _checkpoint(run, saver, scored, is_last=share >= 1 or stopping)
         if stopping and share < 1:
-            stop(outcome.order, run.position)
+            stop(order, run.position)
 
 
 def conclude(run: CellRun) -> None:

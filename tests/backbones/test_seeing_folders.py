@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image as pillow
-from transformers import AutoImageProcessor
+from transformers import AutoImageProcessor, AutoProcessor
 
 from backbones.errors import InvalidReferenceError
 from backbones.inputs import Example
@@ -28,6 +28,8 @@ def saved(folder: Path, backbone_id: str) -> Any:
     for part in (backbone.llm, backbone.tokenizer, backbone.image_processor):
         assert part is not None
         part.save_pretrained(folder)
+    if backbone.processor is not None:
+        backbone.processor.save(folder)
     return backbone
 
 
@@ -73,6 +75,30 @@ def test_the_image_processor_beside_a_model_gives_the_pixels_of_collate(backbone
 
     wanted = backbone.collate([[example]]).extras["pixel_values"]
     np.testing.assert_allclose(pixels, wanted, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("backbone_id", ["tiny-smolvlm", "tiny-idefics3", "tiny-gemma3-vl", "tiny-paligemma"])
+def test_the_processor_beside_a_model_gives_what_training_is_given_in_one_call(
+    backbone_id: str, tmp_path: Path
+) -> None:
+    backbone = saved(tmp_path, backbone_id)
+    vision, question = backbone.vision, "What is on it, in two words?"
+    drawn = np.random.default_rng(1).integers(0, 256, (24, 40, 3), dtype=np.uint8)
+    ids = backbone.codec.encode_prompt([("user", question)], [1])
+    square = resized(drawn, vision.image_size, vision.resample)
+    wanted = backbone.as_processed(Example(np.array(ids), np.zeros(len(ids), bool), square[None]))
+
+    ask = AutoProcessor.from_pretrained(tmp_path, backend="pil", local_files_only=True)
+    text = backbone.processor.prompt.replace("{question}", question)
+    found = ask(text=text, images=[pillow.fromarray(drawn)], add_special_tokens=False, return_tensors="np")
+
+    assert {"input_ids", "pixel_values"} <= wanted.keys()
+    for name, array in wanted.items():
+        np.testing.assert_allclose(found[name], array, rtol=0, atol=1e-6, err_msg=name)
+
+
+def test_no_processor_is_written_where_none_gives_what_training_is_given() -> None:
+    assert all(build(backbone_id).processor is None for backbone_id in ("tiny-qwen2.5-vl", "tiny-llama2", FUSED[0]))
 
 
 @pytest.fixture

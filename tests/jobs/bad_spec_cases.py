@@ -160,6 +160,12 @@ KEYS = [
         "'recipe.evaluate.rollouts.max_steps' is 0; it must be at least 1",
     ),
     key(
+        "rollouts after none of the budget",
+        "precision: fp32",
+        "evaluate: {rollouts: {environment: 'minigrid:BabyAI-GoToLocal-v0', every: 0.0}}",
+        "'recipe.evaluate.rollouts.every' is 0",
+    ),
+    key(
         "a task twice",
         "precision: fp32",
         "evaluate: {tasks: [piqa, piqa]}",

@@ -75,6 +75,18 @@ def test_the_page_says_whether_bits_say_what_success_says() -> None:
     assert all("They do not contradict each other." in one for one in (page, text))
 
 
+def test_success_on_the_way_is_a_curve_beside_the_others() -> None:
+    document = acted(NAMES, "bits_per_byte")
+    caption = "Share of the episodes of rollouts, the same ones at every point"
+    assert caption not in render_report(document)
+    for cell in document["cells"]:
+        cell["success_curve"] = [(0.0, 0.0), (0.5, 0.25), (1.0, 0.625)]
+    page = render_report(document)
+    curves = page.split('id="curves"')[1].split("</section>")[0]
+    assert caption in curves and "share of the budget" in curves
+    assert f"{NAMES[0]} ends at 0.6250" in curves
+
+
 def test_a_page_holds_the_films_of_a_few_backbones_alone() -> None:
     names = [f"backbone-{number}" for number in range(MOST_FILMED + 3)]
     assert render_report(acted(names, "bits_per_byte")).count("data:image/webp") == 2 * MOST_FILMED

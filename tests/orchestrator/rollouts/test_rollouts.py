@@ -12,7 +12,7 @@ import torch
 from gang import run_ranks
 from PIL import Image
 from scipy.stats import binomtest
-from small_jobs import make_job
+from small_jobs import entries, make_job
 from transformers import AutoModelForCausalLM
 
 from backbones.inputs import Example
@@ -33,7 +33,7 @@ from orchestrator.rollouts.model import open_policy
 from orchestrator.rollouts.play import Request, play
 from orchestrator.rollouts.policies import BackbonePolicy, RandomPolicy
 from orchestrator.rollouts.results import BLIND, RANDOM, TRAINED, collect, wilson
-from orchestrator.rollouts.stage import play_all
+from orchestrator.rollouts.stage import play_all, require_dimensions
 from orchestrator.training.loss import place
 from orchestrator.training.measurement import find_measurement
 
@@ -56,7 +56,8 @@ def acting_job(folder: Path, backbone: str, workers: int, chunk: int, execute: i
     if chunk > 1:
         data["actions"] = {"chunk": chunk}
     job = make_job(folder, backbone, workers=workers, sequence_length=64, data=data, budget=budget)
-    job = replace(job, rollouts=RolloutRequest(ROOM, 18, 0, "digest", execute=execute))
+    every = 0.5 if backbone == "tiny-qwen" else 1.0
+    job = replace(job, rollouts=RolloutRequest(ROOM, 18, 0, execute=execute, every=every))
     return replace(job, export=ExportRequest(folder / "export", {"name": "robot"}))
 
 
@@ -92,19 +93,20 @@ def test_two_ranks_play_what_the_exported_model_plays_alone(
     metrics = measurement.metrics
     assert metrics["rollout/success"] == np.mean([one["success"] for one in episodes[TRAINED]])
     assert metrics["rollout/random_success"] == np.mean([one["success"] for one in episodes[RANDOM]])
-    assert measurement.data["rollouts"] == "digest"
+    assert measurement.data["rollouts"] == job.rollouts.digest
     films = [file for file in CellFolder(job.folder).films if file.exists()]
     assert films and all(file.stat().st_size <= MOST_BYTES for file in films)
     assert max(getattr(Image.open(file), "n_frames", 1) for file in films) > 1
 
-    assert job.export is not None
+    assert job.export is not None and job.rollouts is not None
     with Fleet(ROOM, processes=1) as fleet:
-        alone = play_all(open_policy(job.export.folder, execute), fleet, 18, 0)
+        alone = play_all(open_policy(job.export.folder, execute), fleet, job.rollouts)
     assert open_policy(job.export.folder).execute == chunk
     with pytest.raises(InputError, match=f"answers with {chunk} actions at a time, and cannot take 4; ask for fewer"):
         open_policy(job.export.folder, 4)
-    assert collect(ROOM, 0, alone)["episodes"] == episodes
+    assert collect(job.rollouts, alone)["episodes"] == episodes
     if backbone == "tiny-qwen":
+        assert [entry.fields["step"] for entry in entries(job, "rollouts")] == [0, 1, 2]
         assert_blind(job, job.export.folder, episodes[TRAINED])
 
 
@@ -147,6 +149,14 @@ def test_a_plan_of_several_actions_is_taken_before_the_policy_is_asked_again(ste
         assert play(planned, fleet, seeds, max_steps=most) == one_by_one
     assert {step % steps for step in asked} == {0}
     assert len(asked) == sum(-(-episode.length // steps) for episode in one_by_one)
+
+
+def test_a_robot_that_takes_other_actions_than_were_learned_is_refused() -> None:
+    asked = RolloutRequest(ROOM, 1, 0)
+    with Fleet(ROOM, processes=1) as fleet:
+        require_dimensions(fleet, asked, 1)
+        with pytest.raises(InputError, match="has 1 numbers, and one of the data that was learned from 7"):
+            require_dimensions(fleet, asked, 7)
 
 
 def test_a_folder_that_learned_no_actions_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.layout import SPOOL_FILE
-from orchestrator.results import EvaluationPoint, StepMetrics
+from orchestrator.results import EvaluationPoint, RolloutPoint, StepMetrics
 from orchestrator.tracking.spool import SpoolWriter, read_from, read_spool
 
 
@@ -79,6 +79,19 @@ def test_a_step_and_an_evaluation_of_the_same_step_are_two_things(tmp_path: Path
         writer.close()
 
     assert [entry.kind for entry in read_spool(tmp_path)] == ["step", "evaluation"]
+
+
+def test_rollouts_of_a_step_are_told_once_for_each_request_and_shown_as_a_curve(tmp_path: Path) -> None:
+    for attempt in (1, 2):
+        writer = SpoolWriter(tmp_path, attempt)
+        for digest, success in (("few", 0.5), ("many", 0.25)):
+            writer.rollouts(RolloutPoint(4, 0.5, 300, 100, 0.1, success, 0.75, 6.5, digest))
+        writer.close()
+
+    few, many = read_spool(tmp_path)
+
+    assert few.metrics == {"rollout/success": 0.5, "rollout/return": 0.75, "rollout/length": 6.5}
+    assert (many.attempt, many.fields["step"], many.metrics["rollout/success"]) == (1, 4, 0.25)
 
 
 def test_a_phase_is_written_by_every_attempt(tmp_path: Path) -> None:

@@ -190,7 +190,8 @@ def test_the_guides_finetune_is_a_plan_on_a_tiny_id(tmp_path: Path) -> None:
 def test_the_guides_lines_ask_an_export_what_it_was_trained_to_be_asked(
     talking: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    [lines] = re.findall(r"```python\n# ask_an_export.py\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
+    guide = GUIDE.read_text(encoding="utf-8")
+    lines, call = re.findall(r"```python\n# (?:ask_an_export|in_one_call).py\n(.*?)```", guide, re.DOTALL)
     (tmp_path / "exports").mkdir()
     (tmp_path / "exports" / "my-eyes").symlink_to(talking.export)
     (tmp_path / "frames").mkdir()
@@ -208,6 +209,11 @@ def test_the_guides_lines_ask_an_export_what_it_was_trained_to_be_asked(
     first = int(said["ids"][0, len(example.input_ids)])
     assert first == int(ours[: backbone.effective_vocab_size].argmax())
     assert isinstance(said["answer"], str)
+
+    answered = said["ids"]
+    exec(compile(call, "in_one_call.py", "exec"), said)
+    assert said["both"]["input_ids"].tolist() == said["asked"]["input_ids"].tolist()
+    assert torch.equal(said["ids"], answered)
 
 
 def test_a_fused_export_is_asked_in_plain_transformers_with_its_placeholders_behind_the_first_id(
