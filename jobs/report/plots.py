@@ -178,7 +178,7 @@ def difference_plot(
 
 
 def _ranked(row: RankedBackbone) -> Estimate:
-    mean, deviation = row["val_bits_per_byte"], row["seed_std"]
+    mean, deviation = row["score"], row["seed_std"]
     bar = None if deviation is None else (mean - deviation, mean + deviation)
     values = [value for value in row["seeds"].values() if value is not None]
     return Estimate(row["backbone_id"], mean, bar, values, fixed(mean))

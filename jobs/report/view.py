@@ -170,7 +170,7 @@ def _ranking_plots(
         best, among = ranking[0]["backbone_id"], {row["backbone_id"] for row in drawn}
         pairs = [pair for pair in verdict["pairs"] if best in (pair["a"], pair["b"])]
         pairs = [pair for pair in pairs if among >= {pair["a"], pair["b"]}]
-        margin, level = verdict["margin"] * ranking[0]["val_bits_per_byte"], percent(1 - verdict["alpha"], 0)
+        margin, level = verdict["margin"] * ranking[0]["score"], percent(1 - verdict["alpha"], 0)
         plots.append(difference_plot(pairs, best, looked, margin, level, name))
     return [plot for plot in plots if plot is not None]
 

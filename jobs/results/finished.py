@@ -14,6 +14,7 @@ from jobs.formats import NOT_AVAILABLE, listed
 from jobs.results.agreement import find_agreement
 from jobs.results.costs.spent import Rate, attempt_times, device_of, find_rate, spent, total
 from jobs.results.documents import (
+    REPORT_FORMAT,
     AdoptionFacts,
     CellOutcome,
     DataFacts,
@@ -65,7 +66,7 @@ def build_document(
     cells = [_cell_facts(result, placement, rate) for result in results]
     trials = [(one.backbone_id, spent(attempt_times(Path(one.folder)), placement, rate)) for one in tried]
     document: Report = {
-        "format": 1,
+        "format": REPORT_FORMAT,
         "comparison": {
             "name": plan.job.name,
             "id": plan.job_id,

@@ -6,9 +6,11 @@ from pathlib import Path
 from jobs.driver.kinds.kind import Conclusion, metric_name
 from jobs.driver.preparation import find_preparation
 from jobs.report.html import render_report
+from jobs.results.documents import find_verdict
 from jobs.results.finished import build_document
 from jobs.results.held_out.of_plan import describe_items
 from jobs.results.history import compare_with_history
+from jobs.results.judging.metrics import METRICS
 from orchestrator.identity import backbone_identity, backbone_slug
 from orchestrator.planning.plan import Plan
 from orchestrator.results import CellResult, write_json
@@ -33,11 +35,12 @@ def write_report(
         if (certificate := document["certificates"].get(spec.backbone_id)) is not None:
             certificates.append(plan.files.certificate(backbone_slug(spec), backbone_identity(spec)))
             write_json(certificates[-1], certificate)
-    ranking = {one["backbone_id"]: one["val_bits_per_byte"] for one in document["ranking"]}
+    verdict = find_verdict(document)
+    name = METRICS["bits_per_byte" if verdict is None else verdict.get("metric", "bits_per_byte")].tracked_as
     return Conclusion(
         document=document,
         files=(plan.files.report_page, plan.files.report, *certificates),
-        summary={metric_name("val_bits_per_byte", backbone_id): value for backbone_id, value in ranking.items()},
+        summary={metric_name(name, row["backbone_id"]): row["score"] for row in document["ranking"]},
         verdict=str(document["verdict"].get("sentence", "")),
         sentences=() if history is None else tuple(history["sentences"]),
     )

@@ -102,7 +102,7 @@ def test_the_ranking_gives_every_seed_its_own_value() -> None:
     _, first, second, third = table_rows(render_report(document), "ranking")
     for row, text in zip(document["ranking"], (first, second, third), strict=True):
         assert text.startswith(str(row["rank"]))
-        assert f"{row['val_bits_per_byte']:.4f}" in text
+        assert f"{row['score']:.4f}" in text
         assert all(f"{value:.4f}" in text for value in row["seeds"].values())
     assert first.endswith("best")
     assert second.endswith("worse")
