@@ -18,17 +18,18 @@ NAMES = {SUCCESS: "success", BITS: UNITS[BITS]}
 def find_agreement(plan: Plan, rule: VerdictRule, verdict: Verdict, finished: Sequence[CellResult]) -> Agreement | None:
     """Judges the same finished cells by the other of the two measures; None where there was no verdict by the first.
 
-    The second verdict has no claim of its own: it is at `rule.alpha`, uncorrected for looks.
+    The second verdict is at the alpha of the first one's look: whoever looks again looks at both.
     """
     if verdict["outcome"] == "no verdict":
         return None
     metric = BITS if rule.metric == SUCCESS else SUCCESS
     items = METRICS[metric].load(plan, finished)
     cells = [CellScores(result.backbone_id, result.seed, items.totals[result.cell_id]) for result in finished]
-    other = judge(cells, items.weights, items.groups, alpha=rule.alpha, margin=rule.margin, unit=UNITS[metric])
+    other = judge(cells, items.weights, items.groups, alpha=verdict["alpha"], margin=rule.margin, unit=UNITS[metric])
     return {
         "metric": metric,
         "unit": UNITS[metric],
+        "alpha": other["alpha"],
         "outcome": other["outcome"],
         "winner": other["winner"],
         "sentence": other["sentence"],

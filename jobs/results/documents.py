@@ -344,6 +344,7 @@ class Agreement(TypedDict):
 
     metric: str
     unit: str
+    alpha: NotRequired[float]  # of the verdict's look
     outcome: VerdictOutcome
     winner: str | None
     sentence: str
