@@ -1,4 +1,7 @@
-"""The queue from a laptop, on a cluster of one machine: idempotent, on a clock, and silent about secrets."""
+"""The queue from a laptop, on a cluster of one machine: idempotent, on a clock, and silent about secrets.
+
+Over 300 lines: starting the cluster costs more than all that is asked of it.
+"""
 
 import json
 import os

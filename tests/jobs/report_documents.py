@@ -57,6 +57,7 @@ def cell_document(index: int, backbone_id: str, seed: int, points: int = 11, ste
             "train_time_s": last["train_time_s"],
             "steps": 900,
             "tokens_seen": last["tokens_seen"],
+            "training_flops": last["tokens_seen"] * 4.2e10,
             "bytes_seen": last["bytes_seen"],
             "examples_seen": 57_600,
             "load_time_s": 48.2,

@@ -135,7 +135,7 @@ def test_a_report_of_an_earlier_version_has_no_cost_and_is_shown_all_the_same() 
         del cell["spent"]
     page = render_report(document)
     assert "<h3>Cost</h3>" not in page and "Score against GPU hours" not in page
-    assert page.count('role="img"') == 8
+    assert page.count('role="img"') == 9
 
 
 def test_attempts_that_all_failed_have_their_price_too() -> None:
