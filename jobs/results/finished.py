@@ -56,7 +56,7 @@ def build_document(
     rollouts = rollout_facts(plan, results)
     if rollouts is not None and rule is not None and verdict is not None and not isinstance(plan.job, SelfComparison):
         finished, _ = _judged_cells(plan, rule, results)
-        if (found := find_agreement(plan, rule, verdict, finished)) is not None:
+        if (found := find_agreement(plan, rule, verdict, finished, choice_of(plan, results))) is not None:
             rollouts["agreement"] = found
     tried = [result for result in results if result.cell_id in trial_ids]
     results = [result for result in results if result.cell_id not in trial_ids]
@@ -167,7 +167,7 @@ def _judge(
         alpha=alpha,
         margin=rule.margin,
         unit=metric.unit,
-        choice=choice,
+        choice=choice and replace(choice, is_of_metric=metric.is_of_trials),
     )
     verdict["notes"] += _adopted(finished)
     return verdict
