@@ -176,6 +176,11 @@ class MlflowTracker:
         if summary:
             metrics = [Metric(key, value, run.summary_time_ms, 0) for key, value in summary.items()]
             self._client.log_batch(sent.run_id, metrics=metrics)
+        lines = [
+            Metric(key, point.value, point.time_ms, point.step) for key, line in run.series.items() for point in line
+        ]
+        for part in _groups(lines, METRICS_PER_REQUEST):
+            self._client.log_batch(sent.run_id, metrics=part)
         for artifact in run.artifacts:
             self._client.log_artifact(sent.run_id, str(artifact))
         self._client.set_terminated(sent.run_id, status, run.ended_ms or None)

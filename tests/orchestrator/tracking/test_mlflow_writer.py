@@ -15,7 +15,7 @@ import pytest
 from mlflow import MlflowClient
 
 from orchestrator.results import EvaluationPoint, StepMetrics, read_json, write_json
-from orchestrator.tracking.run import TrackedDataset, TrackedRun, described_runs, without_password
+from orchestrator.tracking.run import Point, TrackedDataset, TrackedRun, described_runs, without_password
 from orchestrator.tracking.spool import STREAMED_METRICS, SpoolWriter
 from orchestrator.tracking.system import read_samples, sample_files, sampling
 from orchestrator.tracking.writer import RunWriter
@@ -298,8 +298,10 @@ def test_a_run_that_is_sent_late_began_and_ended_when_it_did(uri: str, tmp_path:
 
 def test_a_description_says_all_that_its_process_knew(uri: str, spool: Path, tmp_path: Path) -> None:
     facts = {"summary": {"mfu": 0.5}, "summary_time_ms": 7, "artifacts": (spool / "steps.jsonl",)}
+    facts["series"] = {"history/val_bits_per_byte/a": [Point(1, 10, 0.9), Point(2, 20, 0.8)]}
     parent, child = tracked(tmp_path, spool, registered_model=None, **facts)
     send(uri, parent, child, status="FAILED")
+    assert points(uri, child, "history/val_bits_per_byte/a") == [(1, 0.9), (2, 0.8)]
 
     for run in (parent, child):
         run.sent = TrackedRun("", tmp_path, {}, {}).sent  # not part of it: the state file says what was sent
