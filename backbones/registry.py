@@ -220,9 +220,10 @@ def _locate(path: str) -> tuple[object, str]:
 
 
 def _unknown(backbone_id: str) -> str:
-    close = get_close_matches(backbone_id, SPECS, n=1)
-    hint = f" Did you mean `{close[0]}`?" if close else ""
+    close = [f"hf:{backbone_id}"] if "/" in backbone_id else get_close_matches(backbone_id, SPECS, n=3)
+    hint = f" Did you mean {' or '.join(f'`{one}`' for one in close)}?" if close else ""
+    families = ", ".join(sorted({spec.family for spec in SPECS.values()}))
     return (
-        f"LLM Backbone `{backbone_id}` is not supported!{hint} Registered: {', '.join(SPECS)}. "
-        "Any other causal language model: `hf:./FOLDER` or `hf:ORG/NAME@REVISION`."
+        f"LLM Backbone `{backbone_id}` is not supported!{hint} `backbone list` shows all {len(SPECS)} ids, of the "
+        f"families {families}. Any other causal language model: `hf:./FOLDER` or `hf:ORG/NAME@REVISION`."
     )

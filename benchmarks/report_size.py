@@ -123,7 +123,7 @@ def made_up(cells: int) -> dict[str, Any]:
         {
             "rank": rank,
             "backbone_id": name,
-            "val_bits_per_byte": means[name],
+            "score": means[name],
             "seed_std": 0.002,
             "seeds": scores[name],
             "difference_to_best": means[name] - means[order[0]],
@@ -133,7 +133,7 @@ def made_up(cells: int) -> dict[str, Any]:
     ]
     pairs = [_pair(a, b, means[b] - means[a], means[b]) for rank, a in enumerate(order) for b in order[rank + 1 :]]
     return {
-        "format": 1,
+        "format": 2,
         "costs": total(runs, "GPU", Rate(2.5, "USD")),
         "comparison": {
             "name": "large",

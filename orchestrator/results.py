@@ -13,7 +13,7 @@ from typing import Any
 from orchestrator.errors import FormatError
 from orchestrator.layout import CellFolder
 
-FORMAT = 1  # of every document that a job or a cell leaves behind; one without a number is of format 1
+FORMAT = 1  # of every document that a job or a cell leaves behind, but reports; one without a number is of format 1
 
 
 class CellStatus(StrEnum):
@@ -175,13 +175,13 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def load_json(path: Path) -> Any:
+def load_json(path: Path, newest: int = FORMAT) -> Any:
     """Reads a document of a finished job or cell. Raises FormatError where a later version wrote it."""
     document = read_json(path)
     found = document.get("format", FORMAT) if isinstance(document, dict) else FORMAT
-    if found != FORMAT:
+    if found not in range(1, newest + 1):
         raise FormatError(
-            f"{path} has format {found}, and this version reads format {FORMAT}. Upgrade backbone-orchestrator to the "
+            f"{path} has format {found}, and this version reads format {newest}. Upgrade backbone-orchestrator to the "
             f"version that wrote it, or move {path.parent} away to run it anew; nothing was changed"
         )
     return document

@@ -47,7 +47,7 @@ def print_ranking(document: "Report") -> None:
         table.add_column(name, justify="right" if name == score else "left", no_wrap=True)
     for entry in document["ranking"]:
         seeds = "  ".join(f"{seed}: {value:.4f}" for seed, value in entry["seeds"].items())
-        table.add_row(str(entry["rank"]), entry["backbone_id"], f"{entry['val_bits_per_byte']:.4f}", seeds)
+        table.add_row(str(entry["rank"]), entry["backbone_id"], f"{entry['score']:.4f}", seeds)
     if document["ranking"]:
         print_wide(table)
     verdict = find_verdict(document)

@@ -53,6 +53,10 @@ class _Running:
     asked: LeaseRow | None = None
 
 
+def _ignore(result: CellResult) -> None:
+    """For those who wait for all results."""
+
+
 @dataclass
 class CellRunner:
     """Trains cells while they hold leases, and stops them, at a checkpoint, when asked."""
@@ -63,6 +67,7 @@ class CellRunner:
     notice: Callable[[str], None]  # told why nothing trains
     leases: Leases
     run_attempt: Callable[[CellJob, Placement, Sequence[str] | None], Failure | None]  # blocks: `Gangs.run_attempt`
+    ended: Callable[[CellResult], object] = _ignore  # told what a cell came to, while others go on
     _changed: threading.Event = field(default_factory=threading.Event)
     _stopping: threading.Event = field(default_factory=threading.Event)
     _stopped_at: float = 0.0
@@ -85,8 +90,11 @@ class CellRunner:
                     running = self._running[lease.lease_id] = _Running(waiting[lease.cell_id], Future())
                     # In a thread that, unlike a pool's, does not keep the process from ending.
                     threading.Thread(target=self._train, args=(running, lease), name=lease.cell_id, daemon=True).start()
-                results |= self._collect()
-                results |= self._close(directives, [cell for cell in waiting.values() if cell.cell_id not in results])
+                new = self._collect()
+                new |= self._close(directives, [cell for cell in waiting.values() if cell.cell_id not in new])
+                for result in new.values():
+                    self.ended(result)
+                results |= new
                 waiting = {cell_id: cell for cell_id, cell in waiting.items() if cell_id not in results}
                 idle.check(directives, self.leases.problem, is_idle=bool(waiting) and not self._running)
                 self._changed.wait(1.0)

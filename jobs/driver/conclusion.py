@@ -46,7 +46,8 @@ def conclude(
     counted = [result for result in results if not is_excused(plan, results, result)]
     code = _exit_code(counted, interrupted)
     tracking.finish_parent(
-        conclusion.summary, conclusion.verdict, results, conclusion.files, RUN_STATUS.get(code, "KILLED")
+        *(conclusion.summary, conclusion.verdict, results, conclusion.files, RUN_STATUS.get(code, "KILLED")),
+        series=conclusion.series,
     )
     unsent = tracking.close(limit_s)
     _say_what_is_left(plan, console, counted, conclusion, unsent, tracking)

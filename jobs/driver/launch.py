@@ -89,7 +89,8 @@ def launch(plan: Plan, console: Console, certify: bool, keep_finished: bool = Fa
                             progress = Progress(console, [(cell, plan.cell_folder(cell)) for cell in cells])
                             witnesses = (tracking, progress)
                             runner = CellRunner(
-                                jobs, plan.job.policy, witnesses, progress.say, leases, gangs.run_attempt
+                                *(jobs, plan.job.policy, witnesses, progress.say, leases, gangs.run_attempt),
+                                ended=tracking.finish_child,
                             )
                             with progress.running(), received.answered_by(runner.stop, STOPPING):
                                 rounds.take(runner.run(cells))

@@ -70,14 +70,10 @@ class CellView:
             return self.phase or "starting"
         return f"certifying, {self.proofs} proofs made" if self.proofs else "certifying: proofs before the first step"
 
-    def score(self, form: str) -> str:
+    def score(self, form: str, unit: str = "") -> str:
         """The newest score, with its step where others were made since."""
-        step = (
-            f" at step {self.scored_step}"
-            if self.val_bits_per_byte is not None and self.scored_step < self.step
-            else ""
-        )
-        return _number(self.val_bits_per_byte, form) + step
+        is_old = self.val_bits_per_byte is not None and self.scored_step < self.step
+        return _number(self.val_bits_per_byte, form) + unit + (f" at step {self.scored_step}" if is_old else "")
 
 
 class Progress:
@@ -139,7 +135,7 @@ class Progress:
         now = time.monotonic()
         text = view.doing
         if view.phase == "training" and view.step:
-            score = f"{_scored_on(view.cell)} {view.score('.3f')} bits/byte"
+            score = f"{_scored_on(view.cell)} {view.score('.3f', ' bits/byte')}"
             text = f"{view.share:4.0%}  step {view.step}  loss {_number(view.loss, '.3f')}  {score}"
         moved = text != view.printed and view.status is CellStatus.RUNNING
         if self._live is None and not self._console.is_terminal and moved and now - view.printed_at > PLAIN_INTERVAL_S:

@@ -67,8 +67,8 @@ def pairs_frame(pairs: Sequence[Pair]) -> Frame:
 
 
 def ranking_frame(ranking: Sequence[RankedBackbone]) -> Frame:
-    """Best first."""
-    names = ("rank", "backbone_id", "val_bits_per_byte", "seed_std", "difference_to_best", "worse_than_best")
+    """Best first; `score` is of the verdict's metric."""
+    names = ("rank", "backbone_id", "score", "seed_std", "difference_to_best", "worse_than_best")
     return pd.DataFrame(ranking, columns=list(names))
 
 

@@ -85,7 +85,7 @@ def front_plots(
 def find_points(quantity: Quantity, ranking: Sequence[RankedBackbone]) -> list[Point]:
     """Of the backbones that were scored and measured: the front, then the others from the best on."""
     points = [
-        Point(row["backbone_id"], value, row["val_bits_per_byte"])
+        Point(row["backbone_id"], value, row["score"])
         for row in ranking
         if (value := quantity.values.get(row["backbone_id"])) is not None and value > 0
     ]

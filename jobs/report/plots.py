@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import floor, log10
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Literal
 
 from markupsafe import Markup
@@ -14,13 +16,13 @@ from markupsafe import Markup
 from jobs.formats import byte_scale, fixed, short_id, signed, time_scale
 from jobs.report.palette import BAND, INK, LINE, MUTED, Look
 from jobs.report.svg import inline_svg
-from jobs.results.documents import Pair, RankedBackbone, TrainedCell
+from jobs.results.documents import Evaluation, Pair, RankedBackbone, TrainedCell
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-EvaluationAxis = Literal["bytes_seen", "train_time_s"]
+EvaluationAxis = Literal["bytes_seen", "train_time_s", "flops", "cost"]
 
 WIDTH = 420  # points, which the page stretches to about 300 to 560 pixels: text stays readable on a phone
 HEIGHT = 250
@@ -83,18 +85,33 @@ class Plot:
 
 
 def evaluation_curves(cells: Iterable[TrainedCell], x: EvaluationAxis, from_progress: float = 0.0) -> list[Curve]:
-    """Held-out bits per byte of each run against the evaluation's field `x`."""
+    """Held-out bits per byte of each run against the evaluation's field `x`, or what it had cost by then."""
     curves = []
     for cell in cells:
         points = [
             (at, bits)
             for point in cell["evaluations"]
-            if (at := point[x]) is not None
+            if (at := _spent_by(cell, point, x)) is not None
             and (bits := point["val_bits_per_byte"]) is not None
             and (point["progress"] or 0.0) >= from_progress
         ]
         curves.append(_curve(cell["backbone_id"], points))
     return [curve for curve in curves if curve.x]
+
+
+def _spent_by(cell: TrainedCell, point: Evaluation, x: EvaluationAxis) -> float | None:
+    """FLOPs of the tokens seen, and the price of the seconds in steps; None where that is not known."""
+    if x in ("bytes_seen", "train_time_s"):
+        return point[x]
+    if x == "flops":
+        metrics = cell["metrics"]
+        return _share(point["tokens_seen"], metrics.get("tokens_seen"), metrics.get("training_flops"))
+    spent = cell.get("spent")
+    return None if spent is None else _share(point["train_time_s"], spent["seconds"], spent["cost"])
+
+
+def _share(part: float | None, whole: float | None, of: float | None) -> float | None:
+    return part / whole * of if part is not None and whole and of else None
 
 
 def loss_curves(cells: Iterable[TrainedCell]) -> list[Curve]:
@@ -116,14 +133,14 @@ def success_curves(cells: Iterable[TrainedCell]) -> list[Curve]:
 def bytes_plot(curves: list[Curve], looks: Mapping[str, Look], name: str, title: str, caption: str) -> Plot:
     """Held-out bits per byte against the bytes of training text seen."""
     scale, unit = byte_scale(max(max(curve.x) for curve in curves))
-    svg = _line_plot(curves, looks, name, title, f"training text seen ({unit})", "bits per byte", scale)
+    svg = _line_plot(curves, looks, name, title, f"training text seen ({unit})", "bits per byte", scale, bands=True)
     return Plot(title, svg, caption)
 
 
 def time_plot(curves: list[Curve], looks: Mapping[str, Look], title: str, caption: str) -> Plot:
     """Held-out bits per byte against the time spent in training steps."""
     scale, unit = time_scale(max(max(curve.x) for curve in curves))
-    svg = _line_plot(curves, looks, "time", title, f"training time ({unit})", "bits per byte", scale)
+    svg = _line_plot(curves, looks, "time", title, f"training time ({unit})", "bits per byte", scale, bands=True)
     return Plot(title, svg, caption)
 
 
@@ -141,6 +158,21 @@ def spend_plot(curves: list[Curve], looks: Mapping[str, Look]) -> Plot:
         curves, looks, "spend", title, "spent on trials (runs of one backbone)", "bits per byte", marks=True
     )
     return Plot(title, svg, "Each point is the best trial of a rung; every backbone spent the same.")
+
+
+def flops_plot(curves: list[Curve], looks: Mapping[str, Look]) -> Plot:
+    """Held-out bits per byte against the floating-point operations of training."""
+    title, exponent = "Quality against FLOPs", floor(log10(max(max(curve.x) for curve in curves) or 1.0))
+    label = f"FLOPs (1e{exponent})"
+    svg = _line_plot(curves, looks, "flops", title, label, "bits per byte", 10.0**exponent, bands=True)
+    return Plot(title, svg, "Counted by the size of the model and the tokens that it saw.")
+
+
+def cost_plot(curves: list[Curve], looks: Mapping[str, Look], currency: str) -> Plot:
+    """Held-out bits per byte against money."""
+    title = "Quality against cost"
+    svg = _line_plot(curves, looks, "cost", title, f"cost of training steps ({currency})", "bits per byte", bands=True)
+    return Plot(title, svg, "The price of the devices for the time in optimizer steps.")
 
 
 def loss_plot(curves: list[Curve], looks: Mapping[str, Look], title: str, caption: str) -> Plot:
@@ -189,7 +221,7 @@ def difference_plot(
 
 
 def _ranked(row: RankedBackbone) -> Estimate:
-    mean, deviation = row["val_bits_per_byte"], row["seed_std"]
+    mean, deviation = row["score"], row["seed_std"]
     bar = None if deviation is None else (mean - deviation, mean + deviation)
     values = [value for value in row["seeds"].values() if value is not None]
     return Estimate(row["backbone_id"], mean, bar, values, fixed(mean))
@@ -245,6 +277,7 @@ def _line_plot(
     scale: float = 1.0,
     is_log: bool = False,
     marks: bool = False,  # every point, not only the last
+    bands: bool = False,  # one standard deviation of the seeds around their mean
 ) -> Markup:
     limit = max(20, POINTS_PER_PLOT // len(curves))
     seeds = max(Counter(curve.backbone_id for curve in curves).values())
@@ -264,6 +297,10 @@ def _line_plot(
             )
             if look.dashes:
                 line.set_dashes(look.dashes)
+        for band in _bands(curves) if bands else ():
+            low, high = ([mean + sign * deviation for mean, deviation in band.y] for sign in (-1, 1))
+            xs = [value / scale for value in band.x]
+            axes.fill_between(xs, low, high, color=looks[band.backbone_id].colour, alpha=0.12, linewidth=0)
         axes.grid(axis="y")
         axes.tick_params(length=0)
         axes.spines["left"].set_visible(False)
@@ -278,6 +315,29 @@ def _line_plot(
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         return inline_svg(figure, name, f"{title}. {_ends(curves, looks)}")
+
+
+@dataclass(frozen=True)
+class Band:
+    """The seeds of a backbone together: at each evaluation the mean of `x`, and mean and deviation of the scores."""
+
+    backbone_id: str
+    x: Sequence[float]
+    y: Sequence[tuple[float, float]]
+
+
+def _bands(curves: Iterable[Curve]) -> list[Band]:
+    """Of backbones whose seeds were evaluated equally often; none of one seed."""
+    groups: dict[str, list[Curve]] = {}
+    for curve in curves:
+        groups.setdefault(curve.backbone_id, []).append(curve)
+    bands = []
+    for backbone_id, own in groups.items():
+        if len(own) > 1 and len({len(curve.x) for curve in own}) == 1:
+            scores = zip(*(curve.y for curve in own), strict=True)
+            places = zip(*(curve.x for curve in own), strict=True)
+            bands.append(Band(backbone_id, [fmean(xs) for xs in places], [(fmean(ys), stdev(ys)) for ys in scores]))
+    return bands
 
 
 def _ends(curves: Iterable[Curve], looks: Mapping[str, Look]) -> str:

@@ -48,10 +48,7 @@ def agreement_rows(facts: RolloutFacts | None) -> list[tuple[str, list[str]]]:
     if facts is None or "agreement" not in facts:
         return []
     ranking = facts["agreement"]["ranking"]
-    return [
-        (row["backbone_id"], [str(row["rank"]), fixed(row["val_bits_per_byte"]), fixed(row["seed_std"])])
-        for row in ranking
-    ]
+    return [(row["backbone_id"], [str(row["rank"]), fixed(row["score"]), fixed(row["seed_std"])]) for row in ranking]
 
 
 def rollout_rows(facts: RolloutFacts | None) -> list[tuple[str, list[str]]]:

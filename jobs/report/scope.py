@@ -1,4 +1,4 @@
-"""What a report's answer holds for: its budget, its tuning and its data, in words. Pure."""
+"""What a report's answer holds for: its budget, its tuning, its data and its sizes, in words. Pure."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +18,7 @@ def scope(document: Report) -> list[tuple[str, str]]:
         ("Budget", _budget(recipe)),
         ("Tuning", _tuning(recipe) if tuning is None else _tuned(tuning)),
         ("Data", _data(document, recipe)),
+        ("Sizes", _sizes(document)),
         ("Constraints", _constraints((spec.get("verdict") or {}).get("constraints") or {})),
     )
     return [(aspect, sentence) for aspect, sentence in told if sentence]
@@ -63,6 +64,14 @@ def _data(document: Report, recipe: Mapping[str, Any]) -> str:
     return (
         f"{training}, scored on {scored} items of {held_out} ({size(data['validation_bytes'])}). Other text may differ."
     )
+
+
+def _sizes(document: Report) -> str:
+    sizes = sorted({n for cell in document["cells"] if (n := cell["metrics"].get("parameters")) is not None})
+    if not sizes or document["comparison"]["kind"] == "finetune":
+        return ""
+    told = count(sizes[0]) if len(sizes) == 1 else f"{count(sizes[0])} to {count(sizes[-1])}"
+    return f"models of {told} parameters. Larger and smaller ones of the same families may rank differently."
 
 
 def _constraints(wanted: Mapping[str, Any]) -> str:

@@ -15,8 +15,10 @@ from jobs.report.palette import Look, looks
 from jobs.report.plots import (
     Plot,
     bytes_plot,
+    cost_plot,
     difference_plot,
     evaluation_curves,
+    flops_plot,
     loss_curves,
     loss_plot,
     ranking_plot,
@@ -126,7 +128,7 @@ def report_view(document: Report) -> dict[str, object]:
         "drawn_backbones": DRAWN_BACKBONES,
         "curved_runs": len(curved),
         "curved": {cell["backbone_id"]: None for cell in curved},
-        "curves": _curve_plots(curved, looked),
+        "curves": _curve_plots(curved, looked, _currency(document.get("costs"))),
         "held_out": held_out_view(document.get("held_out"), ranking),
         "tasks": _tasks(list(backbones.values())),
         "cost_headings": [heading for _, heading, _, _ in COSTS],
@@ -172,12 +174,16 @@ def _ranking_plots(
         best, among = ranking[0]["backbone_id"], {row["backbone_id"] for row in drawn}
         pairs = [pair for pair in verdict["pairs"] if best in (pair["a"], pair["b"])]
         pairs = [pair for pair in pairs if among >= {pair["a"], pair["b"]}]
-        margin, level = verdict["margin"] * ranking[0]["val_bits_per_byte"], percent(1 - verdict["alpha"], 0)
+        margin, level = verdict["margin"] * ranking[0]["score"], percent(1 - verdict["alpha"], 0)
         plots.append(difference_plot(pairs, best, looked, margin, level, name))
     return [plot for plot in plots if plot is not None]
 
 
-def _curve_plots(cells: Sequence[TrainedCell], looked: Mapping[str, Look]) -> list[Plot]:
+def _currency(costs: Costs | None) -> str | None:
+    return None if costs is None else costs["currency"]
+
+
+def _curve_plots(cells: Sequence[TrainedCell], looked: Mapping[str, Look], currency: str | None) -> list[Plot]:
     plots = []
     if curves := evaluation_curves(cells, "bytes_seen"):
         title, caption = "Quality against data", "Held-out bits per byte; lower is better."
@@ -189,6 +195,10 @@ def _curve_plots(cells: Sequence[TrainedCell], looked: Mapping[str, Look]) -> li
     if curves := evaluation_curves(cells, "train_time_s"):
         caption = "Time in optimizer steps, without evaluation and checkpoints."
         plots.append(time_plot(curves, looked, "Quality against time", caption))
+    if curves := evaluation_curves(cells, "flops"):
+        plots.append(flops_plot(curves, looked))
+    if currency is not None and (curves := evaluation_curves(cells, "cost")):
+        plots.append(cost_plot(curves, looked, currency))
     if curves := loss_curves(cells):
         caption = "Neighbouring steps averaged. Per token: compare it between seeds, not between tokenizers."
         plots.append(loss_plot(curves, looked, "Training loss", caption))

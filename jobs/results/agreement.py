@@ -1,8 +1,10 @@
 """Whether success in closed loop and bits of held-out actions order the backbones alike, by a verdict on each."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from jobs.results.documents import Agreement, Verdict
+from jobs.results.judging.choice_noise import Choice
 from jobs.results.judging.metrics import METRICS
 from jobs.results.judging.paired_tests import CellScores
 from jobs.results.judging.verdict import judge
@@ -15,20 +17,30 @@ UNITS = {SUCCESS: METRICS[SUCCESS].unit, BITS: "bits per action dimension"}  # e
 NAMES = {SUCCESS: "success", BITS: UNITS[BITS]}
 
 
-def find_agreement(plan: Plan, rule: VerdictRule, verdict: Verdict, finished: Sequence[CellResult]) -> Agreement | None:
+def find_agreement(
+    plan: Plan, rule: VerdictRule, verdict: Verdict, finished: Sequence[CellResult], choice: Choice | None = None
+) -> Agreement | None:
     """Judges the same finished cells by the other of the two measures; None where there was no verdict by the first.
 
-    The second verdict has no claim of its own: it is at `rule.alpha`, uncorrected for looks.
+    The second verdict is at the alpha of the first one's look: whoever looks again looks at both.
+    `choice`: how learning rates were found, where they were tuned.
     """
     if verdict["outcome"] == "no verdict":
         return None
     metric = BITS if rule.metric == SUCCESS else SUCCESS
     items = METRICS[metric].load(plan, finished)
     cells = [CellScores(result.backbone_id, result.seed, items.totals[result.cell_id]) for result in finished]
-    other = judge(cells, items.weights, items.groups, alpha=rule.alpha, margin=rule.margin, unit=UNITS[metric])
+    other = judge(
+        *(cells, items.weights, items.groups),
+        alpha=verdict["alpha"],
+        margin=rule.margin,
+        unit=UNITS[metric],
+        choice=choice and replace(choice, is_of_metric=METRICS[metric].is_of_trials),
+    )
     return {
         "metric": metric,
         "unit": UNITS[metric],
+        "alpha": other["alpha"],
         "outcome": other["outcome"],
         "winner": other["winner"],
         "sentence": other["sentence"],

@@ -5,6 +5,7 @@ The document is the typed thing: what is built is what is written and what is re
 Over 300 lines: whole documents, in the order in which they are read.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypeVar, final
 
@@ -15,10 +16,12 @@ from jobs.results.costs.documents import Costs, Spent
 from jobs.results.held_out.documents import HeldOutFacts
 from jobs.results.predictions.documents import LadderFacts
 from orchestrator.errors import InputError
-from orchestrator.results import load_json
+from orchestrator.results import FORMAT, load_json
 
 Facts = dict[str, JsonValue]  # recorded as found, under names that the recorder chooses
 Document = TypeVar("Document")
+
+REPORT_FORMAT: Literal[2] = 2  # format 1 called a score `val_bits_per_byte`, whatever the verdict's metric was
 
 VerdictOutcome = Literal["winner", "tie", "undecided", "no verdict"]
 
@@ -161,11 +164,11 @@ class TuningFacts(TypedDict):
 
 
 class RankedBackbone(TypedDict):
-    """One row of the ranking; scores are of the verdict's metric: bits per byte, unless the spec says otherwise."""
+    """One row of the ranking; scores are of `verdict.metric`: bits per byte, unless the spec says otherwise."""
 
     rank: int  # from 1; equal scores rank by id
     backbone_id: str
-    val_bits_per_byte: float  # mean over seeds
+    score: float  # mean over seeds
     seed_std: float | None  # between seeds; None with one seed
     seeds: dict[str, float]  # seed -> score; text keys, as JSON has them
     difference_to_best: float  # never negative
@@ -344,6 +347,7 @@ class Agreement(TypedDict):
 
     metric: str
     unit: str
+    alpha: NotRequired[float]  # of the verdict's look
     outcome: VerdictOutcome
     winner: str | None
     sentence: str
@@ -364,9 +368,9 @@ class RolloutFacts(TypedDict):
 
 
 class Report(TypedDict):
-    """`report.json` of a comparison or a finetune."""
+    """`report.json` of a comparison or a finetune, as it is written, and as `load_report` gives it."""
 
-    format: NotRequired[Literal[1]]
+    format: Literal[2]
     comparison: JobFacts
     environment: Environment
     data: DataFacts
@@ -389,16 +393,33 @@ def find_verdict(report: Report) -> Verdict | None:
 
 
 def load_report(path: Path) -> Report:
-    """Reads `report.json`. Raises InputError for another format, or for what is no report."""
-    return load_document(path, TypeAdapter(Report))
+    """Reads `report.json`, also of earlier formats. Raises InputError for a later one, or for what is no report."""
+    return load_document(path, TypeAdapter(Report), REPORT_FORMAT, _with_named_scores)
 
 
-def load_document(path: Path, shape: TypeAdapter[Document]) -> Document:
-    """The document as it stands in the file: checked against its shape, and not converted."""
+def _with_named_scores(found: Any) -> Any:
+    """A report of format 1 as one of format 2."""
+    if not isinstance(found, dict) or found.get("format") == REPORT_FORMAT:
+        return found
+    for rows in (found.get("ranking"), found.get("rollouts", {}).get("agreement", {}).get("ranking")):
+        for row in rows or ():
+            row["score"] = row.pop("val_bits_per_byte")
+    return {"format": REPORT_FORMAT, **{key: value for key, value in found.items() if key != "format"}}
+
+
+def load_document(
+    path: Path,
+    shape: TypeAdapter[Document],
+    newest: int = FORMAT,
+    upgrade: Callable[[Any], Any] = lambda found: found,
+) -> Document:
+    """The document as it stands in the file, once it is of the newest format: checked, and not converted."""
     try:
-        found: Any = load_json(path)
+        found: Any = upgrade(load_json(path, newest))
     except (ValueError, OSError) as error:
         raise InputError(f"{path} cannot be read: {error}. Run the job's command again to write it anew") from None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is damaged: {error!r}. Run the job's command again to write it anew") from None
     try:
         shape.validate_python(found)
     except ValidationError as error:

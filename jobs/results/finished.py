@@ -14,6 +14,7 @@ from jobs.formats import NOT_AVAILABLE, listed
 from jobs.results.agreement import find_agreement
 from jobs.results.costs.spent import Rate, attempt_times, device_of, find_rate, spent, total
 from jobs.results.documents import (
+    REPORT_FORMAT,
     AdoptionFacts,
     CellOutcome,
     DataFacts,
@@ -55,7 +56,7 @@ def build_document(
     rollouts = rollout_facts(plan, results)
     if rollouts is not None and rule is not None and verdict is not None and not isinstance(plan.job, SelfComparison):
         finished, _ = _judged_cells(plan, rule, results)
-        if (found := find_agreement(plan, rule, verdict, finished)) is not None:
+        if (found := find_agreement(plan, rule, verdict, finished, choice_of(plan, results))) is not None:
             rollouts["agreement"] = found
     tried = [result for result in results if result.cell_id in trial_ids]
     results = [result for result in results if result.cell_id not in trial_ids]
@@ -65,7 +66,7 @@ def build_document(
     cells = [_cell_facts(result, placement, rate) for result in results]
     trials = [(one.backbone_id, spent(attempt_times(Path(one.folder)), placement, rate)) for one in tried]
     document: Report = {
-        "format": 1,
+        "format": REPORT_FORMAT,
         "comparison": {
             "name": plan.job.name,
             "id": plan.job_id,
@@ -166,7 +167,7 @@ def _judge(
         alpha=alpha,
         margin=rule.margin,
         unit=metric.unit,
-        choice=choice,
+        choice=choice and replace(choice, is_of_metric=metric.is_of_trials),
     )
     verdict["notes"] += _adopted(finished)
     return verdict

@@ -11,7 +11,7 @@ from orchestrator.layout import CellFolder, Storage
 from orchestrator.planning.plan import Cell, Plan
 from orchestrator.results import CellResult, CellStatus, find_adoption, write_json
 from orchestrator.spec_files.spec import Recipe
-from orchestrator.tracking.run import TrackedDataset, TrackedRun, describe
+from orchestrator.tracking.run import Point, TrackedDataset, TrackedRun, describe
 from orchestrator.tracking.spool import STREAMED_METRICS, read_spool
 from orchestrator.tracking.writer import RunWriter
 
@@ -85,9 +85,11 @@ class Tracking:
         results: list[CellResult],
         artifacts: tuple[Path, ...],
         status: str,
+        series: Mapping[str, Sequence[Point]] | None = None,
     ) -> None:
-        """Gives the job's run its figures, its verdict and the report."""
+        """Gives the job's run its figures, its verdict, the report, and what earlier jobs measured as lines."""
         run = self._parent
+        run.series = {name: list(points) for name, points in (series or {}).items()}
         run.summary = summary
         run.summary_time_ms = max((_last_entry_ms(result) for result in results), default=0)
         run.tags["verdict"] = verdict

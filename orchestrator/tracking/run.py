@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from orchestrator.layout import RUN_SUFFIX
 from orchestrator.results import read_json, write_json
@@ -40,6 +40,14 @@ class TrackedDataset:
     images: int = 0
 
 
+class Point(NamedTuple):
+    """One of a line that a run draws of what is known of other times."""
+
+    step: int
+    time_ms: int
+    value: float
+
+
 @dataclass
 class TrackedRun:
     """One MLflow run: what it is called, where its spool is, and what is to become of it."""
@@ -56,6 +64,7 @@ class TrackedRun:
     ended_ms: int = 0  # 0 until it has a terminal status
     summary: dict[str, float] = field(default_factory=dict)
     summary_time_ms: int = 0  # of the facts behind the summary, not of its sending: a repeat must be identical
+    series: dict[str, list[Point]] = field(default_factory=dict)  # whole lines, sent with the summary
     artifacts: tuple[Path, ...] = ()
     registered_model: tuple[str, Path] | None = None  # name and folder of the model that it exports if it finishes
     sent: "Sent" = field(default_factory=lambda: Sent())
@@ -138,6 +147,7 @@ def describe(run: TrackedRun) -> None:
         "ended_ms": run.ended_ms,
         "summary": run.summary,
         "summary_time_ms": run.summary_time_ms,
+        "series": {name: [list(point) for point in points] for name, points in run.series.items()},
         "artifacts": [os.path.relpath(artifact, folder) for artifact in run.artifacts],
         "registered_model": None if model is None else [model[0], str(model[1])],
     }
@@ -173,6 +183,7 @@ def _described(folder: Path, state_name: str, document: dict[str, Any], known: d
         ended_ms=document["ended_ms"],
         summary=document["summary"],
         summary_time_ms=document["summary_time_ms"],
+        series={name: [Point(*one) for one in points] for name, points in document.get("series", {}).items()},
         artifacts=tuple(map(located, document["artifacts"])),
         registered_model=None if model is None else (model[0], Path(model[1])),
         destination=Destination(document["address"], document["experiment"]),

@@ -103,13 +103,18 @@ def test_ids_and_specs_load_neither_torch_nor_transformers() -> None:
     assert finished.stdout.strip() == "[]"
 
 
-def test_an_unknown_id_names_the_nearest_and_all() -> None:
+def test_an_unknown_id_names_the_nearest_the_families_and_the_command_that_lists_all() -> None:
     with pytest.raises(UnknownBackboneError) as caught:
         get_spec("llama2-7b-puer")
     message = str(caught.value)
     assert isinstance(caught.value, ValueError)
-    assert message.startswith("LLM Backbone `llama2-7b-puer` is not supported! Did you mean `llama2-7b-pure`?")
-    assert all(backbone_id in message for backbone_id in backbone_ids())
+    assert message.startswith("LLM Backbone `llama2-7b-puer` is not supported! Did you mean `llama2-7b-pure`")
+    assert f"`backbone list` shows all {len(backbone_ids())} ids" in message and len(message) < 600
+    assert all(get_spec(backbone_id).family in message for backbone_id in backbone_ids())
+    with pytest.raises(UnknownBackboneError, match="Did you mean `hf:Qwen/Qwen3-8B`"):
+        get_spec("Qwen/Qwen3-8B")
+    with pytest.raises(UnknownBackboneError, match=r"^LLM Backbone `zzz` is not supported! `backbone list` shows"):
+        get_spec("zzz")
 
 
 def test_an_id_is_registered_once_and_never_looks_like_a_reference() -> None:

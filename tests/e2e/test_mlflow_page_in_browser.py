@@ -1,5 +1,6 @@
 """What a person sees on MLflow's own page of a cell, in a real browser against a real server."""
 
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from orchestrator.layout import Storage
 from orchestrator.results import EvaluationPoint, StepMetrics
 from orchestrator.tracking.run import TrackedRun
 from orchestrator.tracking.spool import SpoolWriter
+from orchestrator.tracking.system import sampling
 from orchestrator.tracking.writer import RunWriter
 
 CHROMIUM = shutil.which("chromium")
@@ -87,7 +89,7 @@ def test_the_command_opens_the_page_that_compares_the_cells_of_the_newest_job_an
         cells = [f"tiny-{family}-s0-{name}" for family in ("qwen", "llama2")]
         for run in (
             parent,
-            *(TrackedRun(cell, folder.child_run(cell), {**tags, "role": "cell"}, {}, parent=parent) for cell in cells),
+            *(_child(cell, folder.child_run(cell), tags, parent) for cell in cells),
         ):
             writer.track(run)
             writer.finish(run, "FINISHED")
@@ -105,11 +107,23 @@ def test_the_command_opens_the_page_that_compares_the_cells_of_the_newest_job_an
     assert shown.wait(timeout=60) == 0
     assert "Comparing 2 Runs from 1 Experiment" in page
     assert all(cell in page for cell in cells)
+    axes = re.findall(r'class="axis-title"[^>]* data-unformatted="([^"]*)"', page)
+    assert axes == ["backbone_id", "val_bits_per_byte"]  # the parameters that differ, and one metric
     assert http_get(f"http://{urlsplit(address).netloc}/health").status is None  # nobody listens there any more
+
+
+def _child(cell: str, state_file: Path, tags: dict[str, str], parent: TrackedRun) -> TrackedRun:
+    """A cell's run on a machine that was sampled from before the first score on."""
+    spool = state_file.with_suffix("")
+    with sampling(spool, is_first_on_node=True):
+        pass
+    params = {"backbone_id": cell.partition("-s0")[0]}
+    return TrackedRun(cell, state_file, {**tags, "role": "cell"}, params, spool_folder=_spool(spool), parent=parent)
 
 
 def _spool(folder: Path) -> Path:
     spool = SpoolWriter(folder, attempt=1)
+    spool.evaluation(EvaluationPoint(0, 0.0, 0, 0, 0.0, 8.345, 9.321))
     for step in range(1, 6):
         spool.step(StepMetrics(step, 5.0 / step, 1.0, 1e-3, 2.0, step, 10 * step, 40 * step, step / 5, 0.1, 100.0, 0.5))
     spool.evaluation(EvaluationPoint(5, 1.0, 200, 50, 0.5, 2.345, 4.321))

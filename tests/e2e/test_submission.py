@@ -1,4 +1,7 @@
-"""The queue from a laptop, on a cluster of one machine: idempotent, on a clock, and silent about secrets."""
+"""The queue from a laptop, on a cluster of one machine: idempotent, on a clock, and silent about secrets.
+
+Over 300 lines: starting the cluster costs more than all that is asked of it.
+"""
 
 import json
 import os
@@ -13,6 +16,8 @@ from typing import Any
 
 import pytest
 from product import ROOT, Job, clean_environment, free_port, wait_for, write_job
+
+from jobs.results.documents import load_report
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 CANARY = "canary-3f9a1c77"
@@ -134,7 +139,7 @@ class LosingProxy(BaseHTTPRequestHandler):
 
 
 def test_the_same_submission_twice_and_once_with_its_reply_lost_is_one_job(machine: OneMachine) -> None:
-    job = machine.job("once")
+    job = machine.job("once", recipe__budget={"kind": "steps", "ladder": [8, 4]})
     first = machine.ask("submit", job.spec.name, cwd=job.folder)
     LosingProxy.target = machine.address
     with ThreadingHTTPServer(("127.0.0.1", 0), LosingProxy) as proxy:
@@ -150,6 +155,7 @@ def test_the_same_submission_twice_and_once_with_its_reply_lost_is_one_job(machi
     over = machine.wait_until_over(first["job_id"])
     assert over["state"] == "SUCCEEDED", over
     assert over["attempt"] == 1
+    _check_ladder(machine.storage / first["job_id"], [4, 8])
     assert [event["kind"] for event in over["events"]].count("submitted") == 1
     again = machine.run("submit", job.spec.name, "--wait", f"--address={machine.address}", cwd=job.folder)
     assert again.returncode == 0
@@ -282,6 +288,20 @@ def test_no_secret_is_found_anywhere(machine: OneMachine) -> None:
     ]
     assert found == []
     assert any("queue.db" in str(path) for path in machine.storage.rglob("*"))
+
+
+def _check_ladder(folder: Path, amounts: list[int]) -> None:
+    """Every budget was trained to its end and has a report of its own; the job's is of the largest."""
+    report = load_report(folder / "report.json")
+    budgets = report["ladder"]["budgets"]
+    assert [one["amount"] for one in budgets] == amounts and report["ladder"]["sentence"]
+    for one in budgets:
+        (cell,) = load_report(folder.with_name(one["id"]) / "report.json")["cells"]
+        assert cell["metrics"]["steps"] == one["amount"]
+        assert one["scores"][cell["backbone_id"]]["0"] == pytest.approx(cell["metrics"]["val_bits_per_byte"])
+        assert cell["mlflow_run_id"]
+    assert report["cells"] == [cell]
+    assert "Score against budget" in (folder / "report.html").read_text()
 
 
 def _sessions(machine: OneMachine) -> set[str]:

@@ -355,7 +355,7 @@ KEYS = [
         "tiny-mistral",
         "tiny-mistrall",
         "'backbones.1' is 'tiny-mistrall'",
-        "Did you mean `tiny-mistral`?",
+        "Did you mean `tiny-mistral`",
         at="tiny-mistrall",
     ),
     key(

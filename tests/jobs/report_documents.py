@@ -57,6 +57,7 @@ def cell_document(index: int, backbone_id: str, seed: int, points: int = 11, ste
             "train_time_s": last["train_time_s"],
             "steps": 900,
             "tokens_seen": last["tokens_seen"],
+            "training_flops": last["tokens_seen"] * 4.2e10,
             "bytes_seen": last["bytes_seen"],
             "examples_seen": 57_600,
             "load_time_s": 48.2,
@@ -120,7 +121,7 @@ def ranking_document(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
         {
             "rank": rank,
             "backbone_id": name,
-            "val_bits_per_byte": means[name],
+            "score": means[name],
             "seed_std": 0.0012 if len(scores[name]) > 1 else None,
             "seeds": scores[name],
             "difference_to_best": means[name] - means[order[0]],
@@ -135,13 +136,13 @@ def verdict_document(ranking: list[dict[str, Any]]) -> dict[str, Any]:
     pairs = []
     for rank, first in enumerate(tested):
         for second in tested[rank + 1 :]:
-            difference = second["val_bits_per_byte"] - first["val_bits_per_byte"]
+            difference = second["score"] - first["score"]
             pairs.append(
                 {
                     "a": first["backbone_id"],
                     "b": second["backbone_id"],
                     "difference": difference,
-                    "relative": difference / second["val_bits_per_byte"],
+                    "relative": difference / second["score"],
                     "standard_error": 0.0021,
                     "degrees_of_freedom": 7.4,
                     "interval": [difference - 0.0049, difference + 0.0049],
@@ -177,7 +178,7 @@ def finished(document: dict[str, Any], names: list[str]) -> dict[str, Any]:
     """Adds what follows from the cells, and the facts around them."""
     ranking = ranking_document(document["cells"])
     return document | {
-        "format": 1,
+        "format": 2,
         "comparison": {
             "name": "which-backbone",
             "id": "which-backbone-5d41402abc",

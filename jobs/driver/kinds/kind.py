@@ -1,13 +1,14 @@
 """What a kind of job says of itself: how its drivers start, and what its cells come to in the end."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator.planning.plan import Cell, Plan
 from orchestrator.results import CellResult
+from orchestrator.tracking.run import Point
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Conclusion:
     summary: dict[str, float]  # metrics of the job's own MLflow run
     verdict: str
     sentences: tuple[str, ...] = ()  # beside the verdict
+    series: Mapping[str, Sequence[Point]] = field(default_factory=dict)  # lines in the job's own MLflow run
 
 
 class JobKind(Protocol):

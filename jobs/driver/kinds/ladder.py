@@ -48,4 +48,5 @@ class LadderKind(OneRound):
             summary=last.summary,
             verdict=last.verdict,
             sentences=(facts["sentence"], *last.sentences),
+            series=last.series,
         )

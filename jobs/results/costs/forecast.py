@@ -13,6 +13,7 @@ from typing import Any
 from jobs.formats import NOT_AVAILABLE, is_number
 from jobs.results.costs.documents import Device
 from jobs.results.costs.spent import HOUR_S, Rate, device_of, devices_of, find_rate
+from jobs.results.documents import REPORT_FORMAT
 from orchestrator.errors import FormatError
 from orchestrator.layout import Storage
 from orchestrator.planning.plan import Cell, CellForecast, Plan
@@ -142,7 +143,7 @@ def _documents(storage: Storage) -> Iterator[dict[str, Any]]:
 
 def _readable(file: Path) -> dict[str, Any] | None:
     try:
-        document = load_json(file)
+        document = load_json(file, REPORT_FORMAT)
         return document if isinstance(document["comparison"]["spec"], dict) else None
     except (FormatError, OSError, ValueError, KeyError, TypeError):
         return None

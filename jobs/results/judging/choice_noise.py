@@ -14,6 +14,7 @@ much covers that it is estimated, and more than two close rates: docs/decisions/
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isinf, sqrt
 
 import numpy as np
 
@@ -28,6 +29,12 @@ class Choice:
 
     gaps: Mapping[str, float]  # by backbone: score of its second-best trial less that of its best; infinite without
     variance: float  # of one trial's score
+    is_of_metric: bool = True  # whether the verdict judges what trials are scored by
+
+    def told_by(self, variance: float) -> "Choice":
+        """For a verdict by another measure: a gap of as many seed deviations, which is none where trials have none."""
+        factor = sqrt(variance / self.variance) if self.variance else 0.0
+        return Choice({name: gap if isinf(gap) else factor * gap for name, gap in self.gaps.items()}, variance)
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,7 @@ class ChoiceNoise:
 def find_choice_noise(choice: Choice, ids: Sequence[str], pooled: tuple[float, int]) -> ChoiceNoise:
     """`pooled` is the variance between the judged runs' seeds, and its degrees of freedom: trials vary no less."""
     variance, df = pooled
+    choice = choice if choice.is_of_metric else choice.told_by(variance)
     spread = np.sqrt(CAUTION * max(choice.variance, variance))
     gaps = np.array([choice.gaps.get(name, np.inf) for name in ids])
     return ChoiceNoise(spread**2 * _second_moment(gaps, float(spread)), float(max(df, 1)))

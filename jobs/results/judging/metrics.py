@@ -33,10 +33,16 @@ class Items:
 
 @dataclass(frozen=True)
 class Metric:
-    """`unit` as sentences say it; `load` reads what finished cells stored of themselves."""
+    """`unit` as sentences say it; `load` reads what finished cells stored of themselves.
+
+    `tracked_as`: the mean of a backbone in the MLflow run of a comparison. `is_of_trials`: whether trials are scored in
+    that unit.
+    """
 
     unit: str
+    tracked_as: str
     load: Callable[[Plan, Sequence[CellResult]], Items]
+    is_of_trials: bool = True
 
 
 @dataclass(frozen=True)
@@ -98,9 +104,11 @@ ITEM_BITS_PER_BYTE = HeldOutScore(_item_bits, np.ones_like)
 
 # The names are those of `verdict.metric`.
 METRICS = {
-    "bits_per_byte": Metric("bits per byte", partial(_held_out, BITS_PER_BYTE)),
-    "item_bits_per_byte": Metric("bits per byte in the mean of the items", partial(_held_out, ITEM_BITS_PER_BYTE)),
-    "rollout_success": Metric("of the episodes failed", _episodes),
+    "bits_per_byte": Metric("bits per byte", "val_bits_per_byte", partial(_held_out, BITS_PER_BYTE)),
+    "item_bits_per_byte": Metric(
+        "bits per byte in the mean of the items", "val_item_bits_per_byte", partial(_held_out, ITEM_BITS_PER_BYTE)
+    ),
+    "rollout_success": Metric("of the episodes failed", "rollout_failure_rate", _episodes, is_of_trials=False),
 }
 
 

@@ -9,7 +9,7 @@ def add_noise_floor(verdict: Verdict) -> None:
         return
     pair = verdict["pairs"][0]
     low, high = pair["interval"]
-    best = verdict["ranking"][0]["val_bits_per_byte"]
+    best = verdict["ranking"][0]["score"]
     seeds = len(verdict["ranking"][0]["seeds"])
     found: NoiseFloor = {
         "difference": (high - low) / 2,

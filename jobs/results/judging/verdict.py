@@ -182,7 +182,7 @@ def _ranking(standings: Standings, pairs: list[Pair], alpha: float) -> list[Rank
         RankedBackbone(
             rank=k + 1,
             backbone_id=backbone_id,
-            val_bits_per_byte=float(standings.means[k]),
+            score=float(standings.means[k]),
             seed_std=sqrt(standings.variances[k]) if standings.counts[k] > 1 else None,
             seeds=standings.seeds[k],
             difference_to_best=float(standings.means[k] - standings.means[0]),

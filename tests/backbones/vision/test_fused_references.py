@@ -52,7 +52,7 @@ def test_the_projector_is_upstreams_unless_it_is_named(reference: str, projector
     ("reference", "error", "says"),
     [
         ("fused:tiny-siglipp+tiny-llama2", InvalidReferenceError, "did you mean tiny-siglip?"),
-        ("fused:tiny-siglip+tiny-lama2", UnknownBackboneError, "Did you mean `tiny-llama2`?"),
+        ("fused:tiny-siglip+tiny-lama2", UnknownBackboneError, "Did you mean `tiny-llama2`"),
         ("fused:tiny-siglip+tiny-llama2+gelu-mpl", InvalidReferenceError, "did you mean gelu-mlp?"),
         ("fused:tiny-siglip", InvalidReferenceError, "write fused:TOWERS+BACKBONE"),
         ("fused:tiny-siglip+", InvalidReferenceError, "write fused:TOWERS+BACKBONE"),

@@ -1,6 +1,7 @@
 """A driver's cells under leases of a real queue: what it writes, and what it leaves to others."""
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
+from mlflow import MlflowClient
+from scored_cells import grouped_job, trained
 
 from jobs.driver import cells as cells_module
 from jobs.driver import leases as leases_module
@@ -20,8 +23,10 @@ from jobs.queue.model import Settings
 from jobs.queue.queue import Queue
 from jobs.queue.rows import Directives, JobRequest, Release
 from jobs.queue.store import Store
+from jobs.tracking.runs import Tracking
 from orchestrator.cell_job import CellJob
 from orchestrator.errors import ClusterError
+from orchestrator.layout import CellFolder
 from orchestrator.planning.plan import Cell, Plan, load_comparison
 from orchestrator.results import CellResult, CellStatus, find_cell_result, save_cell_result
 
@@ -89,14 +94,19 @@ def plan(tmp_path: Path) -> Plan:
     return load_comparison(spec)
 
 
-def run(plan: Plan, shared: Shared, train: Callable[[Cell], None] = lambda cell: None) -> list[CellResult]:
+def run(
+    plan: Plan,
+    shared: Shared,
+    train: Callable[[Cell], None] = lambda cell: None,
+    ended: Callable[[CellResult], object] = lambda result: None,
+) -> list[CellResult]:
     """All of a plan's cells, as a launch would run them; `train` stands for the workers."""
     leases = Leases(shared, job_request(plan, plan.cells), "driver")
 
     def run_attempt(job: Any, placement: Any, nodes: Any) -> None:
         train(job.cell)
 
-    runner = CellRunner(BareJobs(plan), plan.job.policy, (), lambda text: None, leases, run_attempt)
+    runner = CellRunner(BareJobs(plan), plan.job.policy, (), lambda text: None, leases, run_attempt, ended)
     leases.start()
     results = runner.run(list(plan.cells))
     leases.finish(0)
@@ -146,3 +156,30 @@ def test_a_driver_waits_for_a_dispatcher_that_starts_anew(plan: Plan, monkeypatc
     monkeypatch.setattr(leases_module, "ATTACH_LIMIT_S", 0.1)
     with pytest.raises(ClusterError, match="did not answer"):
         run(plan, Shared(faults=1000))
+
+
+def test_a_cell_that_ended_has_ended_in_mlflow_while_another_one_trains(tmp_path: Path, uri: str) -> None:
+    job = grouped_job(tmp_path, backbones=["tiny-llama2"], seeds=2, tracking__uri=uri)
+    plan = load_comparison(job.spec)
+    first, second = plan.cells
+    tracking = Tracking(plan, "backbone compare", None)
+    tracking.start()
+    runs = tracking.run_ids(60)
+    seen: list[str] = []
+
+    def train(cell: Cell) -> None:
+        if cell == first:
+            trained(plan, [cell], {"tiny-llama2": 2.0})
+            return
+        deadline = time.monotonic() + 30
+        while (found := MlflowClient(uri).get_run(runs[first.cell_id])).info.status == "RUNNING":
+            assert time.monotonic() < deadline, "the first cell's run goes on"
+            time.sleep(0.1)
+        other = MlflowClient(uri).get_run(runs[second.cell_id])
+        seen.extend([found.info.status, found.data.tags["cell_status"], other.info.status])
+
+    results = run(plan, Shared(cpus=2), train, tracking.finish_child)  # room for one cell
+    assert seen == ["FINISHED", "SUCCEEDED", "RUNNING"]
+    assert CellFolder(plan.cell_folder(first)).item_table.exists()
+    tracking.finish_parent({}, "no verdict", results, (), "FINISHED")
+    assert tracking.close(60) == []

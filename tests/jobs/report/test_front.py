@@ -110,7 +110,7 @@ def test_of_many_the_front_is_drawn_and_the_best_of_the_others() -> None:
     names = [f"tiny-{number}" for number in range(DRAWN_BACKBONES + 20)]
     hours = {name: float(number + 1) for number, name in enumerate(reversed(names))}  # the worst is the cheapest
     document = priced(comparison_document(names, 1, points=2, steps=2), hours, None)
-    document["ranking"][-1]["val_bits_per_byte"] = 9.0
+    document["ranking"][-1]["score"] = 9.0
     svg = plot_of(document)
     assert svg.count("GPU hours") == DRAWN_BACKBONES + 2  # each point, the title and the axis
     assert f"{names[-1]} 9.0000 at 1.00 GPU hours" in svg  # nobody is as cheap
@@ -135,7 +135,7 @@ def test_a_report_of_an_earlier_version_has_no_cost_and_is_shown_all_the_same() 
         del cell["spent"]
     page = render_report(document)
     assert "<h3>Cost</h3>" not in page and "Score against GPU hours" not in page
-    assert page.count('role="img"') == 8
+    assert page.count('role="img"') == 9
 
 
 def test_attempts_that_all_failed_have_their_price_too() -> None:

@@ -17,7 +17,7 @@ def test_a_comparison_has_its_verdict_its_ranking_and_its_limits() -> None:
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     assert len(rows) == 1 + len(document["ranking"]) and len({row.count(" | ") for row in rows}) == 1
     for row, ranked in zip(rows[1:], document["ranking"], strict=True):
-        assert md(ranked["backbone_id"]) in row and f"{ranked['val_bits_per_byte']:.4f}" in row
+        assert md(ranked["backbone_id"]) in row and f"{ranked['score']:.4f}" in row
     assert "*Data*" in text and document["comparison"]["id"] in text
 
 

@@ -13,10 +13,11 @@ import pytest
 from report_documents import NAMES, comparison_document, failed, finetune_document, finished
 
 from jobs import formats
+from jobs.report import plots
 from jobs.report.contract import contract_differences
 from jobs.report.html import render_report
 from jobs.report.palette import looks
-from jobs.report.plots import difference_plot, evaluation_curves
+from jobs.report.plots import Curve, difference_plot, evaluation_curves
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 
@@ -102,7 +103,7 @@ def test_the_ranking_gives_every_seed_its_own_value() -> None:
     _, first, second, third = table_rows(render_report(document), "ranking")
     for row, text in zip(document["ranking"], (first, second, third), strict=True):
         assert text.startswith(str(row["rank"]))
-        assert f"{row['val_bits_per_byte']:.4f}" in text
+        assert f"{row['score']:.4f}" in text
         assert all(f"{value:.4f}" in text for value in row["seeds"].values())
     assert first.endswith("best")
     assert second.endswith("worse")
@@ -279,7 +280,7 @@ def test_no_two_elements_share_an_id_and_every_reference_has_its_target() -> Non
 
 def test_plots_follow_the_colours_and_the_font_of_the_page() -> None:
     plots = re.findall(r"<svg viewBox.*?</svg>", render_report(comparison_document()), re.S)
-    assert len(plots) == 9
+    assert len(plots) == 11
     for plot in plots:
         assert not re.findall(r"#[0-9a-f]{6}\b", plot)
         assert "font-family" not in plot
@@ -365,6 +366,24 @@ def test_the_second_half_of_a_curve_starts_at_half_of_the_budget() -> None:
     (curve,) = evaluation_curves(finetune_document()["cells"], "bytes_seen", from_progress=0.5)
     assert curve.x[0] == 1e9
     assert len(curve.x) == 6
+
+
+def test_curves_are_drawn_against_all_that_a_run_spends_with_a_band_of_the_seeds() -> None:
+    document = comparison_document()
+    cells = document["cells"]
+    ends = {x: evaluation_curves(cells, x)[0].x[-1] for x in ("flops", "cost")}  # type: ignore[arg-type]
+    metrics, spent = cells[0]["metrics"], cells[0]["spent"]
+    assert ends["flops"] == pytest.approx(metrics["training_flops"])
+    assert ends["cost"] == pytest.approx(metrics["train_time_s"] * spent["cost"] / spent["seconds"])
+    page = render_report(document)
+    assert all(f"Quality against {what}" in page for what in ("data", "time", "FLOPs", "cost"))
+    for cell in cells:
+        cell["spent"]["cost"] = None
+        del cell["metrics"]["training_flops"]
+    page = render_report(document | {"costs": document["costs"] | {"currency": None}})
+    assert "Quality against FLOPs" not in page and "Quality against cost" not in page
+    seeds = [Curve("a", [0.0, 2.0], [3.0, 1.0]), Curve("a", [0.0, 4.0], [5.0, 1.0]), Curve("b", [0.0], [1.0])]
+    assert plots._bands(seeds) == [plots.Band("a", [0.0, 3.0], [(4.0, pytest.approx(2**0.5)), (1.0, 0.0)])]
 
 
 @pytest.mark.parametrize(("best_is", "expected"), [("a", "worse-one +0.0100"), ("b", "worse-one \N{MINUS SIGN}0.0100")])

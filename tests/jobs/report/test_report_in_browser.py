@@ -65,7 +65,7 @@ def test_the_browser_shows_the_verdict_the_ranking_and_the_plots(tmp_path: Path)
     assert document["verdict"]["sentence"] in text
     assert "1 llama2-7b-pure 0.82" in text
     assert "training text seen (GB)" in text
-    assert dom.count('role="img"') == 9
+    assert dom.count('role="img"') == 11
 
 
 def test_names_with_markup_stay_text_in_the_browser(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_nothing_is_wider_than_the_window(tmp_path: Path, width: int, kind: str)
     html = render_report(document).replace("</body>", MEASURE)
     dom = browse(tmp_path, html, f"--window-size={width},900", "--dump-dom")
     (title,) = re.findall(r"<title>(.*?)</title>", dom)
-    plots = 9 if kind == "comparison" else 4
+    plots = 11 if kind == "comparison" else 6
     assert unescape(title) == f"[{width},{width},[],{plots}]"
 
 
@@ -100,7 +100,7 @@ def test_nothing_is_wider_than_a_phone(tmp_path: Path, width: int, many: bool) -
         "--dump-dom",
     )
     (title,) = re.findall(r"<title>(.*?)</title>", dom)
-    assert unescape(title) == f"[{width},{width},[],9]"
+    assert unescape(title) == f"[{width},{width},[],{10 if many else 11}]"
 
 
 @pytest.mark.parametrize("mode", ["light", "dark", "print"])

@@ -18,7 +18,7 @@ def test_a_page_of_a_thousand_runs_has_every_run_and_says_what_it_leaves_out() -
     assert f"Drawn are {CURVES} of 1,000 runs" in page
     assert "The plots show the 40 best." in page
     assert "Drawn are 40 of 200 backbones" in page
-    assert page.count('role="img"') == 9
+    assert page.count('role="img"') == 10
     assert "Shown are the 8 best of 200 backbones" in page
 
 
@@ -52,6 +52,7 @@ def test_a_report_says_for_which_budget_tuning_and_data_its_answer_holds() -> No
     assert told["Tuning"].startswith("none: every backbone was trained with a learning rate of 2e-05, adaptation lora")
     assert "trained on mine.jsonl (2.35" in told["Data"]
     assert "scored on 4,096 items of held-out.jsonl" in told["Data"]
+    assert told["Sizes"].startswith("models of ") and "parameters" in told["Sizes"]
     page = render_report(document)
     assert "What this answer holds for" in page
     assert "held-out.jsonl" in page
@@ -60,4 +61,4 @@ def test_a_report_says_for_which_budget_tuning_and_data_its_answer_holds() -> No
 def test_what_a_report_does_not_tell_is_not_made_up() -> None:
     document = comparison_document()
     document["comparison"]["spec"] = {"name": "which-backbone"}
-    assert [aspect for aspect, _ in scope(document)] == ["Data"]
+    assert [aspect for aspect, _ in scope(document)] == ["Data", "Sizes"]

@@ -52,6 +52,7 @@ def test_what_both_verdicts_say_of_the_same_runs_is_said_in_a_sentence(
     ordered = names if metric == "rollout_success" else names[::-1]
     assert found["agree"].startswith(said.format(*ordered))
     assert found["metric"] == ({"rollout_success", "bits_per_byte"} - {metric}).pop()
+    assert found["alpha"] == verdict["alpha"] == pytest.approx(0.04)  # of a first look by hand
     if bits[0] != bits[1]:
         winner = (bits if metric == "rollout_success" else failures)[0] < 2.5
         assert found["winner"] == (FIRST if winner else SECOND)
@@ -73,3 +74,18 @@ def test_one_measure_that_tells_no_winner_is_said_beside_the_one_that_does(tmp_p
     )
     alone = [cell for cell in results if cell.seed == 0]  # no verdict of one seed, so nothing to agree with
     assert find_agreement(plan, rule, judge_cells(plan, rule, alone), alone) is None
+
+
+def test_a_further_look_costs_both_measures_alike(tmp_path: Path) -> None:
+    rule = VerdictRule.model_validate({"metric": "rollout_success", "margin": 0.1})
+    levels = []
+    for seeds in (2, 3):
+        plan = load_comparison(grouped_job(tmp_path, backbones=[FIRST, SECOND], seeds=seeds).spec)
+        results = trained(plan, plan.cells, {FIRST: 2.0, SECOND: 3.0})
+        for cell in results:
+            leave_episodes(cell, 0.4)
+        verdict = judge_cells(plan, rule, results)
+        found = find_agreement(plan, rule, verdict, results)
+        assert found is not None and found["alpha"] == verdict["alpha"]
+        levels.append(found["alpha"])
+    assert levels == pytest.approx([0.04, 0.008])

@@ -37,3 +37,18 @@ def test_trials_vary_no_less_than_runs() -> None:
 def test_a_backbone_without_a_second_trial_had_no_choice() -> None:
     noise = find_choice_noise(Choice({"a": 0.0}, 1.0), ["b", "a"], (1.0, 4))
     assert noise.variance[0] == 0 and noise.variance[1] > 0 and noise.df == 4
+
+
+@given(st.floats(0, 5), st.floats(1e-4, 100), st.floats(1e-6, 100))
+def test_another_measure_than_the_trials_takes_a_gap_by_its_deviations(gap: float, trials: float, runs: float) -> None:
+    """In whatever unit trials are scored, what is added is in that of the verdict."""
+
+    def of(scale: float) -> float:
+        choice = Choice({"a": scale * gap * trials**0.5}, scale**2 * trials, is_of_metric=False)
+        return float(find_choice_noise(choice, ["a"], (runs, 4)).variance[0])
+
+    assert of(1.0) == pytest.approx(of(100.0), rel=1e-6, abs=1e-12)
+    assert of(1.0) == pytest.approx(added(gap * runs**0.5, runs, runs), rel=1e-6, abs=1e-12)
+    unknown = Choice({"a": gap, "b": float("inf")}, 0.0, is_of_metric=False)
+    noise = find_choice_noise(unknown, ["a", "b"], (runs, 4)).variance
+    assert list(noise) == pytest.approx([CAUTION * runs / 2, 0.0])

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from report_documents import comparison_document, finetune_document
 
+from jobs.driver.kinds.reports import history_lines
 from jobs.report.html import render_report
 from jobs.results.history import LATEST, Measured, Record, compare_records, compare_with_history, prediction_band
 from orchestrator.planning.plan import Plan, load_comparison
@@ -109,6 +110,15 @@ def test_the_second_firing_shows_the_first(tmp_path: Path) -> None:
         "no band yet for 6 of 6 quantities: 1 earlier, 3 are needed",
         "no package version moved since 2026-11-01T02:00Z",
     ]
+
+
+def test_mlflow_gets_every_firing_as_a_point_of_a_line(tmp_path: Path) -> None:
+    run(tmp_path, night(1))
+    second: Any = run(tmp_path, night(2), val_bits_per_byte=0.91)
+    lines = history_lines(second)
+    line = lines["history/val_bits_per_byte/tiny-llama2"]
+    assert [(point.step, point.value) for point in line] == [(1, 0.9), (2, 0.91)] and len(lines) == 6
+    assert line[1].time_ms - line[0].time_ms == 24 * 3600 * 1000
 
 
 def test_what_leaves_the_band_is_said_with_its_direction(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def test_who_fails_less_wins_by_the_share_of_failed_episodes(tmp_path: Path) -> 
     assert (verdict["outcome"], verdict["winner"]) == ("winner", "good")
     assert "of the episodes failed" in verdict["sentence"]
     assert [row["backbone_id"] for row in verdict["ranking"]] == ["good", "worse"]
-    assert 0 < verdict["ranking"][0]["val_bits_per_byte"] < 0.3
+    assert 0 < verdict["ranking"][0]["score"] < 0.3
     assert verdict["noise"]["groups"] == 60
 
 

@@ -15,7 +15,7 @@ import pytest
 from mlflow import MlflowClient
 
 from orchestrator.results import EvaluationPoint, StepMetrics, read_json, write_json
-from orchestrator.tracking.run import TrackedDataset, TrackedRun, described_runs, without_password
+from orchestrator.tracking.run import Point, TrackedDataset, TrackedRun, described_runs, without_password
 from orchestrator.tracking.spool import STREAMED_METRICS, SpoolWriter
 from orchestrator.tracking.system import read_samples, sample_files, sampling
 from orchestrator.tracking.writer import RunWriter
@@ -298,8 +298,10 @@ def test_a_run_that_is_sent_late_began_and_ended_when_it_did(uri: str, tmp_path:
 
 def test_a_description_says_all_that_its_process_knew(uri: str, spool: Path, tmp_path: Path) -> None:
     facts = {"summary": {"mfu": 0.5}, "summary_time_ms": 7, "artifacts": (spool / "steps.jsonl",)}
+    facts["series"] = {"history/val_bits_per_byte/a": [Point(1, 10, 0.9), Point(2, 20, 0.8)]}
     parent, child = tracked(tmp_path, spool, registered_model=None, **facts)
     send(uri, parent, child, status="FAILED")
+    assert points(uri, child, "history/val_bits_per_byte/a") == [(1, 0.9), (2, 0.8)]
 
     for run in (parent, child):
         run.sent = TrackedRun("", tmp_path, {}, {}).sent  # not part of it: the state file says what was sent
@@ -391,3 +393,40 @@ def test_what_machines_did_arrives_once_also_after_a_lost_note(uri: str, spool: 
         for key in ("cpu_utilization_percentage", "system_memory_usage_megabytes", "network_receive_megabytes"):
             expected = [(sample.step, sample.values[key]) for sample in samples]
             assert points(uri, child, f"system/{name}/{key}") == expected
+
+
+def test_the_metric_that_is_told_first_is_the_score_before_training(uri: str, tmp_path: Path) -> None:
+    """MLflow's page that compares runs draws the first one that it was told of."""
+    spool = tmp_path / "spool"
+    with sampling(spool, is_first_on_node=True, every_s=60):
+        pass
+    runs = tracked(tmp_path, spool)
+    writer = RunWriter(uri, "backbones", tmp_path / "artifacts")
+    for run in runs:
+        writer.track(run)
+    writer.start()
+    deadline = time.monotonic() + 60
+    while not runs[1].sent.params:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    writer.close(0.5)
+    assert runs[1].sent.samples == {}
+
+    first = SpoolWriter(spool, attempt=1)
+    first.evaluation(EvaluationPoint(0, 0.0, 0, 0, 0.0, 8.25, 4.5))
+    first.close()
+    write_steps(spool, 1, 3)
+    runs = tracked(tmp_path, spool)
+    send(uri, *runs)
+    keys = list(MlflowClient(uri).get_run(runs[1].sent.run_id).data.metrics)
+    assert keys[0] == "val_bits_per_byte" and any(key.startswith("system/") for key in keys)
+
+
+def test_a_run_that_ended_before_its_first_score_shows_what_its_machine_did(uri: str, tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    with sampling(spool, is_first_on_node=True, every_s=60):
+        pass
+    runs = tracked(tmp_path, spool)
+    send(uri, *runs, status="FAILED")
+    keys = list(MlflowClient(uri).get_run(runs[1].sent.run_id).data.metrics)
+    assert keys and all(key.startswith("system/") for key in keys)
