@@ -169,6 +169,7 @@ class RankedBackbone(TypedDict):
     rank: int  # from 1; equal scores rank by id
     backbone_id: str
     score: float  # mean over seeds
+    val_bits_per_byte: NotRequired[float]  # the score again where it is that: its name in format 1
     seed_std: float | None  # between seeds; None with one seed
     seeds: dict[str, float]  # seed -> score; text keys, as JSON has them
     difference_to_best: float  # never negative

@@ -170,6 +170,8 @@ def _judge(
         choice=choice and replace(choice, is_of_metric=metric.is_of_trials),
     )
     verdict["notes"] += _adopted(finished)
+    for row in verdict["ranking"] if rule.metric == "bits_per_byte" else ():
+        row["val_bits_per_byte"] = row["score"]
     return verdict
 
 

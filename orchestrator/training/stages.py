@@ -1,4 +1,7 @@
-"""The stages of a cell from loading to its measurement. Each is one function of the run; all of them are collective."""
+"""The stages of a cell from loading to its measurement. Each is one function of the run; all of them are collective.
+
+Over 300 lines: the stages, in the order in which a cell goes through them.
+"""
 
 import math
 import os
