@@ -220,7 +220,9 @@ def _locate(path: str) -> tuple[object, str]:
 
 
 def _unknown(backbone_id: str) -> str:
-    close = [f"hf:{backbone_id}"] if "/" in backbone_id else get_close_matches(backbone_id, SPECS, n=3)
+    begun = [known for known in SPECS if backbone_id and known.startswith(backbone_id)]
+    near = dict.fromkeys([*begun, *get_close_matches(backbone_id, SPECS, n=3)])
+    close = [f"hf:{backbone_id}"] if "/" in backbone_id else [*near][:3]
     hint = f" Did you mean {' or '.join(f'`{one}`' for one in close)}?" if close else ""
     families = ", ".join(sorted({spec.family for spec in SPECS.values()}))
     return (

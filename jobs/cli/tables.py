@@ -41,8 +41,10 @@ def print_ranking(document: "Report") -> None:
     """The ranking of a report, or a finetune before and after."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     verdict = find_verdict(document)
-    by_success = verdict is not None and verdict.get("metric") == "rollout_success"
-    score = "failed episodes" if by_success else "held-out bits/byte"
+    metric = "bits_per_byte" if verdict is None else verdict.get("metric", "bits_per_byte")
+    score = {"rollout_success": "failed episodes", "item_bits_per_byte": "bits/byte, mean of items"}.get(
+        metric, "held-out bits/byte"
+    )
     for name in ("rank", "backbone", score, "by seed"):
         table.add_column(name, justify="right" if name == score else "left", no_wrap=True)
     for entry in document["ranking"]:

@@ -93,7 +93,7 @@ class CellRunner:
                 new = self._collect()
                 new |= self._close(directives, [cell for cell in waiting.values() if cell.cell_id not in new])
                 for result in new.values():
-                    self.ended(result)
+                    self._tell(result)
                 results |= new
                 waiting = {cell_id: cell for cell_id, cell in waiting.items() if cell_id not in results}
                 idle.check(directives, self.leases.problem, is_idle=bool(waiting) and not self._running)
@@ -103,6 +103,13 @@ class CellRunner:
             self.stop()
             raise
         return [results[cell.cell_id] for cell in cells]
+
+    def _tell(self, result: CellResult) -> None:
+        try:
+            self.ended(result)
+        except Exception as error:  # others go on; the job's end tells it again
+            why = f"{type(error).__name__}: {error}"
+            self.notice(f"{result.cell_id} ended; its tracked run will hear of it at the job's end: {why}")
 
     def stop(self) -> None:
         """Asks every running cell to write a checkpoint and stop, and starts no other."""

@@ -35,9 +35,19 @@ FAILURES = Score(
 )
 
 
+ITEM_BITS = Score(
+    "bits per byte, mean of the items",
+    "on the held-out text after training",
+    "The ranking\u2019s number is the mean over held-out items of the bits that the trained model needs for a byte of "
+    "each: lower is better. An item counts as much as any other, whatever its length.",
+    is_bits=True,
+)
+SCORES = {"bits_per_byte": BITS, "item_bits_per_byte": ITEM_BITS, "rollout_success": FAILURES}
+
+
 def score_of(verdict: Verdict | None) -> Score:
     """By the verdict's metric."""
-    return FAILURES if verdict is not None and verdict.get("metric") == "rollout_success" else BITS
+    return SCORES[verdict.get("metric", "bits_per_byte")] if verdict is not None else BITS
 
 
 HEADINGS = ("success", "random policy", "other instruction", "above both", "return", "steps")

@@ -402,9 +402,11 @@ def _with_named_scores(found: Any) -> Any:
     """A report of format 1 as one of format 2."""
     if not isinstance(found, dict) or found.get("format") == REPORT_FORMAT:
         return found
-    for rows in (found.get("ranking"), found.get("rollouts", {}).get("agreement", {}).get("ranking")):
-        for row in rows or ():
-            row["score"] = row.pop("val_bits_per_byte")
+    of_bits = (found.get("verdict") or {}).get("metric", "bits_per_byte") == "bits_per_byte"
+    for row in found.get("ranking", ()):
+        row["score"] = row["val_bits_per_byte"] if of_bits else row.pop("val_bits_per_byte")
+    for row in found.get("rollouts", {}).get("agreement", {}).get("ranking", ()):
+        row["score"] = row.pop("val_bits_per_byte")
     return {"format": REPORT_FORMAT, **{key: value for key, value in found.items() if key != "format"}}
 
 

@@ -129,7 +129,7 @@ def _judge_look(
     if verdict["outcome"] == "no verdict":
         return verdict
     keep_look(plan, new_record(judged, look, verdict["outcome"], verdict["winner"]))
-    verdict["look"], verdict["metric"] = look, rule.metric
+    verdict["look"] = look
     verdict["notes"] = [
         *sentences_of(look),
         *(_stopped(judged.seeds) if isinstance(plan.job, Decision) else ()),
@@ -169,6 +169,7 @@ def _judge(
         unit=metric.unit,
         choice=choice and replace(choice, is_of_metric=metric.is_of_trials),
     )
+    verdict["metric"] = rule.metric
     verdict["notes"] += _adopted(finished)
     for row in verdict["ranking"] if rule.metric == "bits_per_byte" else ():
         row["val_bits_per_byte"] = row["score"]

@@ -10,7 +10,7 @@ from jobs.results.documents import Film, RolledOut, RolloutFacts
 from orchestrator.layout import CellFolder
 from orchestrator.planning.plan import Plan
 from orchestrator.results import CellResult, CellStatus, read_json
-from orchestrator.rollouts.results import BLIND, RANDOM, TRAINED, EpisodeFacts, RolloutResults, wilson
+from orchestrator.rollouts.results import BLIND, PREFIX, RANDOM, TRAINED, EpisodeFacts, RolloutResults, wilson
 from orchestrator.tracking.spool import EntryKind, read_spool
 
 
@@ -46,7 +46,9 @@ def success_curve(result: CellResult) -> list[tuple[float, float]]:
         return []
     entries = read_spool(CellFolder(Path(result.folder)).spool)
     points = [entry.fields for entry in entries if entry.kind is EntryKind.ROLLOUTS]
-    return sorted((point["progress"], point["success"]) for point in points if point["digest"] == digest)
+    curve = sorted((point["progress"], point["success"]) for point in points if point["digest"] == digest)
+    measured = result.measurement.metrics.get(f"{PREFIX}success")  # another attempt's than the last point's may be
+    return curve if measured is None else [*curve[:-1], (1.0, measured)]
 
 
 def _rolled_out(folders: Sequence[Path]) -> RolledOut:

@@ -12,7 +12,7 @@ from orchestrator.planning.plan import Cell, Plan
 from orchestrator.results import CellResult, CellStatus, find_adoption, write_json
 from orchestrator.spec_files.spec import Recipe
 from orchestrator.tracking.run import Point, TrackedDataset, TrackedRun, describe
-from orchestrator.tracking.spool import STREAMED_METRICS, read_spool
+from orchestrator.tracking.spool import STREAMED_METRICS, Entry, EntryKind, read_spool
 from orchestrator.tracking.writer import RunWriter
 
 TRIAL = "trial"  # the role of a cell that only helps to find a learning rate
@@ -150,19 +150,30 @@ def take_result(run: TrackedRun, result: CellResult) -> None:
         run.tags["failure"] = result.failure[:4000]
     if (adoption := find_adoption(Path(result.folder))) is not None:
         run.tags["adopted_from"] = adoption.adopted_from
-    entries = list(read_spool(CellFolder(Path(result.folder)).spool))
-    if entries:
-        run.began_ms, run.ended_ms = entries[0].time_ms, entries[-1].time_ms
+    times: list[int] = []
+    points: list[Entry] = []
+    for entry in read_spool(CellFolder(Path(result.folder)).spool):
+        times = [*times[:1], entry.time_ms]
+        if entry.kind is EntryKind.ROLLOUTS:
+            points.append(entry)
+    if times:
+        run.began_ms, run.ended_ms = times[0], times[-1]
     if result.measurement is not None:
-        metrics = result.measurement.metrics.items()
-        streamed = {*STREAMED_METRICS, *(name for entry in entries for name in entry.metrics)}
-        run.summary = {k: float(v) for k, v in metrics if v is not None and k not in streamed}
+        sent = _last_played(points, result.measurement.data.get("rollouts"))
+        metrics = ((name, float(v)) for name, v in result.measurement.metrics.items() if v is not None)
+        run.summary = {name: v for name, v in metrics if name not in STREAMED_METRICS and v != sent.get(name)}
         run.summary_time_ms = run.ended_ms
         contract = CellFolder(Path(result.folder)).contract
         write_json(contract, result.measurement.contract)
         tables = [file for file in [CellFolder(Path(result.folder)).item_table] if file.exists()]
         run.artifacts = (contract, *tables)
         run.tags |= table_tag(*tables)
+
+
+def _last_played(points: Sequence[Entry], digest: object) -> dict[str, float]:
+    """The figures that are sent of the final episodes; what is kept may be another attempt's, if one died over them."""
+    asked = [point for point in points if point.fields["digest"] == digest]
+    return max(asked, key=lambda point: point.fields["step"]).metrics if asked else {}
 
 
 def _parent_run(plan: Plan, command: str) -> TrackedRun:

@@ -111,6 +111,8 @@ def test_an_unknown_id_names_the_nearest_the_families_and_the_command_that_lists
     assert message.startswith("LLM Backbone `llama2-7b-puer` is not supported! Did you mean `llama2-7b-pure`")
     assert f"`backbone list` shows all {len(backbone_ids())} ids" in message and len(message) < 600
     assert all(get_spec(backbone_id).family in message for backbone_id in backbone_ids())
+    with pytest.raises(UnknownBackboneError, match="Did you mean `llama2-7b-pure` or `llama2-7b-chat`"):
+        get_spec("llama2-7b")
     with pytest.raises(UnknownBackboneError, match="Did you mean `hf:Qwen/Qwen3-8B`"):
         get_spec("Qwen/Qwen3-8B")
     with pytest.raises(UnknownBackboneError, match=r"^LLM Backbone `zzz` is not supported! `backbone list` shows"):

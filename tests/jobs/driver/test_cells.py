@@ -158,6 +158,19 @@ def test_a_driver_waits_for_a_dispatcher_that_starts_anew(plan: Plan, monkeypatc
         run(plan, Shared(faults=1000))
 
 
+def test_cells_go_on_where_nobody_can_be_told_that_one_ended(tmp_path: Path) -> None:
+    plan = load_comparison(grouped_job(tmp_path, backbones=["tiny-llama2"], seeds=2).spec)
+
+    def ended(result: CellResult) -> None:
+        raise OSError(28, "No space left on device")
+
+    def train(cell: Cell) -> None:
+        trained(plan, [cell], {"tiny-llama2": 2.0})
+
+    results = run(plan, Shared(cpus=2), train, ended)
+    assert [result.status for result in results] == [CellStatus.SUCCEEDED] * 2
+
+
 def test_a_cell_that_ended_has_ended_in_mlflow_while_another_one_trains(tmp_path: Path, uri: str) -> None:
     job = grouped_job(tmp_path, backbones=["tiny-llama2"], seeds=2, tracking__uri=uri)
     plan = load_comparison(job.spec)

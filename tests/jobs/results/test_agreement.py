@@ -73,7 +73,10 @@ def test_one_measure_that_tells_no_winner_is_said_beside_the_one_that_does(tmp_p
         f"They agree in part: bits per action dimension names {FIRST} the winner, which is"
     )
     alone = [cell for cell in results if cell.seed == 0]  # no verdict of one seed, so nothing to agree with
-    assert find_agreement(plan, rule, judge_cells(plan, rule, alone), alone) is None
+    without = judge_cells(plan, rule, alone)
+    assert find_agreement(plan, rule, without, alone) is None
+    assert without["metric"] == "rollout_success"  # of the ranking that stands without a verdict
+    assert all("val_bits_per_byte" not in row for row in without["ranking"])
 
 
 def test_a_further_look_costs_both_measures_alike(tmp_path: Path) -> None:

@@ -37,6 +37,16 @@ def test_what_is_sent_with_its_step_is_no_figure_of_the_end_as_well(tmp_path: Pa
     assert run.summary == {"rollout/success_low": 0.6}
 
 
+def test_what_was_measured_counts_where_an_attempt_that_died_had_played_other_episodes(tmp_path: Path) -> None:
+    result = rolled_out(tmp_path)
+    assert result.measurement is not None
+    result.measurement.metrics["rollout/success"] = 0.9
+    run = TrackedRun("cell", tmp_path / "run.json", {}, {})
+    take_result(run, result)
+    assert run.summary == {"rollout/success": 0.9, "rollout/success_low": 0.6}
+    assert success_curve(result) == [(0.5, 0.4), (1.0, 0.9)]
+
+
 def test_a_curve_is_no_reason_to_play_the_final_episodes_anew() -> None:
     curved = RolloutRequest(ASKED.environment, 50, 0, every=0.1)
     assert curved.digest == ASKED.digest != EARLIER.digest
