@@ -1,7 +1,7 @@
 """`recipe.data.actions.chunk`: an answer is the actions of a row and of those that follow it in its episode."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -237,7 +237,8 @@ def test_prepared_ids_are_the_bins_of_one_step_after_the_other(tmp_path: Path, b
     assert prepared.actions.as_openvla("robot")["robot"]["action_chunk"] == 3
 
 
-def test_answers_that_do_not_fit_take_the_ends_of_episodes_with_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rule", ["intersection", "per_backbone"])
+def test_answers_that_do_not_fit_take_the_ends_of_episodes_with_them(tmp_path: Path, rule: str) -> None:
     rows = [step(number, instruction="short" if number < 10 else "much longer than that") for number in range(20)]
     planned = plan(tmp_path, rows[:15], rows[5:], data={"actions": {"chunk": 3}})
     codec = load_codec(get_spec("tiny-qwen"), max_length=128)
@@ -245,7 +246,7 @@ def test_answers_that_do_not_fit_take_the_ends_of_episodes_with_them(tmp_path: P
     lengths = load_tokenized(prepared.train_file).lengths
     assert len(planned.train) == 5  # the others are held out
     longest = int(lengths.max())
-    fits, misses = (compare_tokenizers([prepared], length, "intersection") for length in (longest, longest - 1))
+    fits, misses = (compare_tokenizers([prepared], length, rule) for length in (longest, longest - 1))
     check_parity(fits, "spec.yaml", longest)
     assert (fits.kept["x"].tolist(), fits.scored.tolist()) == ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4])
     assert lengths.tolist() == [longest, longest, longest, longest - 7, longest - 14]
@@ -255,6 +256,19 @@ def test_answers_that_do_not_fit_take_the_ends_of_episodes_with_them(tmp_path: P
     )
     with pytest.raises(SpecError, match=message + ", or lower recipe.data.actions.chunk"):
         check_parity(misses, "spec.yaml", longest - 1)
+    nothing = replace(fits, scored=np.array([], np.int64), dropped={"held_out_too_long": 5})
+    with pytest.raises(SpecError, match="no held-out item fits recipe.sequence_length 9 whole, and none is parted"):
+        check_parity(nothing, "spec.yaml", 9)
+
+
+def test_a_single_action_that_does_not_fit_is_not_blamed_on_its_chunk(tmp_path: Path) -> None:
+    planned = plan(tmp_path, [step(0)], [step(7)])
+    codec = load_codec(get_spec("tiny-qwen"), max_length=128)
+    prepared = prepare("x", codec, planned.train, planned.validation, tmp_path / "prepared")
+    misses = compare_tokenizers([prepared], 9, "intersection")
+    message = "no training example fits x at recipe.sequence_length 9; raise it, or set recipe.data.parity"
+    with pytest.raises(SpecError, match=message):
+        check_parity(misses, "spec.yaml", 9)
 
 
 def test_episodes_of_one_step_have_other_arrays_for_other_chunks(tmp_path: Path) -> None:
