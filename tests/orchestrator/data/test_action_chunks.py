@@ -123,6 +123,12 @@ def test_an_episode_is_named_by_its_group_and_number(tmp_path: Path) -> None:
     assert [example.group for example in found.read()] == ["a", "a", "b", "b"]
 
 
+def test_a_step_that_is_read_is_no_column_of_its_item(tmp_path: Path) -> None:
+    write(tmp_path / "train.jsonl", [{**row, "room": "kitchen"} for row in episodes_of([2])])
+    columns = [example.columns for example in load(tmp_path, "train.jsonl", chunk=2).read()]
+    assert columns == [(("instruction", "task 0"), ("room", "kitchen"))] * 2
+
+
 # --- Rows that are no chunks ------------------------------------------------------------------------------------------
 
 ROWS = episodes_of([3, 3])
@@ -136,6 +142,7 @@ BAD: list[tuple[list[Row], int, str, str]] = [
     ),
     ([ROWS[0], ROWS[0]], 1, "step", "'step' is 0, and 0 in the next row of episode 0; .* sort each episode's by step"),
     ([ROWS[0], {**ROWS[1], "step": None}], 1, "step", "'step' is 0, and null in the next row of episode 0"),
+    ([{"group": "a", "instruction": "go", "action": [1.0]}], 1, "episode", "'episode' is missing; add the number or"),
     ([{**ROWS[0], "step": 0.5}], 1, "step", "'step' is 0.5; it must be a whole number: correct it, or leave it out"),
     (
         [{**ROWS[0], "action": [[1, 2], [3, 4]]}],
@@ -158,11 +165,13 @@ def test_a_row_out_of_place_is_named_with_its_file_its_place_and_a_remedy(
     assert [(one.file, one.line, one.path) for one in caught.value.problems] == [(str(file), line, path)]
 
 
-def test_an_episode_in_two_files_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("first", [ROWS[:2], ROWS])  # it goes on, or files count from 0 each
+def test_an_episode_in_two_files_is_refused(tmp_path: Path, first: list[Row]) -> None:
     (tmp_path / "data").mkdir()
-    write(tmp_path / "data" / "a.jsonl", ROWS[:2])
+    write(tmp_path / "data" / "a.jsonl", first)
     file = write(tmp_path / "data" / "b.jsonl", ROWS[2:])
-    with pytest.raises(SpecError, match="episode 0 goes on from another file; chunks of actions are made of") as caught:
+    message = "episode 0 is in another file too; chunks of .*: give each file's episodes their own names, or write"
+    with pytest.raises(SpecError, match=message) as caught:
         load(tmp_path, "data", chunk=2)
     assert [(one.file, one.line) for one in caught.value.problems] == [(str(file), 1)]
 
