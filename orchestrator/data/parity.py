@@ -45,9 +45,7 @@ def compare_tokenizers(prepared: Sequence[Prepared], sequence_length: int, rule:
         kept = dict.fromkeys(train, shared)
         too_long, no_target = int(cut_by_any.sum()), int((empty_for_any & ~cut_by_any).sum())
     else:
-        uncut = {
-            one.backbone_id: cut[one.backbone_id] & _is_never_cut(one, train[one.backbone_id]) for one in prepared
-        }
+        uncut = {one.backbone_id: cut[one.backbone_id] & _is_never_cut(one, train[one.backbone_id]) for one in prepared}
         kept = {backbone_id: np.flatnonzero(~(nothing | uncut[backbone_id])) for backbone_id, nothing in empty.items()}
         uncut_by_any = np.logical_or.reduce(list(uncut.values()))
         too_long, no_target = int(uncut_by_any.sum()), int((empty_for_any & ~uncut_by_any).sum())

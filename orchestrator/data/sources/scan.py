@@ -103,10 +103,8 @@ class Scanned:
         if elsewhere:
             how = "is in another file too"
             remedy = "give each file's episodes their own names, or write what is one episode into one file"
-        message = (
-            f"{episode} {how}; chunks of actions are made of an episode's rows one after the other in one file: "
-            f"{remedy}"
-        )
+        rule = "chunks of actions are made of an episode's rows one after the other in one file"
+        message = f"{episode} {how}; {rule}: {remedy}"
         return SpecProblem(self.span.file, message, "episode", _first_row(self.span) + row)
 
     def without_images(self, expects: bool) -> SpecProblem:

@@ -158,9 +158,7 @@ def test_a_level_of_ones_own_is_found_in_the_working_directory_by_a_fleet_too(mo
         open_environment("minigrid:no_rooms:GoToOneOfTwo-v0")
 
 
-def test_a_name_that_imports_a_module_says_which_code_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_name_that_imports_a_module_says_which_code_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", [*sys.path])
     file = tmp_path / "levels_of_mine.py"
@@ -173,7 +171,10 @@ def test_a_name_that_imports_a_module_says_which_code_it_is(
     assert [code_of(f"minigrid:{name}") for name in names] == [""] * len(names)
     plain = RolloutRequest("minigrid:levels_of_mine:Mine-v0", 50, 0)
     assert len({plain.digest, *(replace(plain, code=code).digest for code in codes)}) == 3
-    assert RolloutRequest("minigrid:BabyAI-GoToLocal-v0", 50, 0).digest == "2e831654de8e5ffdc2fd3caa259eca90903d0f120c409c931943534983bda505"
+    assert (
+        RolloutRequest("minigrid:BabyAI-GoToLocal-v0", 50, 0).digest
+        == "2e831654de8e5ffdc2fd3caa259eca90903d0f120c409c931943534983bda505"
+    )
 
 
 def test_what_is_no_environment_of_minigrid_is_refused() -> None:
