@@ -60,13 +60,15 @@ class RolloutRequest:
     max_steps: int | None = None  # None: the environment's own limit
     execute: int | None = None  # actions of a chunk that are taken before the next question; None: all
     every: float = 1.0  # share of the budget after which they are played; 1: at the end alone
+    code: str = ""  # a hash of the module that the environment's name imports, if any
 
     @property
     def digest(self) -> str:
         """Tells whether a cell played the same episodes before; a curve is no reason to play them anew."""
         limit = () if self.max_steps is None else (self.max_steps,)
         taken = () if self.execute is None else ("execute", self.execute)
-        return content_hash([self.environment, self.episodes, self.seed, *limit, *taken])
+        code = ("code", self.code) if self.code else ()
+        return content_hash([self.environment, self.episodes, self.seed, *limit, *taken, *code])
 
 
 @dataclass(frozen=True)

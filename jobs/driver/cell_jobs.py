@@ -22,6 +22,7 @@ from orchestrator.cell_job import (
 from orchestrator.data.parity import load_selection
 from orchestrator.data.prepare import load_tokenized
 from orchestrator.data.sources.load import find_path
+from orchestrator.environments.registry import code_of
 from orchestrator.faults import Fault
 from orchestrator.identity import content_hash
 from orchestrator.layout import Storage
@@ -161,8 +162,15 @@ def rollout_request(plan: Plan) -> RolloutRequest | None:
     asked = plan.job.recipe.evaluate.rollouts
     if asked is None:
         return None
-    limits = asked.max_steps, asked.execute
-    return RolloutRequest(asked.environment, asked.episodes, asked.seed, *limits, asked.every)
+    return RolloutRequest(
+        asked.environment,
+        asked.episodes,
+        asked.seed,
+        asked.max_steps,
+        None if asked.execute == plan.job.recipe.data.chunk else asked.execute,  # which is all of them
+        asked.every,
+        code_of(asked.environment),
+    )
 
 
 def find_finished_export(plan: Plan) -> Path | None:

@@ -20,7 +20,7 @@ class Parity:
     scored: np.ndarray  # (items,) int64 held-out items, the same for every candidate
     dropped: dict[str, int]
     backbones: dict[str, dict[str, Any]]
-    numbers: int = 0  # of a whole answer of actions; 0 of text
+    numbers: int = 0  # of a whole answer of several actions; 0 of any other
 
 
 def compare_tokenizers(prepared: Sequence[Prepared], sequence_length: int, rule: str) -> Parity:
@@ -45,14 +45,14 @@ def compare_tokenizers(prepared: Sequence[Prepared], sequence_length: int, rule:
         kept = dict.fromkeys(train, shared)
         too_long, no_target = int(cut_by_any.sum()), int((empty_for_any & ~cut_by_any).sum())
     else:
-        uncut = {backbone_id: one & train[backbone_id].has_images for backbone_id, one in cut.items()}
+        uncut = {one.backbone_id: cut[one.backbone_id] & _is_never_cut(one, train[one.backbone_id]) for one in prepared}
         kept = {backbone_id: np.flatnonzero(~(nothing | uncut[backbone_id])) for backbone_id, nothing in empty.items()}
         uncut_by_any = np.logical_or.reduce(list(uncut.values()))
         too_long, no_target = int(uncut_by_any.sum()), int((empty_for_any & ~uncut_by_any).sum())
     readable = np.logical_and.reduce([data.round_trips for data in validation])
     whole = np.logical_and.reduce(
         [
-            (_lengths(one, data) <= sequence_length) | (not data.has_images and not _has_chunks(one))
+            (_lengths(one, data) <= sequence_length) | (not _is_never_cut(one, data))
             for one, data in zip(prepared, validation, strict=True)
         ]
     )
@@ -71,7 +71,8 @@ def compare_tokenizers(prepared: Sequence[Prepared], sequence_length: int, rule:
     dropped = {"too_long": too_long, "no_target": no_target, "does_not_round_trip": int((~readable).sum())}
     if not whole.all():
         dropped["held_out_too_long"] = int((readable & ~whole).sum())
-    numbers = prepared[0].actions.numbers if prepared[0].actions is not None else 0
+    learned = prepared[0].actions
+    numbers = learned.numbers if learned is not None and learned.chunk > 1 else 0
     return Parity(kept, np.flatnonzero(readable & whole), dropped, facts, numbers)
 
 
@@ -100,8 +101,7 @@ def check_parity(parity: Parity, file: str, sequence_length: int) -> None:
         message = (
             "no held-out item can be decoded back to its own text by every tokenizer; check recipe.data.validation"
             if not parity.dropped.get("held_out_too_long")
-            else f"no held-out item with its {'answer' if parity.numbers else 'images'} fits recipe.sequence_length "
-            f"{sequence_length}, and none is parted; raise it"
+            else f"no held-out item fits recipe.sequence_length {sequence_length} whole, and none is parted; raise it"
         )
         raise SpecError((SpecProblem(file, message, "recipe.data.validation"),))
 
@@ -139,6 +139,10 @@ def load_selection(file: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _has_chunks(one: Prepared) -> bool:
     return one.actions is not None and one.actions.chunk > 1
+
+
+def _is_never_cut(one: Prepared, data: TokenizedDataset) -> bool:
+    return data.has_images or _has_chunks(one)
 
 
 def _lengths(one: Prepared, data: TokenizedDataset) -> np.ndarray:

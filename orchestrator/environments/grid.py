@@ -8,8 +8,6 @@ is the whole grid from above. The action is one number, rounded: 0 turns left, 1
 import difflib
 import importlib
 import io
-import os
-import sys
 from contextlib import redirect_stdout
 from typing import Any
 
@@ -17,13 +15,14 @@ import gymnasium
 import minigrid
 import numpy as np
 from minigrid.envs.babyai.core.roomgrid_level import RoomGridLevel
+from minigrid.minigrid_env import MiniGridEnv
 from minigrid.utils.baby_ai_bot import BabyAIBot, DisappearedBoxError
 
 from orchestrator.environments.environment import Expert, ExpertLostError, NoExpertError, Observation, Step
+from orchestrator.environments.registry import WHOLE, look_here
 from orchestrator.errors import InputError
 
 TILE = 8  # pixels a side: a patch of 8 or a power of two is one tile or part of one
-WHOLE = "@whole"
 
 
 class Grid:
@@ -36,6 +35,9 @@ class Grid:
         self._name, self._whole = name, whole
         self._wrapped = gymnasium.make(name, disable_env_checker=True)
         self._inside: Any = self._wrapped.unwrapped
+        if not isinstance(self._inside, MiniGridEnv):
+            self._wrapped.close()
+            raise InputError(f"{name!r} is no environment of MiniGrid: its class must be a minigrid.MiniGridEnv")
         self._last = len(self._inside.actions) - 1
 
     def reset(self, seed: int) -> Observation:
@@ -96,9 +98,7 @@ def open_grid(name: str) -> Grid:
 
 
 def _import_levels(module: str) -> None:
-    """Looks in the working directory too, as `python -m` does: a command's own path does not hold it."""
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+    look_here()
     try:
         importlib.import_module(module)
     except Exception as error:

@@ -2,7 +2,7 @@
 
 The image is the plane from above, 96 x 96 pixels; the action is two numbers in [0, 512], the place that the disc heads
 for during a tenth of a second. An episode ends with success, once more than 95 % of the outline is covered, or after
-300 steps; the reward is the share that is covered, 1 from 95 %. Disc and block are placed by the episode's seed.
+300 steps; the reward is the share that is covered, of 95 %, and at most 1. The seed places disc and block.
 Source: Chi et al. 2023, https://arxiv.org/abs/2303.04137; gym_pusht.
 """
 

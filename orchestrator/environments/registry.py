@@ -2,11 +2,17 @@
 
 import difflib
 import importlib
+import os
+import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 
 from orchestrator.environments.environment import Environment
 from orchestrator.errors import InputError
+from orchestrator.identity import content_hash
+
+WHOLE = "@whole"  # behind a name of MiniGrid: seen from above
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,38 @@ def find_problem(name: str) -> str | None:
         return f"there is no environment {name!r}{hint} Write a kind and a name, such as {examples}"
     if not within:
         return f"{name!r} says which kind of environment, but not which one; write one such as {examples}"
+    if not all(within.removesuffix(WHOLE).split(":")):
+        return f"{name!r} has nothing on one side of a colon; write a name such as {examples}"
     return None
+
+
+def module_of(name: str) -> str:
+    """The module that a valid name imports first, which registers what it names; '' where there is none."""
+    kind, _, within = name.partition(":")
+    return within.rpartition(":")[0] if kind == "minigrid" else ""
+
+
+def look_here() -> None:
+    """Has modules looked for in the working directory too, as `python -m` does: a command's own path lacks it."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+
+
+def code_of(name: str) -> str:
+    """A hash of the source of the module that a valid name imports; '' where there is no module, or no source file.
+
+    The module itself is not run, but the packages that it is in are.
+    """
+    if not (module := module_of(name)):
+        return ""
+    look_here()
+    try:
+        spec = find_spec(module)
+    except Exception:  # whatever a package raises; who opens the environment says it
+        return ""
+    if spec is None or not spec.has_location or spec.origin is None or Path(spec.origin).suffix != ".py":
+        return ""
+    return content_hash(Path(spec.origin).read_text("utf-8", "replace"))
 
 
 def find_missing_simulator(name: str) -> str | None:

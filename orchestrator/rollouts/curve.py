@@ -87,7 +87,7 @@ def _play_due(asked: RolloutRequest, played: set[int], run: CellRun) -> int:
     if share >= 1 or mark in played:
         return CONTINUE
     run.recorder.phase("rolling out", step=step)
-    run.pulse.rest("rolling out", step)
+    beat(run)
     gang = OnMesh(run.mesh, partial(_heed, run))
     try:
         with fleet_of(run.job, asked) as fleet, acting(run, asked) as policy:
@@ -100,6 +100,12 @@ def _play_due(asked: RolloutRequest, played: set[int], run: CellRun) -> int:
     return CONTINUE
 
 
+def beat(run: CellRun) -> None:
+    """Tells the watch of this rank, before each action: all of them may take longer than anything else may."""
+    run.pulse.rest("rolling out", run.position.seen.steps)
+
+
 def _heed(run: CellRun) -> None:
+    beat(run)
     if (order := run.mesh.from_main(run.order)) != CONTINUE:
         raise _Interrupted(order)

@@ -8,7 +8,7 @@ from orchestrator.cell_job import RolloutRequest
 from orchestrator.environments.fleet import Fleet
 from orchestrator.errors import InputError
 from orchestrator.layout import CellFolder
-from orchestrator.rollouts.curve import acting, curve_of, fleet_of, record
+from orchestrator.rollouts.curve import acting, beat, curve_of, fleet_of, record
 from orchestrator.rollouts.film import frames_of, write_film
 from orchestrator.rollouts.play import Episode, Gang, OnMesh, Policy, play
 from orchestrator.rollouts.policies import RandomPolicy, seeds_of, with_other_instructions
@@ -50,10 +50,10 @@ def roll_out(run: CellRun) -> None:
     job, asked = run.job, run.job.rollouts
     assert asked is not None
     run.recorder.phase("rolling out")
-    run.pulse.rest("rolling out", run.position.seen.steps)
+    beat(run)
 
     with fleet_of(job, asked) as fleet, acting(run, asked) as policy:
-        played = play_all(policy, fleet, asked, OnMesh(run.mesh, partial(obey, run)))
+        played = play_all(policy, fleet, asked, OnMesh(run.mesh, partial(_obey, run)))
         if run.mesh.is_main:
             film(fleet, played[TRAINED], *CellFolder(job.folder).films)
     record(run, asked, played[TRAINED])
@@ -64,6 +64,11 @@ def roll_out(run: CellRun) -> None:
         assert job.prepared is not None and job.prepared.actions is not None
         facts = {"chunk": job.prepared.actions.chunk, "execute": policy.execute}
         write_results(CellFolder(job.folder).rollouts, results, cell_id=job.cell.cell_id, **facts)
+
+
+def _obey(run: CellRun) -> None:
+    beat(run)
+    obey(run)
 
 
 def play_all(policy: Policy, fleet: Fleet, asked: RolloutRequest, gang: Gang | None = None) -> dict[str, list[Episode]]:

@@ -31,15 +31,15 @@ class Chunk:
         return replace(example, ahead=self.ahead, episode=self.step.episode)
 
 
-def chunks_of(rows: Rows, behind: Rows, chunk: int, columns: Columns, group: str) -> Iterator[tuple[int, Any, Chunk]]:
+def chunks_of(rows: Rows, behind: Rows, chunk: int, columns: Columns) -> Iterator[tuple[int, Any, Chunk]]:
     """(number, row, what stands ahead of it) of each row of a span; `behind` are the rows after it in its file.
 
-    `chunk` is at least 2; `group` is that of rows that name none.
+    `chunk` is at least 2.
     """
     waiting: deque[tuple[int, Any, Step | RowError]] = deque()
     within = 0  # how many of them are the span's
     for is_within, (number, row) in chain(zip(repeat(True), rows), zip(repeat(False), islice(behind, chunk - 1))):
-        waiting.append((number, row, _read(row, columns, group)))
+        waiting.append((number, row, _read(row, columns)))
         within += is_within
         if within and len(waiting) == chunk:
             yield _first(waiting)
@@ -56,9 +56,9 @@ def _first(waiting: deque[tuple[int, Any, Step | RowError]]) -> tuple[int, Any, 
     return number, row, chunk
 
 
-def _read(row: Any, columns: Columns, group: str) -> Step | RowError:
+def _read(row: Any, columns: Columns) -> Step | RowError:
     try:
-        return row if isinstance(row, RowError) else step_of(row, columns, group)
+        return row if isinstance(row, RowError) else step_of(row, columns)
     except RowError as error:
         return error
 

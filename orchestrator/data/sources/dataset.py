@@ -184,9 +184,9 @@ class Summary:
         """What is wrong where an episode of a span was there before: chunks are made of rows one after the other."""
         for episode, row in scanned.episodes:
             file = self._episodes.get(episode)
-            goes_on = file is not None and episode == next(reversed(self._episodes))
-            if file is not None and not (goes_on and file == scanned.span.file):
-                return scanned.again(row, episode, goes_on)
+            elsewhere = file != scanned.span.file
+            if file is not None and (elsewhere or episode != next(reversed(self._episodes))):
+                return scanned.again(row, episode, elsewhere)
             self._episodes[episode] = scanned.span.file
         return None
 

@@ -39,7 +39,7 @@ _READ: dict[DataFormat, frozenset[str]] = {  # the keys that a format reads, and
     "text": frozenset({"text", "group"}),
     "sharegpt": frozenset({"conversations", "group"}),
     "alpaca": frozenset({"instruction", "input", "output", "group"}),
-    "actions": frozenset({"action", "episode", "image", "images", "group"}),
+    "actions": frozenset({"action", "episode", "step", "image", "images", "group"}),
 }
 _LARGEST = sys.float_info.max
 _SHAREGPT_ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant", "system": "system"}
@@ -292,15 +292,15 @@ def _parse_actions(row: Mapping[str, Any], group: str, images: ImageReader) -> E
     return Example(group=episode, turns=(Turn("user", question, tuple(_images(row, "", images))),), action=action)
 
 
-def step_of(row: Any, columns: Columns, group: str) -> Step:
-    """What a chunk needs of a row of `actions`; `group` is its group where the row names none. Raises RowError."""
+def step_of(row: Any, columns: Columns) -> Step:
+    """What a chunk needs of a row of `actions`, whose group is not enough: it may hold episodes. Raises RowError."""
     if isinstance(row, dict) and columns:
         row = renamed(row, columns)
     if not isinstance(row, dict) or "action" not in row:
         raise RowError("action", "'action' is missing")  # reading the row says more
-    episode = episode_of(row) if "episode" in row or "group" not in row else ""
+    episode = episode_of(row)
     if "group" in row:
-        episode = f"{_text(row, 'group', 'group')} {episode}".strip()
+        episode = f"{_text(row, 'group', 'group')} {episode}"
     number = row.get("step")
     if number is not None and (isinstance(number, bool) or not isinstance(number, int)):
         raise RowError("step", f"'step' is {_shown(number)}; it must be a whole number: correct it, or leave it out")

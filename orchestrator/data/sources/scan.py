@@ -98,12 +98,13 @@ class Scanned:
         return SpecProblem(self.span.file, message, "action", _first_row(self.span))
 
     def again(self, row: int, episode: str, elsewhere: bool) -> SpecProblem:
-        """What is wrong with an episode that begins at a row and was there before, or was so far in another file."""
-        how = "goes on from another file" if elsewhere else "is there again, after rows of others"
-        message = (
-            f"{episode} {how}; chunks of actions are made of an episode's rows one after the other in one file: sort "
-            "the rows by episode and step"
-        )
+        """What is wrong with an episode that begins at a row and was there before, in its file or `elsewhere`."""
+        how, remedy = "is there again, after rows of others", "sort the rows by episode and step"
+        if elsewhere:
+            how = "is in another file too"
+            remedy = "give each file's episodes their own names, or write what is one episode into one file"
+        rule = "chunks of actions are made of an episode's rows one after the other in one file"
+        message = f"{episode} {how}; {rule}: {remedy}"
         return SpecProblem(self.span.file, message, "episode", _first_row(self.span) + row)
 
     def without_images(self, expects: bool) -> SpecProblem:
@@ -125,7 +126,7 @@ def examples_of(span: Span, reading: Reading, is_checked: bool = False) -> Itera
         except RowError as error:
             return error
 
-    rows = _rows_with_chunks(span, reading, group)
+    rows = _rows_with_chunks(span, reading)
     for number, *row in rows:
         found = read(*row)
         yield number, found
@@ -137,11 +138,11 @@ def examples_of(span: Span, reading: Reading, is_checked: bool = False) -> Itera
             yield from zip(numbers, readers.map(read, listed, chunks), strict=True)
 
 
-def _rows_with_chunks(span: Span, reading: Reading, group: str) -> Iterator[tuple[int, Any, Chunk | None]]:
+def _rows_with_chunks(span: Span, reading: Reading) -> Iterator[tuple[int, Any, Chunk | None]]:
     rows = lerobot.steps_of(span, dict(reading.columns)) if span.suffix == LEROBOT else rows_of(span)
     if reading.chunk == 1:
         return ((number, row, None) for number, row in rows)
-    return chunks_of(rows, rows_behind(span), reading.chunk, reading.columns, group)
+    return chunks_of(rows, rows_behind(span), reading.chunk, reading.columns)
 
 
 def scan(span: Span, reading: Reading) -> Scanned:

@@ -1,5 +1,6 @@
 """A driver's cells under leases of a real queue: what it writes, and what it leaves to others."""
 
+import json
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from scored_cells import grouped_job, trained
 from jobs.driver import cells as cells_module
 from jobs.driver import leases as leases_module
 from jobs.driver.attempts import find_final_result
+from jobs.driver.cell_jobs import rollout_request
 from jobs.driver.cells import CellRunner
 from jobs.driver.leases import Leases
 from jobs.driver.requests import job_request
@@ -24,7 +26,7 @@ from jobs.queue.queue import Queue
 from jobs.queue.rows import Directives, JobRequest, Release
 from jobs.queue.store import Store
 from jobs.tracking.runs import Tracking
-from orchestrator.cell_job import CellJob
+from orchestrator.cell_job import CellJob, RolloutRequest
 from orchestrator.errors import ClusterError
 from orchestrator.layout import CellFolder
 from orchestrator.planning.plan import Cell, Plan, load_comparison
@@ -196,3 +198,32 @@ def test_a_cell_that_ended_has_ended_in_mlflow_while_another_one_trains(tmp_path
     assert CellFolder(plan.cell_folder(first)).item_table.exists()
     tracking.finish_parent({}, "no verdict", results, (), "FINISHED")
     assert tracking.close(60) == []
+
+
+def test_rollouts_are_the_same_where_the_same_actions_are_taken_by_the_same_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for split, episode in (("train", 0), ("validation", 1)):
+        row = {"instruction": split, "action": [0.5], "episode": episode}
+        (tmp_path / f"{split}.jsonl").write_text(json.dumps(row) + "\n")
+    spec = SPEC.format(storage=tmp_path).replace("builtin:stdlib", "train.jsonl", 1)
+    spec = spec.replace("builtin:stdlib", "validation.jsonl").replace("messages", "actions, actions: {chunk: 3}")
+
+    def digest(asked: str) -> str:
+        evaluate = f"  evaluate: {{rollouts: {{environment: {asked}}}}}\n"
+        (tmp_path / "spec.yaml").write_text(spec.replace("placement:", f"{evaluate}placement:"))
+        request = rollout_request(load_comparison(tmp_path / "spec.yaml"))
+        assert request is not None
+        return request.digest
+
+    room = "minigrid:BabyAI-GoToLocal-v0"
+    assert digest(room) == digest(f"{room}, execute: 3") == RolloutRequest(room, 50, 0).digest
+    assert digest(f"{room}, execute: 2") == RolloutRequest(room, 50, 0, execute=2).digest
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    digests = []
+    for line in ("size = 5", "size = 6"):
+        (tmp_path / "my_rooms.py").write_text(line)
+        digests.append(digest("'minigrid:my_rooms:Mine-v0'"))
+    assert len(set(digests)) == 2

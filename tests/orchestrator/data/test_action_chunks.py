@@ -1,7 +1,7 @@
 """`recipe.data.actions.chunk`: an answer is the actions of a row and of those that follow it in its episode."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +121,7 @@ def test_an_episode_is_named_by_its_group_and_number(tmp_path: Path) -> None:
     found = load(tmp_path, "train.jsonl", chunk=2)
     assert [len(one) for one in chunks_in(found)] == [2, 1, 2, 1]
     assert [example.group for example in found.read()] == ["a", "a", "b", "b"]
+    assert {example.columns for example in found.read()} == {(("instruction", "task 0"),)}  # the step is none
 
 
 # --- Rows that are no chunks ------------------------------------------------------------------------------------------
@@ -136,6 +137,7 @@ BAD: list[tuple[list[Row], int, str, str]] = [
     ),
     ([ROWS[0], ROWS[0]], 1, "step", "'step' is 0, and 0 in the next row of episode 0; .* sort each episode's by step"),
     ([ROWS[0], {**ROWS[1], "step": None}], 1, "step", "'step' is 0, and null in the next row of episode 0"),
+    ([{"group": "a", "instruction": "go", "action": [1.0]}], 1, "episode", "'episode' is missing; add the number or"),
     ([{**ROWS[0], "step": 0.5}], 1, "step", "'step' is 0.5; it must be a whole number: correct it, or leave it out"),
     (
         [{**ROWS[0], "action": [[1, 2], [3, 4]]}],
@@ -158,11 +160,13 @@ def test_a_row_out_of_place_is_named_with_its_file_its_place_and_a_remedy(
     assert [(one.file, one.line, one.path) for one in caught.value.problems] == [(str(file), line, path)]
 
 
-def test_an_episode_in_two_files_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("first", [ROWS[:2], ROWS])  # it goes on, or files count from 0 each
+def test_an_episode_in_two_files_is_refused(tmp_path: Path, first: list[Row]) -> None:
     (tmp_path / "data").mkdir()
-    write(tmp_path / "data" / "a.jsonl", ROWS[:2])
+    write(tmp_path / "data" / "a.jsonl", first)
     file = write(tmp_path / "data" / "b.jsonl", ROWS[2:])
-    with pytest.raises(SpecError, match="episode 0 goes on from another file; chunks of actions are made of") as caught:
+    message = "episode 0 is in another file too; chunks of .*: give each file's episodes their own names, or write"
+    with pytest.raises(SpecError, match=message) as caught:
         load(tmp_path, "data", chunk=2)
     assert [(one.file, one.line) for one in caught.value.problems] == [(str(file), 1)]
 
@@ -237,7 +241,8 @@ def test_prepared_ids_are_the_bins_of_one_step_after_the_other(tmp_path: Path, b
     assert prepared.actions.as_openvla("robot")["robot"]["action_chunk"] == 3
 
 
-def test_answers_that_do_not_fit_take_the_ends_of_episodes_with_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rule", ["intersection", "per_backbone"])
+def test_answers_that_do_not_fit_take_the_ends_of_episodes_with_them(tmp_path: Path, rule: str) -> None:
     rows = [step(number, instruction="short" if number < 10 else "much longer than that") for number in range(20)]
     planned = plan(tmp_path, rows[:15], rows[5:], data={"actions": {"chunk": 3}})
     codec = load_codec(get_spec("tiny-qwen"), max_length=128)
@@ -245,7 +250,7 @@ def test_answers_that_do_not_fit_take_the_ends_of_episodes_with_them(tmp_path: P
     lengths = load_tokenized(prepared.train_file).lengths
     assert len(planned.train) == 5  # the others are held out
     longest = int(lengths.max())
-    fits, misses = (compare_tokenizers([prepared], length, "intersection") for length in (longest, longest - 1))
+    fits, misses = (compare_tokenizers([prepared], length, rule) for length in (longest, longest - 1))
     check_parity(fits, "spec.yaml", longest)
     assert (fits.kept["x"].tolist(), fits.scored.tolist()) == ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4])
     assert lengths.tolist() == [longest, longest, longest, longest - 7, longest - 14]
@@ -255,6 +260,19 @@ def test_answers_that_do_not_fit_take_the_ends_of_episodes_with_them(tmp_path: P
     )
     with pytest.raises(SpecError, match=message + ", or lower recipe.data.actions.chunk"):
         check_parity(misses, "spec.yaml", longest - 1)
+    nothing = replace(fits, scored=np.array([], np.int64), dropped={"held_out_too_long": 5})
+    with pytest.raises(SpecError, match=r"no held-out item fits recipe.sequence_length 9 whole, and none is parted"):
+        check_parity(nothing, "spec.yaml", 9)
+
+
+def test_a_single_action_that_does_not_fit_is_not_blamed_on_its_chunk(tmp_path: Path) -> None:
+    planned = plan(tmp_path, [step(0)], [step(7)])
+    codec = load_codec(get_spec("tiny-qwen"), max_length=128)
+    prepared = prepare("x", codec, planned.train, planned.validation, tmp_path / "prepared")
+    misses = compare_tokenizers([prepared], 9, "intersection")
+    message = "no training example fits x at recipe.sequence_length 9; raise it, or set recipe.data.parity"
+    with pytest.raises(SpecError, match=message):
+        check_parity(misses, "spec.yaml", 9)
 
 
 def test_episodes_of_one_step_have_other_arrays_for_other_chunks(tmp_path: Path) -> None:

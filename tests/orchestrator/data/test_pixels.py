@@ -159,5 +159,5 @@ def test_what_is_too_long_with_its_images_is_dropped_and_never_cut(tmp_path: Pat
     assert parity.kept["tiny-eyes"].tolist() == [0]
     assert parity.scored.tolist() == [0, 2]
     assert parity.dropped == {"too_long": 2, "no_target": 0, "does_not_round_trip": 0, "held_out_too_long": 1}
-    with pytest.raises(SpecError, match=r"no held-out item with its images fits recipe.sequence_length 16, and none"):
+    with pytest.raises(SpecError, match=r"no held-out item fits recipe.sequence_length 16 whole, and none"):
         check_parity(replace(parity, scored=parity.scored[:0]), "spec.yaml", 16)

@@ -1,6 +1,8 @@
 """Real simulators: experts succeed, what they did succeeds again as ids of a vocabulary, and seeds keep apart."""
 
 import json
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 
 from backbones.actions import ActionTokens
+from orchestrator.cell_job import RolloutRequest
 from orchestrator.data.actions import count_statistics
 from orchestrator.data.images.written import write_png
 from orchestrator.environments.demonstrations import HELD_OUT, SUMMARY, TRAIN, act_as_expert, record_demonstrations
@@ -19,7 +22,7 @@ from orchestrator.environments.environment import (
     episode_seed,
 )
 from orchestrator.environments.fleet import Fleet
-from orchestrator.environments.registry import find_problem, open_environment
+from orchestrator.environments.registry import code_of, find_problem, open_environment
 from orchestrator.errors import InputError
 
 pytest.importorskip("minigrid", reason="MiniGrid is not installed: pip install 'backbone-orchestrator[minigrid]'")
@@ -153,6 +156,33 @@ def test_a_level_of_ones_own_is_found_in_the_working_directory_by_a_fleet_too(mo
         open_environment("minigrid:examples.robot.rooms:GoToOneOfTow-v0")
     with pytest.raises(InputError, match=r"No module named 'no_rooms'.*the folder that the command runs in"):
         open_environment("minigrid:no_rooms:GoToOneOfTwo-v0")
+
+
+def test_a_name_that_imports_a_module_says_which_code_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    file = tmp_path / "levels_of_mine.py"
+    codes = []
+    for line in ("raise RuntimeError('imported')", "raise RuntimeError('imported again')"):
+        file.write_text(line)
+        codes.append(code_of("minigrid:levels_of_mine:Mine-v0@whole"))
+    assert codes[0] and codes[1] and codes[0] != codes[1]
+    names = ("BabyAI-GoToLocal-v0", "sys:A-v0", "no_levels:A-v0", "no_levels.inner:A-v0", "levels_of_mine.inner:A-v0")
+    assert [code_of(f"minigrid:{name}") for name in names] == [""] * len(names)
+    plain = RolloutRequest("minigrid:levels_of_mine:Mine-v0", 50, 0)
+    assert len({plain.digest, *(replace(plain, code=code).digest for code in codes)}) == 3
+    assert (
+        RolloutRequest("minigrid:BabyAI-GoToLocal-v0", 50, 0).digest
+        == "2e831654de8e5ffdc2fd3caa259eca90903d0f120c409c931943534983bda505"
+    )
+
+
+def test_what_is_no_environment_of_minigrid_is_refused() -> None:
+    with pytest.raises(InputError, match="'CartPole-v1' is no environment of MiniGrid: its class must be"):
+        open_environment("minigrid:os:CartPole-v1")
+    for name in ("minigrid::BabyAI-GoToLocal-v0", "minigrid:os:", "minigrid:os:@whole"):
+        with pytest.raises(InputError, match="has nothing on one side of a colon; write a name such as"):
+            open_environment(name)
 
 
 def test_an_arm_repeats_its_episodes_and_its_expert_reaches() -> None:

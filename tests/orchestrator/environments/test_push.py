@@ -64,6 +64,18 @@ def test_success_is_that_the_outline_is_covered(off: float, succeeds: bool) -> N
     assert (step.success, step.done, step.reward == 1.0) == (succeeds,) * 3
 
 
+def test_a_reward_is_the_share_that_is_covered_of_what_success_takes() -> None:
+    environment: Any = open_environment(PUSH)
+    environment.reset(0)
+    inside = environment._wrapped.unwrapped
+    inside.block.angle = GOAL[2]
+    inside.block.position = (GOAL[0] + 30.0, GOAL[1])
+    inside.agent.position = (40.0, 40.0)
+    reward = environment.step(np.array([40.0, 40.0])).reward
+    assert 0 < reward < 1
+    assert reward == pytest.approx(inside._get_coverage() / 0.95)
+
+
 def test_an_episode_ends_after_its_limit_of_steps_as_a_failure() -> None:
     with Fleet(PUSH, processes=1) as fleet:
         whole = play(RandomPolicy(fleet), fleet, [1])

@@ -1,7 +1,8 @@
 """Success on the way: rollouts between steps change nothing of what is trained, and attempts share one curve."""
 
 import json
-from dataclasses import dataclass, replace
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -27,23 +28,29 @@ ROOM, STEPS = "minigrid:BabyAI-GoToLocalS5N2-v0", 4
 
 @dataclass
 class Stopping(Pulse):
-    """Has the job stopped once it rolls out after a step."""
+    """Has the job stopped once it rolls out after a step; counts its beats while it rolls out."""
 
     file: Path = Path()
     at: int | None = None
+    rolling: Counter[int | None] = field(default_factory=Counter)
 
     def rest(self, doing: str, step: int | None = None) -> None:
         super().rest(doing, step)
-        if doing == "rolling out" and step == self.at:
-            self.file.touch()
+        if doing == "rolling out":
+            self.rolling[step] += 1
+            if step == self.at:
+                self.file.touch()
 
 
 def attempt(job: CellJob, stop_at: int | None = None) -> str:
     """What became of an attempt on this rank."""
+    pulse = Stopping(file=job.stop_file, at=stop_at)
     try:
-        run_cell(job, torch.device("cpu"), Stopping(file=job.stop_file, at=stop_at))
+        run_cell(job, torch.device("cpu"), pulse)
     except Exception as error:
         return str(account_of(torch.distributed.get_rank(), error, None).status)
+    assert job.rollouts is not None and job.rollouts.max_steps is not None
+    assert min(pulse.rolling.values()) > job.rollouts.max_steps  # before each action, that no long episode looks hung
     return str(CellStatus.SUCCEEDED)
 
 
