@@ -39,7 +39,7 @@ _READ: dict[DataFormat, frozenset[str]] = {  # the keys that a format reads, and
     "text": frozenset({"text", "group"}),
     "sharegpt": frozenset({"conversations", "group"}),
     "alpaca": frozenset({"instruction", "input", "output", "group"}),
-    "actions": frozenset({"action", "episode", "step", "image", "images", "group"}),
+    "actions": frozenset({"action", "episode", "image", "images", "group"}),
 }
 _LARGEST = sys.float_info.max
 _SHAREGPT_ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant", "system": "system"}

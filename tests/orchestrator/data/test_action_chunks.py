@@ -121,7 +121,6 @@ def test_an_episode_is_named_by_its_group_and_number(tmp_path: Path) -> None:
     found = load(tmp_path, "train.jsonl", chunk=2)
     assert [len(one) for one in chunks_in(found)] == [2, 1, 2, 1]
     assert [example.group for example in found.read()] == ["a", "a", "b", "b"]
-    assert {example.columns for example in found.read()} == {(("instruction", "task 0"),)}  # the step is none
 
 
 # --- Rows that are no chunks ------------------------------------------------------------------------------------------
