@@ -90,7 +90,7 @@ def act(
     load_plugins(plugin)
     from orchestrator.environments.fleet import Fleet
     from orchestrator.environments.registry import find_missing_simulator, find_problem
-    from orchestrator.rollouts.model import learned_from, open_policy
+    from orchestrator.rollouts.model import open_policy
     from orchestrator.rollouts.results import collect, write_results
     from orchestrator.rollouts.stage import film, play_all, require_dimensions
 
@@ -108,7 +108,7 @@ def act(
             target.mkdir(parents=True, exist_ok=True)
             film(fleet, played[TRAINED], *(target / name for name in FILMS))
     results = collect(asked, played)
-    write_results(folder / ROLLOUTS, results, model=str(folder), chunk=learned_from(folder)[1], execute=policy.execute)
+    write_results(folder / ROLLOUTS, results, model=str(folder), chunk=policy.chunk, execute=policy.execute)
     _print_success(results["episodes"])
     tables.out.print(f"episodes: {folder / ROLLOUTS}", highlight=False, soft_wrap=True)
 

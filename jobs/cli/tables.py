@@ -7,13 +7,18 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs.formats import compact, money, significant
-from jobs.results.documents import find_verdict
+from jobs.results.documents import find_verdict, metric_of
 
 if TYPE_CHECKING:
     from backbones.spec import BackboneSpec
     from jobs.results.documents import Report
 
 out = Console(soft_wrap=False)
+SCORE_HEADINGS = {  # by the verdict's metric
+    "bits_per_byte": "held-out bits/byte",
+    "item_bits_per_byte": "bits/byte, mean of items",
+    "rollout_success": "failed episodes",
+}
 
 
 def print_backbones(specs: "list[BackboneSpec]") -> None:
@@ -41,10 +46,7 @@ def print_ranking(document: "Report") -> None:
     """The ranking of a report, or a finetune before and after."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     verdict = find_verdict(document)
-    metric = "bits_per_byte" if verdict is None else verdict.get("metric", "bits_per_byte")
-    score = {"rollout_success": "failed episodes", "item_bits_per_byte": "bits/byte, mean of items"}.get(
-        metric, "held-out bits/byte"
-    )
+    score = SCORE_HEADINGS[metric_of(verdict)]
     for name in ("rank", "backbone", score, "by seed"):
         table.add_column(name, justify="right" if name == score else "left", no_wrap=True)
     for entry in document["ranking"]:

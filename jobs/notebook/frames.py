@@ -68,7 +68,7 @@ def pairs_frame(pairs: Sequence[Pair]) -> Frame:
 
 def ranking_frame(ranking: Sequence[RankedBackbone]) -> Frame:
     """Best first; `score` is of the verdict's metric, and stands as `val_bits_per_byte` too where it is that."""
-    old = [name for name in ("val_bits_per_byte",) if any(name in row for row in ranking)]
+    old = ("val_bits_per_byte",) if any("val_bits_per_byte" in row for row in ranking) else ()
     names = ("rank", "backbone_id", "score", *old, "seed_std", "difference_to_best", "worse_than_best")
     return pd.DataFrame(ranking, columns=list(names))
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from jobs.formats import NOT_AVAILABLE, fixed, percent, significant
-from jobs.results.documents import Film, RolledOut, RolloutFacts, Verdict
+from jobs.results.documents import Film, RolledOut, RolloutFacts, Verdict, metric_of
 
 MOST_FILMED = 6  # backbones whose films a page holds: each film has up to 90 kB
 
@@ -47,7 +47,7 @@ SCORES = {"bits_per_byte": BITS, "item_bits_per_byte": ITEM_BITS, "rollout_succe
 
 def score_of(verdict: Verdict | None) -> Score:
     """By the verdict's metric."""
-    return SCORES[verdict.get("metric", "bits_per_byte")] if verdict is not None else BITS
+    return SCORES[metric_of(verdict)]
 
 
 HEADINGS = ("success", "random policy", "other instruction", "above both", "return", "steps")

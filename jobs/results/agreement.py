@@ -1,13 +1,10 @@
 """Whether success in closed loop and bits of held-out actions order the backbones alike, by a verdict on each."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from jobs.results.documents import Agreement, Verdict
 from jobs.results.judging.choice_noise import Choice
-from jobs.results.judging.metrics import METRICS
-from jobs.results.judging.paired_tests import CellScores
-from jobs.results.judging.verdict import judge
+from jobs.results.judging.metrics import METRICS, judge_by
 from orchestrator.planning.plan import Plan
 from orchestrator.results import CellResult
 from orchestrator.spec_files.spec import VerdictRule
@@ -28,15 +25,7 @@ def find_agreement(
     if verdict["outcome"] == "no verdict":
         return None
     metric = BITS if rule.metric == SUCCESS else SUCCESS
-    items = METRICS[metric].load(plan, finished)
-    cells = [CellScores(result.backbone_id, result.seed, items.totals[result.cell_id]) for result in finished]
-    other = judge(
-        *(cells, items.weights, items.groups),
-        alpha=verdict["alpha"],
-        margin=rule.margin,
-        unit=UNITS[metric],
-        choice=choice and replace(choice, is_of_metric=METRICS[metric].is_of_trials),
-    )
+    other = judge_by(metric, plan, rule, finished, verdict["alpha"], choice, UNITS[metric])
     return {
         "metric": metric,
         "unit": UNITS[metric],

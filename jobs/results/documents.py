@@ -5,7 +5,7 @@ The document is the typed thing: what is built is what is written and what is re
 Over 300 lines: whole documents, in the order in which they are read.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypeVar, final
 
@@ -115,9 +115,7 @@ class TrainedCell(CellOutcome):
     evaluations: list[Evaluation]
     loss_curve: list[tuple[float, float | None]]  # (step, nats per target token)
     contract: Facts
-    success_curve: NotRequired[
-        list[tuple[float, float]]
-    ]  # (share of the budget, success in rollouts), played on the way
+    success_curve: NotRequired[list[tuple[float, float]]]  # (share of the budget, success), of rollouts on the way
     adoption: NotRequired[AdoptionFacts]  # of a cell that an earlier comparison trained
     spent: NotRequired[Spent]
 
@@ -393,6 +391,11 @@ def find_verdict(report: Report) -> Verdict | None:
     return verdict if verdict and "outcome" in verdict else None
 
 
+def metric_of(verdict: Mapping[str, Any] | None) -> str:
+    """What a ranking's scores are of, as `verdict.metric` names it; bits per byte where nothing was judged."""
+    return str((verdict or {}).get("metric", "bits_per_byte"))
+
+
 def load_report(path: Path) -> Report:
     """Reads `report.json`, also of earlier formats. Raises InputError for a later one, or for what is no report."""
     return load_document(path, TypeAdapter(Report), REPORT_FORMAT, _with_named_scores)
@@ -402,7 +405,7 @@ def _with_named_scores(found: Any) -> Any:
     """A report of format 1 as one of format 2."""
     if not isinstance(found, dict) or found.get("format") == REPORT_FORMAT:
         return found
-    of_bits = (found.get("verdict") or {}).get("metric", "bits_per_byte") == "bits_per_byte"
+    of_bits = metric_of(found.get("verdict")) == "bits_per_byte"
     for row in found.get("ranking", ()):
         row["score"] = row["val_bits_per_byte"] if of_bits else row.pop("val_bits_per_byte")
     for row in found.get("rollouts", {}).get("agreement", {}).get("ranking", ()):

@@ -29,10 +29,8 @@ from jobs.results.documents import (
 from jobs.results.judging.choice_noise import Choice
 from jobs.results.judging.constraints import RuledOut, find_ruled_out, with_ruled_out
 from jobs.results.judging.looks import find_look, keep_look, load_looks, new_record, sentences_of, what_is_judged
-from jobs.results.judging.metrics import METRICS
+from jobs.results.judging.metrics import judge_by
 from jobs.results.judging.noise_floor import add_noise_floor
-from jobs.results.judging.paired_tests import CellScores
-from jobs.results.judging.verdict import judge
 from jobs.results.rollouts import rollout_facts, success_curve
 from jobs.results.tuning import choice_of, judged_plan, notes_of, sentence_of, tuning_facts
 from orchestrator.certificate.record import find_cell_certificate
@@ -157,18 +155,7 @@ def _stopped(seeds: Mapping[str, int]) -> list[str]:
 def _judge(
     plan: Plan, rule: VerdictRule, finished: Sequence[CellResult], alpha: float, choice: Choice | None
 ) -> Verdict:
-    metric = METRICS[rule.metric]
-    items = metric.load(plan, finished)
-    cells = [CellScores(result.backbone_id, result.seed, items.totals[result.cell_id]) for result in finished]
-    verdict = judge(
-        cells,
-        items.weights,
-        items.groups,
-        alpha=alpha,
-        margin=rule.margin,
-        unit=metric.unit,
-        choice=choice and replace(choice, is_of_metric=metric.is_of_trials),
-    )
+    verdict = judge_by(rule.metric, plan, rule, finished, alpha, choice)
     verdict["metric"] = rule.metric
     verdict["notes"] += _adopted(finished)
     for row in verdict["ranking"] if rule.metric == "bits_per_byte" else ():

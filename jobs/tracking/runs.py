@@ -150,14 +150,14 @@ def take_result(run: TrackedRun, result: CellResult) -> None:
         run.tags["failure"] = result.failure[:4000]
     if (adoption := find_adoption(Path(result.folder))) is not None:
         run.tags["adopted_from"] = adoption.adopted_from
-    times: list[int] = []
-    points: list[Entry] = []
-    for entry in read_spool(CellFolder(Path(result.folder)).spool):
-        times = [*times[:1], entry.time_ms]
+    entry, points = None, []
+    for number, entry in enumerate(read_spool(CellFolder(Path(result.folder)).spool)):
+        if number == 0:
+            run.began_ms = entry.time_ms
         if entry.kind is EntryKind.ROLLOUTS:
             points.append(entry)
-    if times:
-        run.began_ms, run.ended_ms = times[0], times[-1]
+    if entry is not None:
+        run.ended_ms = entry.time_ms
     if result.measurement is not None:
         sent = _last_played(points, result.measurement.data.get("rollouts"))
         metrics = ((name, float(v)) for name, v in result.measurement.metrics.items() if v is not None)

@@ -4,18 +4,18 @@ What is trained is bit for bit the same without it: the policy draws nothing at 
 generator, and compiled layers run as they are written meanwhile, so that no shape of a rollout changes their code.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from statistics import fmean
 
 import torch
 
 from orchestrator.cell_job import CellJob, RolloutRequest
 from orchestrator.environments.fleet import Fleet
 from orchestrator.results import RolloutPoint
-from orchestrator.rollouts.play import LANES, Episode, OnMesh, play
+from orchestrator.rollouts.play import LANES, OnMesh, play
 from orchestrator.rollouts.policies import BackbonePolicy, seeds_of
+from orchestrator.rollouts.results import PREFIX, TRAINED, collect, figures
 from orchestrator.tracking.spool import EntryKind, read_spool
 from orchestrator.training.rate import marks_passed
 from orchestrator.training.run import CellRun
@@ -35,8 +35,8 @@ def curve_of(run: CellRun, asked: RolloutRequest) -> Callable[[CellRun], int]:
     return partial(_play_due, asked, run.mesh.from_main(_played(run.job, asked) if run.mesh.is_main else set()))
 
 
-def record(run: CellRun, asked: RolloutRequest, episodes: list[Episode]) -> None:
-    """Notes a point of the curve, at the position of the run."""
+def record(run: CellRun, asked: RolloutRequest, found: Mapping[str, float]) -> None:
+    """Notes a point of the curve, at the position of the run: some figures of its episodes."""
     seen = run.position.seen
     point = RolloutPoint(
         step=seen.steps,
@@ -44,9 +44,9 @@ def record(run: CellRun, asked: RolloutRequest, episodes: list[Episode]) -> None
         bytes_seen=seen.bytes,
         tokens_seen=seen.tokens,
         train_time_s=run.position.train_time_s,
-        success=fmean(episode.success for episode in episodes),
-        total_reward=fmean(episode.total_reward for episode in episodes),
-        length=fmean(episode.length for episode in episodes),
+        success=found[f"{PREFIX}success"],
+        total_reward=found[f"{PREFIX}return"],
+        length=found[f"{PREFIX}length"],
         digest=asked.digest,
     )
     run.recorder.rollouts(point)
@@ -64,12 +64,11 @@ def acting(run: CellRun, asked: RolloutRequest) -> Iterator[BackbonePolicy]:
     Compiled layers run as they are written: episodes have batches of many shapes, each of which would be compiled.
     """
     assert run.job.prepared is not None and run.job.prepared.actions is not None
-    backbone, learned = run.trainee.backbone, run.job.prepared.actions
-    execute = asked.execute or learned.chunk
+    backbone, spec, learned = run.trainee.backbone, run.job.cell.backbone, run.job.prepared.actions
     backbone.llm.eval()
     try:
         with torch.compiler.set_stance("force_eager"):
-            yield BackbonePolicy(backbone, run.job.cell.backbone, learned.statistics, run.mesh.device, execute)
+            yield BackbonePolicy(backbone, spec, learned.statistics, run.mesh.device, learned.chunk, asked.execute)
     finally:
         backbone.llm.train()
 
@@ -95,7 +94,7 @@ def _play_due(asked: RolloutRequest, played: set[int], run: CellRun) -> int:
     except _Interrupted as interrupted:
         return interrupted.order  # the next attempt plays them
     played.add(mark)
-    record(run, asked, episodes)
+    record(run, asked, figures(collect(asked, {TRAINED: episodes})))
     run.recorder.phase("training", step=step)
     return CONTINUE
 

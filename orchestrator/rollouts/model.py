@@ -28,7 +28,7 @@ def open_policy(folder: Path, execute: int | None = None) -> BackbonePolicy:
         if not (folder / name).is_file():
             raise InputError(f"{folder} has no {name}: it is no model that {missing}; give the folder of one")
     statistics, chunk = learned_from(folder)
-    if (execute := execute or chunk) > chunk:
+    if execute is not None and execute > chunk:
         raise InputError(f"{folder} answers with {chunk} actions at a time, and cannot take {execute}; ask for fewer")
     manifest = read_json(folder / EXPORT_MANIFEST)
     spec = _spec_of(folder, manifest["backbone_id"], manifest["prompt_format"])
@@ -41,7 +41,7 @@ def open_policy(folder: Path, execute: int | None = None) -> BackbonePolicy:
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backbone.to(device).eval()
-    return BackbonePolicy(backbone, spec, statistics, device, execute)
+    return BackbonePolicy(backbone, spec, statistics, device, chunk, execute)
 
 
 def learned_from(folder: Path) -> tuple[ActionStatistics, int]:

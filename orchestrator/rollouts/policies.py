@@ -36,13 +36,15 @@ class BackbonePolicy:
         spec: BackboneSpec,
         statistics: ActionStatistics,
         device: torch.device,
-        execute: int = 1,
+        chunk: int = 1,
+        execute: int | None = None,
     ) -> None:
         """`spec` is the backbone's, `statistics` are those of the data that it learned from.
 
-        Of a chunk that it has learned, only the first `execute` actions are asked for: the others depend on them.
+        Of the `chunk` actions that it has learned to answer with, only the first `execute` are asked for, or all: the
+        others depend on them.
         """
-        self.execute = execute
+        self.chunk, self.execute = chunk, execute or chunk
         self._backbone, self._statistics, self._device = backbone, statistics, device
         self._vision = spec.vision
         self._codec = make_codec(spec, backbone.tokenizer, spec.context_length)

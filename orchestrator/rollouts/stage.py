@@ -56,13 +56,13 @@ def roll_out(run: CellRun) -> None:
         played = play_all(policy, fleet, asked, OnMesh(run.mesh, partial(_obey, run)))
         if run.mesh.is_main:
             film(fleet, played[TRAINED], *CellFolder(job.folder).films)
-    record(run, asked, played[TRAINED])
     results = collect(asked, played)
-    run.metrics |= figures(results)
+    found = figures(results)
+    record(run, asked, found)
+    run.metrics |= found
     run.facts["rollouts"] = asked.digest
     if run.mesh.is_main:
-        assert job.prepared is not None and job.prepared.actions is not None
-        facts = {"chunk": job.prepared.actions.chunk, "execute": policy.execute}
+        facts = {"chunk": policy.chunk, "execute": policy.execute}
         write_results(CellFolder(job.folder).rollouts, results, cell_id=job.cell.cell_id, **facts)
 
 

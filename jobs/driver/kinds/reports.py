@@ -7,7 +7,7 @@ from pathlib import Path
 from jobs.driver.kinds.kind import Conclusion, metric_name
 from jobs.driver.preparation import find_preparation
 from jobs.report.html import render_report
-from jobs.results.documents import History, find_verdict
+from jobs.results.documents import History, find_verdict, metric_of
 from jobs.results.finished import build_document
 from jobs.results.held_out.of_plan import describe_items
 from jobs.results.history import compare_with_history
@@ -37,8 +37,7 @@ def write_report(
         if (certificate := document["certificates"].get(spec.backbone_id)) is not None:
             certificates.append(plan.files.certificate(backbone_slug(spec), backbone_identity(spec)))
             write_json(certificates[-1], certificate)
-    verdict = find_verdict(document)
-    name = METRICS["bits_per_byte" if verdict is None else verdict.get("metric", "bits_per_byte")].tracked_as
+    name = METRICS[metric_of(find_verdict(document))].tracked_as
     return Conclusion(
         document=document,
         files=(plan.files.report_page, plan.files.report, *certificates),

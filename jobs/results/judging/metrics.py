@@ -5,7 +5,7 @@ backbone, so that differences are paired. Lower is better for every metric that 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import log
 from pathlib import Path
@@ -13,10 +13,15 @@ from typing import Any
 
 import numpy as np
 
+from jobs.results.documents import Verdict
+from jobs.results.judging.choice_noise import Choice
+from jobs.results.judging.paired_tests import CellScores
+from jobs.results.judging.verdict import judge
 from jobs.results.rollouts import load_rollouts
 from orchestrator.planning.plan import Plan
 from orchestrator.results import CellResult
 from orchestrator.rollouts.results import TRAINED
+from orchestrator.spec_files.spec import VerdictRule
 from orchestrator.training.measurement import ItemScores, load_item_scores
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -110,6 +115,29 @@ METRICS = {
     ),
     "rollout_success": Metric("of the episodes failed", "rollout_failure_rate", _episodes, is_of_trials=False),
 }
+
+
+def judge_by(
+    name: str,
+    plan: Plan,
+    rule: VerdictRule,
+    finished: Sequence[CellResult],
+    alpha: float,
+    choice: Choice | None,
+    unit: str | None = None,
+) -> Verdict:
+    """The verdict over finished cells by a metric, which need not be the rule's; `unit` as this plan's data has it."""
+    metric = METRICS[name]
+    items = metric.load(plan, finished)
+    return judge(
+        [CellScores(result.backbone_id, result.seed, items.totals[result.cell_id]) for result in finished],
+        items.weights,
+        items.groups,
+        alpha=alpha,
+        margin=rule.margin,
+        unit=unit or metric.unit,
+        choice=choice and replace(choice, is_of_metric=metric.is_of_trials),
+    )
 
 
 def held_out_score(metric: str) -> HeldOutScore:
